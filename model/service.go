@@ -1,0 +1,185 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package model
+
+import (
+	"cmp"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Name is the namespace and the name of an object.
+type Name struct{ Namespace, Name string }
+
+// String is "namespace/name", the way users write it.
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Compare orders by namespace, then by name.
+func (n Name) Compare(o Name) int {
+	return cmp.Or(cmp.Compare(n.Namespace, o.Namespace), cmp.Compare(n.Name, o.Name))
+}
+
+// Protocol is a transport protocol by its IANA number.
+type Protocol uint8
+
+// The protocols a Service port may have.
+const (
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+	SCTP Protocol = 132
+)
+
+// String is the protocol's name as Kubernetes writes it: "TCP".
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	case SCTP:
+		return "SCTP"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// ParseProtocol reads a protocol as Kubernetes writes it; the empty string is TCP, as in the API.
+func ParseProtocol(s string) (Protocol, bool) {
+	switch s {
+	case "TCP", "":
+		return TCP, true
+	case "UDP":
+		return UDP, true
+	case "SCTP":
+		return SCTP, true
+	}
+	return 0, false
+}
+
+// ServiceType says by what means a Service is reached.
+type ServiceType uint8
+
+// The types of Service.
+const (
+	// ClusterIP is reached at its virtual addresses.
+	ClusterIP ServiceType = iota
+	// Headless has no address of its own: its name stands for its endpoints' addresses.
+	Headless
+	// ExternalName is an alias (CNAME) for a name outside the cluster.
+	ExternalName
+)
+
+// String is the type as the dump writes it.
+func (t ServiceType) String() string { return [...]string{"ClusterIP", "Headless", "ExternalName"}[t] }
+
+// ServiceSpec is what the Service object itself says.
+type ServiceSpec struct {
+	Name Name
+	Type ServiceType
+	// ClusterIPs are the virtual addresses, at most one of a family; empty unless Type is ClusterIP.
+	ClusterIPs []netip.Addr
+	// ExternalName is the target of the alias, without trailing dot; empty unless Type is ExternalName.
+	ExternalName string
+	// Ports are in the object's order. A headless Service may have none.
+	Ports []Port
+	// Arrived is when this node first heard of the Service; zero for one that was there when the node began.
+	Arrived time.Time
+}
+
+// Port is one port of a Service, as clients address it.
+type Port struct {
+	// Name is a DNS label; it may be empty if the Service has one port only.
+	Name     string
+	Protocol Protocol
+	// Port is the number that clients use, 1 to 65535.
+	Port uint16
+}
+
+// Slice is one EndpointSlice: some of the endpoints of one Service, all in one address family and
+// with the same ports.
+type Slice struct {
+	Name Name
+	// Service is the Service's name, in the slice's namespace (label kubernetes.io/service-name).
+	Service string
+	// Ports maps the Service's ports, by their name and protocol, to the pods' ports.
+	Ports     []Port
+	Endpoints []Endpoint
+}
+
+// Endpoint is an address behind a Service and its conditions (KEP-1672).
+type Endpoint struct {
+	Addr netip.Addr
+	// Hostname, if set, gives the endpoint a name of its own below the Service's.
+	Hostname string
+	// Node and Zone are where the endpoint runs; empty if not known.
+	Node, Zone string
+	// Pod is the pod behind the address; zero if it is not a pod.
+	Pod Name
+	// Ready endpoints get new connections. Serving ones could; they are not ready only because they are Terminating.
+	Ready, Serving, Terminating bool
+}
+
+// State is the endpoint's condition in one word.
+func (e *Endpoint) State() string {
+	switch {
+	case e.Ready:
+		return "ready"
+	case e.Terminating && e.Serving:
+		return "terminating, serving"
+	case e.Terminating:
+		return "terminating"
+	case e.Serving:
+		return "serving"
+	}
+	return "not ready"
+}
+
+// Service is a Service together with the endpoints that its slices give it.
+type Service struct {
+	ServiceSpec
+	// Slices is the number of EndpointSlices known of it. Services and slices are separate watches: at zero,
+	// the endpoints are not known yet rather than known to be none.
+	Slices int
+	// Endpoints is every address of every slice once, in order of address.
+	Endpoints []Endpoint
+	// Backends[i] are the endpoints behind Ports[i], in order of address and port.
+	Backends [][]Backend
+}
+
+// Backend is an endpoint with the port that one port of the Service leads to.
+type Backend struct {
+	*Endpoint
+	Port uint16
+}
+
+// AddrPort is where a connection to the backend goes.
+func (b Backend) AddrPort() netip.AddrPort { return netip.AddrPortFrom(b.Addr, b.Port) }
+
+// Node is a node of the cluster.
+type Node struct {
+	Name string
+	// Addrs are its internal addresses, the first of each family being the one that routes use.
+	Addrs []netip.Addr
+	// PodCIDRs are the ranges its pods' addresses come from, at most one of a family.
+	PodCIDRs []netip.Prefix
+	Ready    bool
+}
+
+// Addr is the node's address of the same family as like; zero if it has none.
+func (n *Node) Addr(like netip.Addr) netip.Addr {
+	for _, a := range n.Addrs {
+		if a.Is4() == like.Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// Pod is a pod of this node.
+type Pod struct {
+	Name  Name
+	Addrs []netip.Addr
+	// Hostname and Subdomain are the pod's name under a headless Service; empty if it has none.
+	Hostname, Subdomain string
+}
