@@ -15,7 +15,7 @@ import (
 // The zero cost of a quiet cluster and the small cost of a change come from here: only the Services that an object touched are
 // resolved again, and a Service that comes out as it was keeps its old pointer.
 type Builder struct {
-	last Snapshot
+	last *Snapshot
 
 	specs  map[Name]ServiceSpec
 	slices map[Name]map[string]Slice // by Service, then by the slice's name
@@ -36,7 +36,7 @@ type Builder struct {
 // NewBuilder starts from nothing, for the node of that name. dns are the cluster DNS's virtual addresses.
 func NewBuilder(self string, dns []netip.Addr) *Builder {
 	return &Builder{
-		last:   Snapshot{Self: self, DNS: dns},
+		last:   &Snapshot{Self: self, DNS: dns},
 		specs:  make(map[Name]ServiceSpec),
 		slices: make(map[Name]map[string]Slice),
 		owner:  make(map[Name]Name),
@@ -124,7 +124,7 @@ func (b *Builder) Build() *Snapshot {
 	clear(b.dirty)
 	if b.changed || b.last.Generation == 0 {
 		b.changed = false
-		b.last = Snapshot{
+		b.last = &Snapshot{
 			Generation: b.last.Generation + 1,
 			Self:       b.last.Self,
 			DNS:        b.last.DNS,
@@ -135,8 +135,7 @@ func (b *Builder) Build() *Snapshot {
 			Hosts:      b.hostOf.freeze(),
 		}
 	}
-	s := b.last
-	return &s
+	return b.last
 }
 
 // resolve brings one Service of the tables up to date.

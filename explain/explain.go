@@ -1,0 +1,374 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package explain walks the way of one connection, from a name to a pod, and says at each step what is so and how it is known:
+// which search suffix applies, what the DNS answers, which Service the address belongs to, what the kernel's map
+// holds, which endpoints are in or out and why, and which route and source address a packet would have.
+//
+// The invariant: what can be read from the live system is read from it (the DNS is asked over the wire, the map entry and the
+// route come from the kernel), and the model serves only to name things and to judge. Where the two differ, the walk
+// says so under Findings; an empty list means that they agree.
+//
+// The way in is [Explainer.Walk].
+package explain
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// ndots is what the kubelet writes into a pod's resolv.conf: a name with fewer dots tries the search list first.
+const ndots = 5
+
+// Target is what a client connects to.
+type Target struct {
+	// Host is a DNS name as the client would write it, or an address.
+	Host string
+	// Port is the number the client connects to; zero if PortName says which.
+	Port     uint16
+	PortName string
+	Protocol model.Protocol
+}
+
+// ParseTarget reads NAME:PORT or NAME:PORT/udp; PORT is a number or the name of a Service's port.
+func ParseTarget(s string) (Target, error) {
+	t := Target{Protocol: model.TCP}
+	rest := s
+	if i := strings.LastIndexByte(s, '/'); i >= 0 {
+		p, ok := model.ParseProtocol(strings.ToUpper(s[i+1:]))
+		if !ok || s[i+1:] == "" {
+			return t, fmt.Errorf("parse target %q: %q is no protocol; use tcp, udp or sctp", s, s[i+1:])
+		}
+		t.Protocol, rest = p, s[:i]
+	}
+	i := strings.LastIndexByte(rest, ':')
+	if i <= 0 || i == len(rest)-1 {
+		return t, fmt.Errorf("parse target %q: want NAME:PORT, for example orders:80", s)
+	}
+	t.Host = strings.Trim(rest[:i], "[]")
+	if _, err := netip.ParseAddr(t.Host); err != nil {
+		if _, ok := dns.IsDomainName(t.Host); !ok {
+			return t, fmt.Errorf("parse target %q: %q is no domain name", s, t.Host)
+		}
+	}
+	n, err := strconv.ParseUint(rest[i+1:], 10, 16)
+	switch {
+	case err == nil && n > 0:
+		t.Port = uint16(n)
+	case err == nil, strings.Trim(rest[i+1:], "0123456789") == "":
+		return t, fmt.Errorf("parse target %q: port %s is not between 1 and 65535", s, rest[i+1:])
+	default:
+		t.PortName = rest[i+1:]
+	}
+	return t, nil
+}
+
+// Route is how the kernel would send a packet.
+type Route struct {
+	Dev string     `json:"dev"`
+	Via netip.Addr `json:"via,omitzero"`
+	// Src is the address that a process of the node itself would have.
+	Src netip.Addr `json:"src,omitzero"`
+	// MTU is in bytes.
+	MTU int `json:"mtu"`
+}
+
+// Explainer knows how to look at one node. Every field must be set.
+type Explainer struct {
+	Domain string
+	// DNS is where pods of this node ask.
+	DNS []netip.AddrPort
+	// Snapshot is the acknowledged state; nil before the first.
+	Snapshot func() *model.Snapshot
+	// Entry reads a Service port's backends from the kernel; ok is false if the map has no such entry.
+	Entry func(vip netip.AddrPort, proto model.Protocol) (backends []netip.AddrPort, ok bool, err error)
+	// Route asks the kernel for the route to an address.
+	Route func(netip.Addr) (Route, error)
+}
+
+// Walk is the way of a connection, step by step.
+type Walk struct {
+	Pod        string       `json:"pod"`
+	Node       string       `json:"node"`
+	Source     []netip.Addr `json:"source"`
+	Target     string       `json:"target"`
+	Generation uint64       `json:"generation"`
+
+	Search    []string   `json:"search,omitempty"`
+	Questions []Question `json:"questions,omitempty"`
+	Ways      []Way      `json:"ways"`
+	// Findings are disagreements and obstacles, each a sentence. Without any, the connection should work.
+	Findings []string `json:"findings,omitempty"`
+	// Probe is what became of a real connection, if one was asked for.
+	Probe string `json:"probe,omitempty"`
+}
+
+// Question is one question put to the DNS, and its answer.
+type Question struct {
+	Name    string   `json:"name"`
+	Type    string   `json:"type"`
+	Server  string   `json:"server"`
+	RCode   string   `json:"rcode"`
+	Answers []string `json:"answers,omitempty"`
+	// Millis is how long the answer took, in milliseconds.
+	Millis float64 `json:"ms"`
+}
+
+// Way is what happens at one address that the name stands for.
+type Way struct {
+	Address  netip.AddrPort `json:"address"`
+	Service  string         `json:"service,omitempty"`
+	PortName string         `json:"portName,omitempty"`
+	Protocol string         `json:"protocol"`
+	Action   string         `json:"action"`
+	Why      string         `json:"why"`
+	// InKernel says whether the kernel's map has an entry for the address and port.
+	InKernel bool       `json:"inKernel"`
+	Backends []Endpoint `json:"backends,omitempty"`
+	// Route leads to the address itself when no Service stands before it.
+	Route *Route `json:"route,omitempty"`
+}
+
+// Endpoint is one backend: in or out, and why.
+type Endpoint struct {
+	Address netip.AddrPort `json:"address"`
+	Pod     string         `json:"pod,omitempty"`
+	Node    string         `json:"node,omitempty"`
+	State   string         `json:"state"`
+	// In says that new connections may go here; InKernel that the kernel thinks so.
+	In       bool   `json:"in"`
+	InKernel bool   `json:"inKernel"`
+	Route    *Route `json:"route,omitempty"`
+	// Source is the client's address as the endpoint sees it.
+	Source string `json:"source,omitempty"`
+}
+
+// Walk explains a connection from a pod of this node to a target. The error says why there is nothing to
+// explain; what is wrong on the way is in the walk's findings.
+func (e *Explainer) Walk(ctx context.Context, pod model.Name, target Target) (*Walk, error) {
+	snap := e.Snapshot()
+	if snap == nil {
+		return nil, fmt.Errorf("explain: this node's agent has not programmed anything yet")
+	}
+	p, ok := snap.Pods.Get(pod)
+	if !ok {
+		return nil, fmt.Errorf("explain: pod %s is not on node %s", pod, snap.Self)
+	}
+	if len(p.Addrs) == 0 {
+		return nil, fmt.Errorf("explain: pod %s has no address yet", pod)
+	}
+	w := &Walk{Pod: pod.String(), Node: snap.Self, Source: p.Addrs, Target: target.String(), Generation: snap.Generation}
+	addrs := e.resolve(ctx, w, pod.Namespace, target.Host, p.Addrs)
+	for _, a := range addrs {
+		w.Ways = append(w.Ways, e.way(w, snap, p, a, target))
+	}
+	if len(addrs) == 0 {
+		w.find("the name %s leads to no address", target.Host)
+	}
+	return w, nil
+}
+
+// String is the target as ParseTarget reads it.
+func (t Target) String() string {
+	s := t.Host + ":" + t.PortName
+	if t.PortName == "" {
+		s = t.Host + ":" + strconv.Itoa(int(t.Port))
+	}
+	if t.Protocol != model.TCP {
+		s += "/" + strings.ToLower(t.Protocol.String())
+	}
+	return s
+}
+
+func (w *Walk) find(format string, args ...any) {
+	w.Findings = append(w.Findings, fmt.Sprintf(format, args...))
+}
+
+// resolve asks as a pod's resolver does: the search list for names with few dots, each suffix in turn, and the name as it is.
+func (e *Explainer) resolve(ctx context.Context, w *Walk, namespace, host string, source []netip.Addr) []netip.Addr {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a.Unmap()}
+	}
+	names := []string{dns.Fqdn(host)}
+	if !dns.IsFqdn(host) {
+		w.Search = []string{namespace + ".svc." + e.Domain, "svc." + e.Domain, e.Domain}
+		searched := make([]string, len(w.Search))
+		for i, suffix := range w.Search {
+			searched[i] = dns.Fqdn(host + "." + suffix)
+		}
+		if strings.Count(host, ".") < ndots {
+			names = append(searched, names...)
+		} else {
+			names = append(names, searched...)
+		}
+	}
+	for _, name := range names {
+		var found []netip.Addr
+		for _, qtype := range qtypes(source) {
+			addrs, err := e.ask(ctx, w, name, qtype)
+			if err != nil {
+				w.find("the DNS at %s does not answer for %s: %v", e.DNS[0], name, err)
+				return nil
+			}
+			found = append(found, addrs...)
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+// qtypes are the types a resolver asks for, of the families the pod has.
+func qtypes(source []netip.Addr) (out []uint16) {
+	if slices.ContainsFunc(source, netip.Addr.Is4) {
+		out = append(out, dns.TypeA)
+	}
+	if slices.ContainsFunc(source, netip.Addr.Is6) {
+		out = append(out, dns.TypeAAAA)
+	}
+	return out
+}
+
+func (e *Explainer) ask(ctx context.Context, w *Walk, name string, qtype uint16) ([]netip.Addr, error) {
+	m := new(dns.Msg).SetQuestion(name, qtype)
+	m.SetEdns0(1232, false)
+	client := &dns.Client{Timeout: 2 * time.Second}
+	r, took, err := client.ExchangeContext(ctx, m, e.DNS[0].String())
+	if err == nil && r.Truncated {
+		client.Net = "tcp"
+		r, took, err = client.ExchangeContext(ctx, m, e.DNS[0].String())
+	}
+	if err != nil {
+		return nil, err
+	}
+	q := Question{
+		Name: name, Type: dns.TypeToString[qtype], Server: e.DNS[0].String(),
+		RCode: dns.RcodeToString[r.Rcode], Millis: float64(took.Microseconds()) / 1000,
+	}
+	var addrs []netip.Addr
+	for _, rr := range r.Answer {
+		switch rr := rr.(type) {
+		case *dns.A:
+			a, _ := netip.AddrFromSlice(rr.A)
+			addrs, q.Answers = append(addrs, a.Unmap()), append(q.Answers, a.Unmap().String())
+		case *dns.AAAA:
+			a, _ := netip.AddrFromSlice(rr.AAAA)
+			addrs, q.Answers = append(addrs, a), append(q.Answers, a.String())
+		case *dns.CNAME:
+			q.Answers = append(q.Answers, "CNAME "+rr.Target)
+		}
+	}
+	w.Questions = append(w.Questions, q)
+	return addrs, nil
+}
+
+// way explains one address.
+func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr netip.Addr, target Target) Way {
+	port := e.port(snap, addr, target)
+	at := netip.AddrPortFrom(addr, port)
+	way := Way{Address: at, Protocol: target.Protocol.String()}
+	if port == 0 {
+		way.Action, way.Why = model.Pass.String(), "the port is not known"
+		w.find("nothing behind %s has a port named %q", addr, target.PortName)
+		return way
+	}
+	source := sourceFor(pod, addr)
+	v := snap.Lookup(model.Packet{Protocol: target.Protocol, Src: netip.AddrPortFrom(source, 0), Dst: at})
+	way.Action, way.Why = v.Action.String(), v.Why
+	if v.Service == nil {
+		way.Route = e.route(w, addr)
+		return way
+	}
+	way.Service, way.PortName = v.Service.Name.String(), v.Port.Name
+	kernel, inKernel, err := e.Entry(at, target.Protocol)
+	if err != nil {
+		w.find("the kernel's entry for %s cannot be read: %v", at, err)
+	}
+	way.InKernel = inKernel
+	e.backends(w, &way, snap, v, source, kernel)
+	if v.Action == model.Reject {
+		w.find("connections to %s are refused: %s", at, v.Why)
+	}
+	return way
+}
+
+// backends lists what the model knows and what the kernel holds, and says where they differ.
+func (e *Explainer) backends(w *Walk, way *Way, snap *model.Snapshot, v model.Verdict, source netip.Addr, kernel []netip.AddrPort) {
+	all := v.Candidates
+	if i := slices.Index(v.Service.Ports, v.Port); i >= 0 {
+		all = v.Service.Backends[i]
+	}
+	for _, b := range all {
+		if b.Addr.Is4() != way.Address.Addr().Is4() {
+			continue
+		}
+		ep := Endpoint{Address: b.AddrPort(), Node: b.Node, State: b.State(), InKernel: slices.Contains(kernel, b.AddrPort())}
+		if b.Pod != (model.Name{}) {
+			ep.Pod = b.Pod.String()
+		}
+		ep.In = slices.ContainsFunc(v.Candidates, func(c model.Backend) bool { return c.AddrPort() == b.AddrPort() })
+		if ep.In {
+			ep.Route = e.route(w, b.Addr)
+			ep.Source = source.String() + " (kept)"
+			if masq, why := snap.Masquerade(source, b.Addr); masq {
+				ep.Source = "this node's address, because " + why
+			}
+		}
+		if ep.In != ep.InKernel {
+			w.find("endpoint %s: the model says in=%t, the kernel says in=%t", ep.Address, ep.In, ep.InKernel)
+		}
+		way.Backends = append(way.Backends, ep)
+	}
+	for _, k := range kernel {
+		if !slices.ContainsFunc(all, func(b model.Backend) bool { return b.AddrPort() == k }) {
+			w.find("the kernel still sends to %s, which is no endpoint of %s", k, v.Service.Name)
+		}
+	}
+}
+
+// port is the number to connect to: the one given, or that of the Service's port of the given name.
+func (e *Explainer) port(snap *model.Snapshot, addr netip.Addr, t Target) uint16 {
+	if t.Port != 0 {
+		return t.Port
+	}
+	name, ok := snap.VIPs.Get(addr)
+	if !ok {
+		return 0
+	}
+	svc, _ := snap.Services.Get(name)
+	for _, p := range svc.Ports {
+		if p.Name == t.PortName && p.Protocol == t.Protocol {
+			return p.Port
+		}
+	}
+	return 0
+}
+
+func (e *Explainer) route(w *Walk, dst netip.Addr) *Route {
+	r, err := e.Route(dst)
+	if err != nil {
+		w.find("there is no route to %s: %v", dst, err)
+		return nil
+	}
+	return &r
+}
+
+// sourceFor is the pod's address of the destination's family.
+func sourceFor(pod *model.Pod, dst netip.Addr) netip.Addr {
+	for _, a := range pod.Addrs {
+		if a.Is4() == dst.Is4() {
+			return a
+		}
+	}
+	return pod.Addrs[0]
+}

@@ -1,0 +1,107 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package explain
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Print writes the walk for a person to read, one step after another.
+func (w *Walk) Print(out io.Writer) {
+	fmt.Fprintf(out, "%s (%s on node %s) to %s, generation %d\n\n", w.Pod, join(w.Source), w.Node, w.Target, w.Generation)
+	step := 0
+	line := func(title, format string, args ...any) {
+		step++
+		fmt.Fprintf(out, "%2d  %-10s %s\n", step, title, fmt.Sprintf(format, args...))
+	}
+	if len(w.Search) > 0 {
+		line("search", "%s", strings.Join(w.Search, ", "))
+	}
+	for _, q := range w.Questions {
+		answer := q.RCode
+		if len(q.Answers) > 0 {
+			answer += " " + strings.Join(q.Answers, ", ")
+		}
+		line("dns", "%s %s at %s: %s (%.2f ms)", q.Name, q.Type, q.Server, answer, q.Millis)
+	}
+	for _, way := range w.Ways {
+		if way.Service == "" {
+			line("address", "%s is no Service's: %s", way.Address, way.Why)
+			if way.Route != nil {
+				line("route", "%s", way.Route)
+			}
+			continue
+		}
+		line("service", "%s/%s is %s port %q: %s, %s", way.Address, strings.ToLower(way.Protocol), way.Service, way.PortName, way.Action, way.Why)
+		line("kernel", "%s", way.kernel())
+		for _, b := range way.Backends {
+			line("endpoint", "%s", b.describe())
+		}
+	}
+	if w.Probe != "" {
+		line("probe", "%s", w.Probe)
+	}
+	fmt.Fprintln(out)
+	if len(w.Findings) == 0 {
+		fmt.Fprintln(out, "The model, the DNS and the kernel agree.")
+		return
+	}
+	for _, f := range w.Findings {
+		fmt.Fprintf(out, "finding: %s\n", f)
+	}
+}
+
+func (w *Way) kernel() string {
+	if !w.InKernel {
+		return "no entry for this address and port (read from the kernel)"
+	}
+	n := 0
+	for _, b := range w.Backends {
+		if b.InKernel {
+			n++
+		}
+	}
+	return fmt.Sprintf("entry %s . %s . %d with %d endpoints (read from the kernel)",
+		w.Address.Addr(), strings.ToLower(w.Protocol), w.Address.Port(), n)
+}
+
+func (b *Endpoint) describe() string {
+	mark := "out"
+	if b.In {
+		mark = "in "
+	}
+	s := fmt.Sprintf("%s %s %s", mark, b.Address, b.State)
+	if b.Pod != "" {
+		s += ", pod " + b.Pod
+	}
+	if b.Node != "" {
+		s += " on " + b.Node
+	}
+	if b.Route != nil {
+		s += ", " + b.Route.String()
+	}
+	if b.Source != "" {
+		s += ", sees " + b.Source
+	}
+	return s
+}
+
+// String is the route as ip-route(8) users read it.
+func (r *Route) String() string {
+	s := "dev " + r.Dev
+	if r.Via.IsValid() {
+		s = "via " + r.Via.String() + " " + s
+	}
+	return fmt.Sprintf("%s mtu %d", s, r.MTU)
+}
+
+func join[T fmt.Stringer](in []T) string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = v.String()
+	}
+	return strings.Join(out, ", ")
+}

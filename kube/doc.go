@@ -1,0 +1,12 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kube brings the API server's state to this node: it watches Services, EndpointSlices, Nodes and the pods of its
+// own node, shrinks each object to a model value on arrival, and hands out snapshots.
+//
+// There is one copy of everything: the reflectors of client-go write straight into a [model.Builder], without an informer's
+// cache in between. Nothing is handed out before every watch has been complete once, and a watch
+// that breaks loses nothing: the reflector lists again and only the differences are seen.
+//
+// The way in is [New] and [Source.Run]; the way out is [Source.Snapshot].
+package kube
