@@ -1,0 +1,380 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// batchLimit is how many requests travel in one system call. The kernel queues
+// an acknowledgement for each before the first one can be read; the queue of a
+// socket with the default size holds a few times as many.
+const batchLimit = 64
+
+// Batch collects rtnetlink requests and sends them in as few system calls as
+// possible. It acts in the network namespace in which it was made, wherever its
+// methods are called. It is not a transaction: the kernel works through all
+// requests in order, also past one that fails. Not for concurrent use.
+type Batch struct {
+	fd   int
+	seq  uint32
+	reqs []request
+}
+
+// request is one encoded message and what is expected of it.
+type request struct {
+	what string          // words for the error
+	msg  []byte          // with header; the length is filled in by attr
+	fine []syscall.Errno // errors that mean that the wish is fulfilled
+	link *netlink.LinkAttrs
+}
+
+// NewBatch opens an empty batch in the current namespace. The caller closes it.
+func NewBatch() (*Batch, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("bind netlink socket: %w", err)
+	}
+	// Both only improve errors; a kernel without them works the same.
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	return &Batch{fd: fd}, nil
+}
+
+// Batch opens an empty batch that acts inside the namespace.
+func (n *NetNS) Batch() (batch *Batch, err error) {
+	err = n.Do(func() (err error) {
+		batch, err = NewBatch()
+		return err
+	})
+	return batch, err
+}
+
+// Close drops what was not sent and gives up the socket.
+func (b *Batch) Close() error { return unix.Close(b.fd) }
+
+// VethPair describes a pair of connected interfaces.
+type VethPair struct {
+	Name     string           // this end, made up
+	MAC      net.HardwareAddr // of this end; nil: random
+	PeerName string           // the other end, made down
+	PeerMAC  net.HardwareAddr // of the other end; nil: random
+	PeerNS   *NetNS           // where the other end is made; nil: here
+	MTU      int              // of both, bytes; 0: the kernel's default
+}
+
+// VethAdd makes the pair, the other end directly in its namespace. It fails with
+// EEXIST if either name is taken.
+func (b *Batch) VethAdd(pair VethPair) {
+	r := b.add("create veth "+pair.Name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	r.ifinfo(0, unix.IFF_UP, unix.IFF_UP)
+	r.linkAttrs(pair.Name, pair.MAC, pair.MTU)
+	info := r.nest(unix.IFLA_LINKINFO)
+	r.attr(unix.IFLA_INFO_KIND, []byte("veth"))
+	data := r.nest(unix.IFLA_INFO_DATA)
+	peer := r.nest(vethInfoPeer)
+	r.ifinfo(0, 0, 0)
+	r.linkAttrs(pair.PeerName, pair.PeerMAC, pair.MTU)
+	if pair.PeerNS != nil {
+		r.attr(unix.IFLA_NET_NS_FD, u32(uint32(pair.PeerNS.Fd())))
+	}
+	r.end(peer)
+	r.end(data)
+	r.end(info)
+}
+
+// vethInfoPeer is VETH_INFO_PEER of linux/veth.h.
+const vethInfoPeer = 1
+
+// LinkGet asks for the interface with this name and fills in into when Send
+// returns without error.
+func (b *Batch) LinkGet(name string, into *netlink.LinkAttrs) {
+	r := b.add("get interface "+name, unix.RTM_GETLINK, 0)
+	r.ifinfo(0, 0, 0)
+	r.attr(unix.IFLA_IFNAME, zeroed(name))
+	r.link = into
+}
+
+// LinkUp sets the interface with this index up.
+func (b *Batch) LinkUp(index int) {
+	r := b.add(fmt.Sprintf("set interface %d up", index), unix.RTM_NEWLINK, 0)
+	r.ifinfo(index, unix.IFF_UP, unix.IFF_UP)
+}
+
+// LinkDel removes the interface with this name (and the other end of a veth
+// pair). One that is not there is fine.
+func (b *Batch) LinkDel(name string) {
+	r := b.add("delete interface "+name, unix.RTM_DELLINK, 0)
+	r.ifinfo(0, 0, 0)
+	r.attr(unix.IFLA_IFNAME, zeroed(name))
+	r.fine = []syscall.Errno{unix.ENODEV}
+}
+
+// AddrAdd gives the interface the address addr.Addr() with the prefix length
+// addr.Bits(), usable at once: duplicate address detection is left out. An
+// address that is there already is fine.
+func (b *Batch) AddrAdd(index int, addr netip.Prefix) {
+	r := b.add("add address "+addr.String(), unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	flags := byte(unix.IFA_F_PERMANENT)
+	if addr.Addr().Is6() {
+		flags |= unix.IFA_F_NODAD
+	}
+	r.raw([]byte{family(addr.Addr()), byte(addr.Bits()), flags, unix.RT_SCOPE_UNIVERSE}, u32(uint32(index)))
+	r.attr(unix.IFA_LOCAL, addr.Addr().AsSlice())
+	r.attr(unix.IFA_ADDRESS, addr.Addr().AsSlice())
+	r.fine = []syscall.Errno{unix.EEXIST}
+}
+
+// Route is one route of the main table, made with [RouteProtocol].
+type Route struct {
+	Dst   netip.Prefix // masked; 0.0.0.0/0 or ::/0 is the default route
+	Via   netip.Addr   // gateway, taken to be on the link whatever the addresses there say; zero: Dst itself is on the link
+	Index int          // outgoing interface
+	Src   netip.Addr   // preferred source address; zero: the kernel chooses
+	MTU   int          // bytes; 0: the interface's
+}
+
+// RouteAdd adds a route and fails with EEXIST when there is already one to the
+// same destination, whoever made it and wherever it leads.
+func (b *Batch) RouteAdd(route Route) { b.route(route, unix.NLM_F_EXCL) }
+
+// RouteReplace adds a route or replaces the one to the same destination.
+func (b *Batch) RouteReplace(route Route) { b.route(route, unix.NLM_F_REPLACE) }
+
+func (b *Batch) route(route Route, how uint16) {
+	r := b.add("add route to "+route.Dst.String(), unix.RTM_NEWROUTE, unix.NLM_F_CREATE|how)
+	scope, flags := byte(unix.RT_SCOPE_LINK), uint32(0)
+	if route.Via.IsValid() {
+		scope, flags = unix.RT_SCOPE_UNIVERSE, unix.RTNH_F_ONLINK
+	}
+	r.rtmsg(route.Dst, RouteProtocol, scope, flags)
+	r.attr(unix.RTA_OIF, u32(uint32(route.Index)))
+	if route.Via.IsValid() {
+		r.attr(unix.RTA_GATEWAY, route.Via.AsSlice())
+	}
+	if route.Src.IsValid() {
+		r.attr(unix.RTA_PREFSRC, route.Src.AsSlice())
+	}
+	if route.MTU > 0 {
+		metrics := r.nest(unix.RTA_METRICS)
+		r.attr(unix.RTAX_MTU, u32(uint32(route.MTU)))
+		r.end(metrics)
+	}
+}
+
+// RouteDel removes a route of ours: with [RouteProtocol], to route.Dst, and
+// through route.Index if that is set. One that is not there is fine.
+func (b *Batch) RouteDel(route Route) {
+	r := b.add("delete route to "+route.Dst.String(), unix.RTM_DELROUTE, 0)
+	r.rtmsg(route.Dst, RouteProtocol, unix.RT_SCOPE_NOWHERE, 0)
+	if route.Index > 0 {
+		r.attr(unix.RTA_OIF, u32(uint32(route.Index)))
+	}
+	r.fine = []syscall.Errno{unix.ESRCH}
+}
+
+// NeighSet pins the link address of a neighbour for good, so that it is never
+// asked for.
+func (b *Batch) NeighSet(index int, addr netip.Addr, mac net.HardwareAddr) {
+	r := b.add("set neighbour "+addr.String(), unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	r.raw([]byte{family(addr), 0, 0, 0}, u32(uint32(index)), u16(unix.NUD_PERMANENT), []byte{0, 0})
+	r.attr(unix.NDA_DST, addr.AsSlice())
+	r.attr(unix.NDA_LLADDR, mac)
+	r.attr(ndaProtocol, []byte{RouteProtocol})
+}
+
+// ndaProtocol is NDA_PROTOCOL of linux/neighbour.h (Linux 5.0; ignored before).
+const ndaProtocol = 12
+
+// Len returns how many requests are waiting to be sent.
+func (b *Batch) Len() int { return len(b.reqs) }
+
+// Send sends all requests and waits for their answers. The error joins those of
+// all requests that failed, each an errno wrapped in words. The batch is empty
+// afterwards and can be used again.
+func (b *Batch) Send() error {
+	var errs []error
+	for part := range slices.Chunk(b.reqs, batchLimit) {
+		if err := b.sendPart(part, &errs); err != nil {
+			errs = append(errs, err)
+			break
+		}
+	}
+	b.reqs = b.reqs[:0]
+	return errors.Join(errs...)
+}
+
+// sendPart does one system call's worth. Errors of single requests go to errs;
+// the returned error means that nothing more can be sent.
+func (b *Batch) sendPart(part []request, errs *[]error) error {
+	var out []byte
+	for i := range part {
+		out = append(out, part[i].msg...)
+	}
+	if err := unix.Sendto(b.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send netlink requests: %w", err)
+	}
+	first := binary.NativeEndian.Uint32(part[0].msg[8:])
+	in := make([]byte, 64<<10)
+	for waiting := len(part); waiting > 0; {
+		n, _, err := unix.Recvfrom(b.fd, in, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read netlink answers: %w", err)
+		}
+		answers, err := syscall.ParseNetlinkMessage(in[:n])
+		if err != nil {
+			return fmt.Errorf("parse netlink answers: %w", err)
+		}
+		for _, answer := range answers {
+			at := answer.Header.Seq - first
+			if at >= uint32(len(part)) {
+				continue
+			}
+			done, err := part[at].answer(answer)
+			if err != nil {
+				*errs = append(*errs, fmt.Errorf("%s: %w", part[at].what, err))
+			}
+			if done {
+				waiting--
+			}
+		}
+	}
+	return nil
+}
+
+// answer takes one message of the kernel; done says that it was the last one for
+// this request.
+func (r *request) answer(answer syscall.NetlinkMessage) (done bool, err error) {
+	if answer.Header.Type != unix.NLMSG_ERROR {
+		if r.link == nil {
+			return false, nil
+		}
+		link, err := netlink.LinkDeserialize(nil, answer.Data)
+		if err != nil {
+			return false, err
+		}
+		*r.link = *link.Attrs()
+		return false, nil // the acknowledgement follows
+	}
+	if len(answer.Data) < 4 {
+		return true, unix.EPROTO
+	}
+	errno := syscall.Errno(-int32(binary.NativeEndian.Uint32(answer.Data)))
+	if errno == 0 || slices.Contains(r.fine, errno) {
+		return true, nil
+	}
+	if text := extAck(answer); text != "" {
+		return true, fmt.Errorf("%w (%s)", errno, text)
+	}
+	return true, errno
+}
+
+// extAck returns the kernel's own words for an error: NLMSGERR_ATTR_MSG after
+// the error code and the header of the request.
+func extAck(answer syscall.NetlinkMessage) string {
+	const attrMsg, attrsAt = 1, 4 + unix.NLMSG_HDRLEN
+	if answer.Header.Flags&unix.NLM_F_ACK_TLVS == 0 || len(answer.Data) < attrsAt {
+		return ""
+	}
+	for data := answer.Data[attrsAt:]; len(data) >= unix.SizeofRtAttr; {
+		size := int(binary.NativeEndian.Uint16(data))
+		if size < unix.SizeofRtAttr || size > len(data) {
+			return ""
+		}
+		if binary.NativeEndian.Uint16(data[2:]) == attrMsg {
+			return unix.ByteSliceToString(data[unix.SizeofRtAttr:size])
+		}
+		data = data[min(align(size), len(data)):]
+	}
+	return ""
+}
+
+// add appends an empty request with its header.
+func (b *Batch) add(what string, kind, flags uint16) *request {
+	b.seq++
+	header := slices.Concat(u32(0), u16(kind), u16(unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags), u32(b.seq), u32(0))
+	b.reqs = append(b.reqs, request{what: what, msg: header})
+	r := &b.reqs[len(b.reqs)-1]
+	r.raw()
+	return r
+}
+
+// raw appends fixed parts and keeps the length in the header right.
+func (r *request) raw(parts ...[]byte) {
+	for _, part := range parts {
+		r.msg = append(r.msg, part...)
+	}
+	binary.NativeEndian.PutUint32(r.msg, uint32(len(r.msg)))
+}
+
+// ifinfo appends a struct ifinfomsg.
+func (r *request) ifinfo(index int, flags, change uint32) {
+	r.raw(make([]byte, 4), u32(uint32(index)), u32(flags), u32(change))
+}
+
+// rtmsg appends a struct rtmsg and its destination.
+func (r *request) rtmsg(dst netip.Prefix, proto, scope byte, flags uint32) {
+	r.raw([]byte{family(dst.Addr()), byte(dst.Bits()), 0, 0, unix.RT_TABLE_MAIN, proto, scope, unix.RTN_UNICAST}, u32(flags))
+	if dst.Bits() > 0 {
+		r.attr(unix.RTA_DST, dst.Addr().AsSlice())
+	}
+}
+
+func (r *request) linkAttrs(name string, mac net.HardwareAddr, mtu int) {
+	r.attr(unix.IFLA_IFNAME, zeroed(name))
+	if mac != nil {
+		r.attr(unix.IFLA_ADDRESS, mac)
+	}
+	if mtu > 0 {
+		r.attr(unix.IFLA_MTU, u32(uint32(mtu)))
+	}
+}
+
+// attr appends an attribute, padded to four bytes.
+func (r *request) attr(kind uint16, value []byte) {
+	size := unix.SizeofRtAttr + len(value)
+	r.raw(u16(uint16(size)), u16(kind), value, make([]byte, align(size)-size))
+}
+
+// nest opens an attribute that holds what is appended until end.
+func (r *request) nest(kind uint16) (start int) {
+	start = len(r.msg)
+	r.attr(kind, nil)
+	return start
+}
+
+func (r *request) end(start int) {
+	binary.NativeEndian.PutUint16(r.msg[start:], uint16(len(r.msg)-start))
+}
+
+func family(addr netip.Addr) byte {
+	if addr.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
+
+func u16(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
+
+func u32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+func zeroed(s string) []byte { return append([]byte(s), 0) }
