@@ -1,0 +1,191 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// answer is the one line a server sends back: who answered and whom it saw.
+type answer struct {
+	Pod       string   `json:"pod"`
+	Node      string   `json:"node,omitempty"`
+	Namespace string   `json:"namespace,omitempty"`
+	Version   string   `json:"version,omitempty"`
+	Client    string   `json:"client"`             // address and port the request came from, as this server saw it
+	Server    string   `json:"server,omitempty"`   // address and port the request arrived at, after every translation
+	Echo      string   `json:"echo,omitempty"`     // UDP only: the datagram's text
+	Error     string   `json:"error,omitempty"`    // why the upstream part of the answer is missing
+	Upstream  []answer `json:"upstream,omitempty"` // answers of the services asked on the way
+}
+
+// maxDatagram bounds what a UDP server reads and echoes, in bytes.
+const maxDatagram = 1024
+
+// server answers as one pod of a service.
+type server struct {
+	self      answer
+	upstreams []string
+	client    *http.Client
+	draining  atomic.Bool
+}
+
+// newServer describes this pod from the environment that the manifests fill
+// (POD_NAME, NODE_NAME, POD_NAMESPACE, VERSION); without POD_NAME it is the
+// host name, which is the pod's name in Kubernetes.
+func newServer(version string, upstreams []string, env func(string) string) *server {
+	s := &server{
+		self: answer{
+			Pod:       env("POD_NAME"),
+			Node:      env("NODE_NAME"),
+			Namespace: env("POD_NAMESPACE"),
+			Version:   version,
+		},
+		upstreams: upstreams,
+		// A connection per request: the chain then shows the choice the
+		// node makes for each one, rather than one choice kept for ever.
+		client: &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
+	}
+	if s.self.Version == "" {
+		s.self.Version = env("VERSION")
+	}
+	if s.self.Pod == "" {
+		s.self.Pod, _ = os.Hostname()
+	}
+	return s
+}
+
+// ServeHTTP answers /ready with 200 (503 while shutting down) and every other
+// path with this pod's answer, after asking the upstreams.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/ready" {
+		if s.draining.Load() {
+			http.Error(w, "shutting down", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+		return
+	}
+	a := s.self
+	a.Client = r.RemoteAddr
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		a.Server = local.String()
+	}
+	status := http.StatusOK
+	for _, url := range s.upstreams {
+		up, err := fetch(r.Context(), s.client, url)
+		if err != nil {
+			status = http.StatusBadGateway
+			a.Error = fmt.Sprintf("ask %s: %v", url, err)
+			continue
+		}
+		a.Upstream = append(a.Upstream, up)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(a)
+}
+
+// serveUDP answers each datagram on conn until it is closed.
+func (s *server) serveUDP(conn *net.UDPConn) {
+	buf := make([]byte, maxDatagram)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue
+		}
+		a := s.self
+		a.Client = unmap(from).String()
+		a.Server = conn.LocalAddr().String()
+		a.Echo = string(buf[:n])
+		if line, err := json.Marshal(a); err == nil {
+			conn.WriteToUDPAddrPort(append(line, '\n'), from)
+		}
+	}
+}
+
+// serveMain serves until ctx ends, then stops accepting and finishes the
+// requests it has: what an ordinary program does on SIGTERM, without a pause
+// that would hide a late removal from the Service.
+func serveMain(ctx context.Context, args []string, out io.Writer) error {
+	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
+	httpAddrs := fs.String("http", ":8080", "comma-separated TCP addresses to answer HTTP on")
+	udpAddr := fs.String("udp", ":7007", "UDP address to answer datagrams on; empty for none")
+	version := fs.String("version", "", "version to report (default $VERSION)")
+	upstream := fs.String("upstream", os.Getenv("UPSTREAM"), "comma-separated URLs to ask before answering (default $UPSTREAM)")
+	grace := fs.Duration("grace", 10*time.Second, "longest time to finish requests after SIGTERM")
+	if rest, err := parse(fs, args); err != nil {
+		return err
+	} else if len(rest) > 0 {
+		return fmt.Errorf("serve: unexpected argument %q", rest[0])
+	}
+	s := newServer(*version, list(*upstream), os.Getenv)
+
+	var listeners []net.Listener
+	for _, addr := range list(*httpAddrs) {
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("serve http: %w", err)
+		}
+		defer ln.Close()
+		listeners = append(listeners, ln)
+		fmt.Fprintln(out, "http", ln.Addr())
+	}
+	if *udpAddr != "" {
+		pc, err := net.ListenPacket("udp", *udpAddr)
+		if err != nil {
+			return fmt.Errorf("serve udp: %w", err)
+		}
+		defer pc.Close()
+		fmt.Fprintln(out, "udp", pc.LocalAddr())
+		go s.serveUDP(pc.(*net.UDPConn))
+	}
+	return s.serve(ctx, listeners, *grace)
+}
+
+// serve answers on every listener until ctx ends, and returns once the
+// requests in hand are finished or grace has passed.
+func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time.Duration) error {
+	srv := &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second}
+	failed := make(chan error, len(listeners))
+	var wg sync.WaitGroup
+	for _, ln := range listeners {
+		wg.Go(func() {
+			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		})
+	}
+	defer wg.Wait()
+	select {
+	case err := <-failed:
+		srv.Close()
+		return err
+	case <-ctx.Done():
+	}
+	s.draining.Store(true)
+	end, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	return srv.Shutdown(end)
+}
+
+// list splits a comma-separated flag, leaving out what is empty.
+func list(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
+}
