@@ -73,7 +73,11 @@ func (w *World) Host(name string) *Host {
 	link, err := ns.Netlink()
 	w.ok(err)
 	w.t.Cleanup(link.Close)
-	return &Host{Name: name, NS: ns, Link: link, t: w.t}
+	h := &Host{Name: name, NS: ns, Link: link, t: w.t}
+	// Link-local addresses would otherwise be unusable for the first second or
+	// two, and with them everything that needs neighbour discovery.
+	h.Sysctl("net/ipv6/conf/default/accept_dad", "0")
+	return h
 }
 
 // Cable connects two hosts by a veth pair, both ends up.

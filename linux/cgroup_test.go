@@ -1,0 +1,58 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package linux
+
+import (
+	"errors"
+	"testing"
+)
+
+func TestCgroup2Mount(t *testing.T) {
+	const (
+		v1      = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu\n"
+		unified = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
+		part    = "77 31 0:38 /user.slice /run/user/cg rw,relatime shared:1 master:2 - cgroup2 none rw\n"
+		odd     = `78 31 0:38 / /mnt/a\040b\134c rw - cgroup2 cgroup2 rw` + "\n"
+		lies    = "79 31 0:40 / /mnt/x\\040-\\040cgroup2 rw - tmpfs cgroup2 rw\n"
+	)
+	for _, c := range []struct {
+		name, info, want string
+	}{
+		{"unified", v1 + unified, "/sys/fs/cgroup/unified"},
+		{"root before part", part + unified, "/sys/fs/cgroup/unified"},
+		{"part only", v1 + part, "/run/user/cg"},
+		{"escapes", odd, `/mnt/a b\c`},
+		{"none", v1 + lies, ""},
+		{"empty", "", ""},
+		{"broken", "41 31\n - cgroup2\n\n", ""},
+	} {
+		got, err := cgroup2Mount([]byte(c.info))
+		if got != c.want || (c.want == "") != errors.Is(err, ErrNoCgroup2) {
+			t.Errorf("%s: %q, %v", c.name, got, err)
+		}
+	}
+}
+
+func TestUnescapeMount(t *testing.T) {
+	for in, want := range map[string]string{`a\040b`: "a b", `a\`: `a\`, `a\9zz`: `a\9zz`, `\134040`: `\040`, `\777`: `\777`} {
+		if got := unescapeMount(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	for status, ok := range map[string]bool{
+		"Name:\tx\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n": true,
+		"Name:\tx\nCapEff:\t0000000000201000\n":             true,
+		"Name:\tx\nCapEff:\t0000000000200000\n":             false,
+		"Name:\tx\nCapEff:\t0000000000001000\n":             false,
+		"Name:\tx\nCapEff:\t\n":                             false,
+		"":                                                  false,
+	} {
+		if err := hasCapabilities(status); (err == nil) != ok {
+			t.Errorf("%q: %v", status, err)
+		}
+	}
+}
