@@ -1,0 +1,58 @@
+# Copyright The Fairlead Authors
+# SPDX-License-Identifier: Apache-2.0
+
+# One set of flags for building and testing, so that both share one build cache:
+# the Kubernetes libraries take minutes to compile and must be compiled once.
+export CGO_ENABLED = 0
+export GOFLAGS = -trimpath
+GO = go
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS = -s -w -X main.version=$(VERSION)
+PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
+
+.PHONY: help build demo demo-down test test-unit test-race test-cluster check lint fmt generate deps clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+build: ## bin/fairlead, bin/fairlead-server and bin/shop
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/fairlead ./cmd/fairlead-server ./examples/shop/shop
+
+demo: deps build ## a 3-node cluster on this machine, the example shop, one request followed; STATE=DIR chooses where
+	@hack/demo.sh up
+
+demo-down: ## remove what make demo left running
+	@hack/demo.sh down
+
+test: deps build check test-unit test-cluster ## everything: checks, packages, kernel, cluster
+
+test-unit: ## every package's tests, as root those against the kernel too; unprivileged those are skipped
+	$(GO) test -count=1 $(PACKAGES)
+
+test-race: ## the packages with the most goroutines, under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -count=1 -race ./agent ./dns ./examples/shop/shop ./ipam ./model
+
+test-cluster: build ## the scenarios on a real 3-node cluster; needs root
+	$(GO) test -count=1 -v -timeout 20m ./test/cluster
+
+check: ## go vet, formatting, and that generated code is what the generators make
+	$(GO) vet ./...
+	@hack/check.sh
+
+lint: ## the linters of .golangci.yml
+	golangci-lint run
+
+fmt: ## format every Go file
+	gofmt -w $$(git ls-files '*.go')
+
+generate: ## re-make generated code
+	$(GO) generate ./...
+
+deps: ## install the programs that the demo and the tests call, where missing (needs root)
+	@hack/deps.sh
+
+clean: ## remove what was built
+	rm -rf bin
+
+# make test must not pass by skipping.
+test: export FAIRLEAD_NO_SKIP = 1

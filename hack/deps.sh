@@ -1,0 +1,30 @@
+#!/bin/sh
+# Copyright The Fairlead Authors
+# SPDX-License-Identifier: Apache-2.0
+
+# Installs what the demo and the tests call and this machine lacks. Fairlead
+# itself needs none of it: it speaks to the kernel directly.
+set -eu
+
+command -v go >/dev/null || { echo "deps: Go is missing; see https://go.dev/doc/install (version: go.mod)" >&2; exit 1; }
+
+missing=""
+need() { command -v "$1" >/dev/null || missing="$missing $2"; }
+need nft nftables
+need ip iproute2
+need dig dnsutils
+need conntrack conntrack
+need curl curl
+need getent libc-bin
+need git git
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+	echo "deps: missing:$missing; install them (as root), then try again" >&2
+	exit 1
+fi
+echo "deps: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q >/dev/null
+# shellcheck disable=SC2086 # a list of words is meant
+apt-get install -q -y --no-install-recommends $missing >/dev/null
