@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/status"
 )
 
 // State is what the loop has achieved, for everyone who asks: status, the CNI plugin, a node's pod runner.
@@ -34,25 +35,11 @@ func (s *State) Acknowledged() *model.Snapshot {
 	return s.acked
 }
 
-// Progress is the loop's state in numbers.
-type Progress struct {
-	// Arrived and Acknowledged are generations; they are equal when nothing is pending.
-	Arrived      uint64    `json:"arrived"`
-	Acknowledged uint64    `json:"acknowledged"`
-	At           time.Time `json:"acknowledgedAt"`
-	// Took is how long the last acknowledged snapshot needed from arrival to publication, in seconds.
-	Took     float64 `json:"tookSeconds"`
-	Applies  uint64  `json:"applies"`
-	Failures uint64  `json:"failures"`
-	// Error is why the newest snapshot is not acknowledged; empty if it is.
-	Error string `json:"error,omitempty"`
-}
-
 // Progress returns the numbers of now.
-func (s *State) Progress() Progress {
+func (s *State) Progress() status.Progress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := Progress{Arrived: s.arrived, At: s.ackedAt, Took: s.took.Seconds(), Applies: s.applies, Failures: s.failures}
+	p := status.Progress{Arrived: s.arrived, At: s.ackedAt, Took: s.took.Seconds(), Applies: s.applies, Failures: s.failures}
 	if s.acked != nil {
 		p.Acknowledged = s.acked.Generation
 	}

@@ -267,14 +267,17 @@ func better(a, b Endpoint) Endpoint {
 		return b
 	}
 	rank := func(e Endpoint) int {
-		r := 0
-		if e.Serving {
-			r = 1
+		switch {
+		case e.Ready:
+			return 4
+		case e.Serving && !e.Terminating:
+			return 3
+		case e.Serving:
+			return 2
+		case !e.Terminating:
+			return 1
 		}
-		if e.Ready {
-			r = 2
-		}
-		return r
+		return 0
 	}
 	order := cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Hostname, b.Hostname),
 		a.Pod.Compare(b.Pod), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone))

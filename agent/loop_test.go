@@ -1,0 +1,234 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// stage records what the loop does, in order, and fails where it is told to.
+type stage struct {
+	changed chan struct{}
+	builder *model.Builder
+	synced  bool
+	done    []string
+	fail    map[string]error
+	// onApply runs while the dataplane is being written.
+	onApply func()
+}
+
+func newStage() *stage {
+	return &stage{changed: make(chan struct{}, 1), builder: model.NewBuilder("n1", nil), synced: true, fail: map[string]error{}}
+}
+
+func (s *stage) Changed() <-chan struct{} { return s.changed }
+
+func (s *stage) Snapshot() *model.Snapshot {
+	if !s.synced {
+		return nil
+	}
+	return s.builder.Build()
+}
+
+func (s *stage) change() {
+	s.builder.SetNode(model.Node{Name: fmt.Sprint(len(s.done), time.Now())})
+	s.signal()
+}
+
+func (s *stage) signal() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *stage) do(what string, snap *model.Snapshot) error {
+	s.done = append(s.done, fmt.Sprint(what, " ", snap.Generation))
+	return s.fail[what]
+}
+
+func (s *stage) Announce(snap *model.Snapshot) { _ = s.do("announce", snap) }
+func (s *stage) Publish(snap *model.Snapshot)  { _ = s.do("publish", snap) }
+
+func (s *stage) Add(_ context.Context, snap *model.Snapshot) error   { return s.do("routes", snap) }
+func (s *stage) Prune(_ context.Context, snap *model.Snapshot) error { return s.do("prune", snap) }
+
+func (s *stage) Apply(_ context.Context, snap *model.Snapshot) error {
+	if s.onApply != nil {
+		s.onApply()
+	}
+	return s.do("dataplane", snap)
+}
+
+// play runs a loop on the stage inside a bubble of its own time, until the story returns.
+func play(t *testing.T, s *stage, story func(*State)) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s.changed = make(chan struct{}, 1)
+		state := NewState()
+		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, State: state, Logger: slog.New(slog.DiscardHandler)}
+		ended := make(chan struct{})
+		go func() { l.Run(ctx); close(ended) }()
+		story(state)
+		cancel()
+		<-ended
+	})
+}
+
+func (s *stage) expect(t *testing.T, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	if !slices.Equal(s.done, want) {
+		t.Fatalf("the loop did\n  %s\nwant\n  %s", strings.Join(s.done, ", "), strings.Join(want, ", "))
+	}
+	s.done = nil
+}
+
+func TestOrder(t *testing.T) {
+	s := newStage()
+	play(t, s, func(state *State) {
+		s.signal()
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+		if p := state.Progress(); p.Acknowledged != 1 || p.Error != "" {
+			t.Errorf("progress %+v", p)
+		}
+		s.signal() // nothing has changed
+		s.expect(t)
+	})
+}
+
+func TestNothingBeforeTheWatchesAreComplete(t *testing.T) {
+	s := newStage()
+	s.synced = false
+	play(t, s, func(*State) {
+		s.signal()
+		s.expect(t)
+		s.synced = true
+		s.signal()
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+	})
+}
+
+// TestNeverPublishedUnacknowledged fails each target in turn: the snapshot must not reach DNS, and must be tried again by itself.
+func TestNeverPublishedUnacknowledged(t *testing.T) {
+	for _, target := range []string{"routes", "dataplane"} {
+		t.Run(target, func(t *testing.T) {
+			s := newStage()
+			s.fail[target] = errors.New("the kernel says no")
+			play(t, s, func(state *State) {
+				s.signal()
+				synctest.Wait()
+				if slices.Contains(s.done, "publish 1") || state.Acknowledged() != nil {
+					t.Fatalf("published although %s failed: %v", target, s.done)
+				}
+				if p := state.Progress(); p.Arrived != 1 || !strings.Contains(p.Error, "the kernel says no") || p.Failures != 1 {
+					t.Errorf("progress %+v", p)
+				}
+				s.done = nil
+				time.Sleep(retryFirst)
+				synctest.Wait()
+				if len(s.done) == 0 {
+					t.Fatal("not tried again")
+				}
+				delete(s.fail, target)
+				s.done = nil
+				time.Sleep(2 * retryFirst)
+				s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+			})
+		})
+	}
+}
+
+func TestFailedPruneIsTriedAgain(t *testing.T) {
+	s := newStage()
+	s.fail["prune"] = errors.New("busy")
+	play(t, s, func(state *State) {
+		s.signal()
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+		if state.Acknowledged() == nil {
+			t.Error("a route that could not be removed held back what was added")
+		}
+		delete(s.fail, "prune")
+		time.Sleep(retryFirst)
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+	})
+}
+
+func TestRetriesSlowDown(t *testing.T) {
+	s := newStage()
+	s.fail["dataplane"] = errors.New("no")
+	play(t, s, func(*State) {
+		s.signal()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		tries := 0
+		for _, d := range s.done {
+			if strings.HasPrefix(d, "dataplane") {
+				tries++
+			}
+		}
+		// 0.1, 0.2, 0.4 … 6.4 s, and then every 10 s.
+		if tries < 8 || tries > 14 {
+			t.Errorf("%d tries in a minute", tries)
+		}
+	})
+}
+
+// TestChangesWhileBusyComeAsOne: what arrives while the kernel is being written is applied once, in its last state.
+func TestChangesWhileBusyComeAsOne(t *testing.T) {
+	s := newStage()
+	first := true
+	s.onApply = func() {
+		if first {
+			first = false
+			for range 5 {
+				s.change()
+				s.builder.Build()
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	play(t, s, func(*State) {
+		s.signal()
+		time.Sleep(time.Second)
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1",
+			"announce 6", "routes 6", "dataplane 6", "publish 6", "prune 6")
+	})
+}
+
+func TestWait(t *testing.T) {
+	s := newStage()
+	play(t, s, func(state *State) {
+		got := make(chan error, 2)
+		wait := func(ctx context.Context, gen uint64) {
+			got <- state.Wait(ctx, func(snap *model.Snapshot) bool { return snap.Generation >= gen })
+		}
+		go wait(t.Context(), 2)
+		s.signal()
+		synctest.Wait()
+		if len(got) != 0 {
+			t.Fatal("Wait returned too early")
+		}
+		s.change()
+		if err := <-got; err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		go wait(ctx, 99)
+		if err := <-got; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Wait for what never comes: %v", err)
+		}
+	})
+}

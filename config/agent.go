@@ -1,0 +1,133 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config turns an agent's flags into one validated value. It is the only parser of settings: what has passed it is
+// right, and every error names the flag and says what would be accepted.
+//
+// The way in is [AddFlags], and [Flags.Agent] after the flags were parsed.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/miekg/dns"
+	"github.com/spf13/pflag"
+)
+
+// Agent is the configuration of a node's agent.
+type Agent struct {
+	// Node is the node's name, as the API server knows it.
+	Node string
+	// Kubeconfig is a file; empty for the in-cluster configuration.
+	Kubeconfig string
+	// State is the directory for the socket and for address leases.
+	State string
+	// CNIConfDir is where the CNI configuration is written once the node can deliver; empty to leave the pod network to others.
+	CNIConfDir string
+	// ClusterDomain has no trailing dot.
+	ClusterDomain string
+	// DNS are the cluster DNS's virtual addresses, at most one of a family.
+	DNS []netip.Addr
+	// ServiceCIDRs and PodCIDRs are the cluster's ranges, for which the DNS has the reverse zones.
+	ServiceCIDRs, PodCIDRs []netip.Prefix
+	// Upstreams answer names outside the cluster; without any, those are refused.
+	Upstreams []netip.AddrPort
+}
+
+// Socket is where the agent can be asked.
+func (a *Agent) Socket() string { return filepath.Join(a.State, "agent.sock") }
+
+// Leases is the directory of the pods' address leases.
+func (a *Agent) Leases() string { return filepath.Join(a.State, "ipam") }
+
+// Flags are the settings as the user wrote them.
+type Flags struct {
+	node, kubeconfig, state, cniConfDir, domain string
+	dns, serviceCIDR, podCIDR, upstreams        []string
+}
+
+// AddFlags registers the agent's flags.
+func AddFlags(fs *pflag.FlagSet) *Flags {
+	f := new(Flags)
+	fs.StringVar(&f.node, "node", "", "name of this node, as the API server knows it (required)")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it, the in-cluster configuration")
+	fs.StringVar(&f.state, "state", "/var/lib/fairlead/agent", "`directory` for the agent's socket and address leases")
+	fs.StringVar(&f.cniConfDir, "cni-conf-dir", "", "`directory` to write the CNI configuration to; without it, the pod network is left to others")
+	fs.StringVar(&f.domain, "cluster-domain", "cluster.local", "DNS `domain` of the cluster")
+	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family (required)")
+	fs.StringSliceVar(&f.serviceCIDR, "service-cidr", nil, "`ranges` of Services' virtual addresses, one of each family")
+	fs.StringSliceVar(&f.podCIDR, "pod-cidr", nil, "`ranges` of all pods' addresses, one of each family")
+	fs.StringSliceVar(&f.upstreams, "upstream", nil, "DNS `servers` for names outside the cluster, as ADDR or ADDR:PORT")
+	return f
+}
+
+// Agent validates the settings. Its error holds everything that is wrong, a line each.
+func (f *Flags) Agent() (*Agent, error) {
+	a := &Agent{Node: f.node, Kubeconfig: f.kubeconfig, CNIConfDir: f.cniConfDir, ClusterDomain: strings.TrimSuffix(f.domain, ".")}
+	var errs []error
+	fail := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	if f.node == "" {
+		fail("node", "the node's name is required")
+	}
+	if _, ok := dns.IsDomainName(a.ClusterDomain); !ok || a.ClusterDomain == "" {
+		fail("cluster-domain", "%q is no domain name", f.domain)
+	}
+	var err error
+	if a.State, err = filepath.Abs(f.state); err != nil {
+		fail("state", "%v", err)
+	}
+	if len(f.dns) == 0 {
+		fail("dns-ip", "the cluster DNS's address is required")
+	}
+	for _, s := range f.dns {
+		addr, err := netip.ParseAddr(s)
+		if err != nil || addr.Zone() != "" {
+			fail("dns-ip", "%q is no IP address", s)
+			continue
+		}
+		a.DNS = append(a.DNS, addr.Unmap())
+	}
+	if len(a.DNS) > 2 || len(a.DNS) == 2 && a.DNS[0].Is4() == a.DNS[1].Is4() {
+		fail("dns-ip", "at most one address of each family")
+	}
+	a.ServiceCIDRs = prefixes(f.serviceCIDR, "service-cidr", fail)
+	a.PodCIDRs = prefixes(f.podCIDR, "pod-cidr", fail)
+	for _, s := range f.upstreams {
+		ap, err := netip.ParseAddrPort(s)
+		if err != nil {
+			var addr netip.Addr
+			addr, err = netip.ParseAddr(s)
+			ap = netip.AddrPortFrom(addr, 53)
+		}
+		if err != nil || ap.Port() == 0 {
+			fail("upstream", "%q is neither an address nor ADDR:PORT", s)
+			continue
+		}
+		a.Upstreams = append(a.Upstreams, ap)
+	}
+	return a, errors.Join(errs...)
+}
+
+func prefixes(in []string, flag string, fail func(flag, format string, args ...any)) (out []netip.Prefix) {
+	for _, s := range in {
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			fail(flag, "%q is no range like 10.96.0.0/16", s)
+		case p != p.Masked():
+			fail(flag, "%s has bits set beyond its length; did you mean %s?", s, p.Masked())
+		default:
+			out = append(out, p)
+		}
+	}
+	if len(out) > 2 || len(out) == 2 && out[0].Addr().Is4() == out[1].Addr().Is4() {
+		fail(flag, "at most one range of each family")
+	}
+	return out
+}

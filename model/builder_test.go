@@ -1,0 +1,280 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package model
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// world is the naive model: everything is kept as it was given, and a snapshot is built from nothing.
+type world struct {
+	services map[Name]ServiceSpec
+	slices   map[Name]Slice
+	nodes    map[string]Node
+	pods     map[Name]Pod
+}
+
+func newWorld() *world {
+	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}}
+}
+
+func (w *world) build() *Snapshot {
+	b := NewBuilder("n1", []netip.Addr{addr("10.96.0.10")})
+	for _, s := range w.services {
+		b.SetService(s)
+	}
+	for _, s := range w.slices {
+		b.SetSlice(s)
+	}
+	for _, n := range w.nodes {
+		b.SetNode(n)
+	}
+	for _, p := range w.pods {
+		b.SetPod(p)
+	}
+	return b.Build()
+}
+
+// step changes one thing in the world and tells the builder.
+func (w *world) step(r *rand.Rand, b *Builder) {
+	n := Name{"ns" + string(rune('a'+r.IntN(2))), fmt.Sprintf("svc%d", r.IntN(6))}
+	switch r.IntN(12) {
+	case 0, 1:
+		w.services[n] = randomService(r, n)
+		b.SetService(w.services[n])
+	case 2:
+		delete(w.services, n)
+		b.DeleteService(n)
+	case 3, 4, 5, 6, 7:
+		s := randomSlice(r, n)
+		w.slices[s.Name] = s
+		b.SetSlice(s)
+	case 8:
+		s := randomSlice(r, n)
+		delete(w.slices, s.Name)
+		b.DeleteSlice(s.Name)
+	case 9:
+		node := Node{Name: fmt.Sprintf("n%d", r.IntN(3)), Ready: r.IntN(2) == 0}
+		w.nodes[node.Name] = node
+		b.SetNode(node)
+	case 10:
+		name := fmt.Sprintf("n%d", r.IntN(3))
+		delete(w.nodes, name)
+		b.DeleteNode(name)
+	case 11:
+		p := Pod{Name: n, Addrs: []netip.Addr{randomAddr(r)}}
+		if r.IntN(3) == 0 {
+			delete(w.pods, n)
+			b.DeletePod(n)
+		} else {
+			w.pods[n] = p
+			b.SetPod(p)
+		}
+	}
+}
+
+func randomAddr(r *rand.Rand) netip.Addr {
+	if r.IntN(3) == 0 {
+		return addr(fmt.Sprintf("fd00:244::%d", 1+r.IntN(8)))
+	}
+	return addr(fmt.Sprintf("10.244.1.%d", 1+r.IntN(8)))
+}
+
+func randomService(r *rand.Rand, n Name) ServiceSpec {
+	s := ServiceSpec{Name: n, Type: ServiceType(r.IntN(3))}
+	switch s.Type {
+	case ClusterIP:
+		// Addresses collide on purpose: an API may hold two Services that claim one.
+		s.ClusterIPs = []netip.Addr{addr(fmt.Sprintf("10.96.0.%d", 10+r.IntN(5)))}
+		if r.IntN(2) == 0 {
+			s.ClusterIPs = append(s.ClusterIPs, addr(fmt.Sprintf("fd00:96::%d", 10+r.IntN(5))))
+		}
+	case ExternalName:
+		s.ExternalName = "example.com"
+		return s
+	}
+	for i := range 1 + r.IntN(2) {
+		s.Ports = append(s.Ports, Port{Name: fmt.Sprintf("p%d", i), Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(80 + i)})
+	}
+	return s
+}
+
+func randomSlice(r *rand.Rand, svc Name) Slice {
+	s := Slice{Name: Name{svc.Namespace, fmt.Sprintf("slice%d", r.IntN(8))}, Service: svc.Name}
+	for i := range r.IntN(3) {
+		s.Ports = append(s.Ports, Port{Name: fmt.Sprintf("p%d", i), Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(8080 + r.IntN(2))})
+	}
+	for range r.IntN(4) {
+		e := Endpoint{Addr: randomAddr(r), Node: fmt.Sprintf("n%d", r.IntN(3)), Terminating: r.IntN(4) == 0}
+		e.Serving = r.IntN(4) != 0
+		e.Ready = e.Serving && !e.Terminating
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	return s
+}
+
+// TestBuilderAgainstNaive holds a long history against a fresh start at every step: what a builder says must not depend on how it got there.
+func TestBuilderAgainstNaive(t *testing.T) {
+	r := seeded(t)
+	w, b := newWorld(), NewBuilder("n1", []netip.Addr{addr("10.96.0.10")})
+	last := b.Build()
+	for i := range 4000 {
+		for range 1 + r.IntN(3) {
+			w.step(r, b)
+		}
+		before := last.String()
+		snap, fresh := b.Build(), w.build()
+		if got, want := snap.String(), fresh.String(); got != want {
+			t.Fatalf("step %d: the builder has\n%s\na fresh start has\n%s", i, got, want)
+		}
+		checkIndexes(t, snap, fresh)
+		if last.String() != before {
+			t.Fatalf("step %d: an older snapshot changed", i)
+		}
+		if (snap == last) != (snap.String() == before && snap.Generation == last.Generation) {
+			t.Fatalf("step %d: generation %d to %d, same text: %t", i, last.Generation, snap.Generation, snap.String() == before)
+		}
+		last = snap
+	}
+}
+
+func checkIndexes(t *testing.T, got, want *Snapshot) {
+	t.Helper()
+	for name, tables := range map[string][2]Table[netip.Addr, Name]{"VIPs": {got.VIPs, want.VIPs}, "Hosts": {got.Hosts, want.Hosts}} {
+		for k, c := range Diff(tables[0], tables[1]) {
+			t.Fatalf("%s[%s] is %v (%t), want %v (%t)", name, k, c.Old, c.HadOld, c.New, c.HasNew)
+		}
+	}
+}
+
+func TestBuildKeepsPointers(t *testing.T) {
+	b := NewBuilder("n1", nil)
+	a, c := Name{"x", "a"}, Name{"x", "c"}
+	b.SetService(ServiceSpec{Name: a, Arrived: time.Unix(1, 0)})
+	b.SetService(ServiceSpec{Name: c})
+	first := b.Build()
+	if b.Build() != first {
+		t.Error("a second Build without a change made a new snapshot")
+	}
+	b.SetService(ServiceSpec{Name: a, Arrived: time.Unix(2, 0)})
+	if b.Build() != first {
+		t.Error("an object that came again, unchanged, made a new snapshot")
+	}
+	b.SetSlice(Slice{Name: Name{"x", "a-1"}, Service: "a"})
+	second := b.Build()
+	if second.Generation != first.Generation+1 {
+		t.Errorf("generation %d after %d", second.Generation, first.Generation)
+	}
+	var changed []string
+	for n := range Diff(first.Services, second.Services) {
+		changed = append(changed, n.String())
+	}
+	if !slices.Equal(changed, []string{"x/a"}) {
+		t.Errorf("changed: %v, want only x/a", changed)
+	}
+	svc, _ := second.Services.Get(a)
+	if svc.Slices != 1 || !svc.Arrived.Equal(time.Unix(1, 0)) {
+		t.Errorf("slices %d, arrived %v; want 1 and the first time", svc.Slices, svc.Arrived)
+	}
+}
+
+func TestSliceMovesToAnotherService(t *testing.T) {
+	b := NewBuilder("n1", nil)
+	port := []Port{{Protocol: TCP, Port: 80}}
+	for _, n := range []string{"a", "b"} {
+		b.SetService(ServiceSpec{Name: Name{"x", n}, ClusterIPs: []netip.Addr{addr("10.96.0." + map[string]string{"a": "1", "b": "2"}[n])}, Ports: port})
+	}
+	s := Slice{Name: Name{"x", "s"}, Service: "a", Ports: port, Endpoints: []Endpoint{{Addr: addr("10.244.0.1"), Ready: true}}}
+	b.SetSlice(s)
+	b.Build()
+	s.Service = "b"
+	b.SetSlice(s)
+	snap := b.Build()
+	for n, want := range map[string]int{"a": 0, "b": 1} {
+		if svc, _ := snap.Services.Get(Name{"x", n}); len(svc.Endpoints) != want || svc.Slices != want {
+			t.Errorf("%s: %d endpoints in %d slices, want %d", n, len(svc.Endpoints), svc.Slices, want)
+		}
+	}
+	b.DeleteSlice(Name{"x", "unknown"})
+	b.DeleteSlice(s.Name)
+	if svc, _ := b.Build().Services.Get(Name{"x", "b"}); len(svc.Endpoints) != 0 {
+		t.Error("endpoints stay after their slice is deleted")
+	}
+}
+
+func TestResolve(t *testing.T) {
+	ready := func(a string) Endpoint { return Endpoint{Addr: addr(a), Ready: true, Serving: true} }
+	sick := func(a string) Endpoint { return Endpoint{Addr: addr(a)} }
+	http := []Port{{Name: "http", Protocol: TCP, Port: 8080}}
+	for _, tt := range []struct {
+		name   string
+		ports  []Port
+		slices []Slice
+		want   string
+	}{
+		{"no slice", []Port{{Name: "http", Protocol: TCP, Port: 80}}, nil, ""},
+		{"one", []Port{{Name: "http", Protocol: TCP, Port: 80}}, []Slice{{Ports: http, Endpoints: []Endpoint{ready("10.0.0.1")}}}, "10.0.0.1:8080 ready"},
+		{"the same endpoint twice counts once, at its best", []Port{{Name: "http", Protocol: TCP, Port: 80}},
+			[]Slice{{Ports: http, Endpoints: []Endpoint{sick("10.0.0.1")}}, {Ports: http, Endpoints: []Endpoint{ready("10.0.0.1")}}}, "10.0.0.1:8080 ready"},
+		{"slices with different numbers for one name", []Port{{Name: "http", Protocol: TCP, Port: 80}},
+			[]Slice{{Ports: http, Endpoints: []Endpoint{ready("10.0.0.2")}},
+				{Ports: []Port{{Name: "http", Protocol: TCP, Port: 9090}}, Endpoints: []Endpoint{ready("10.0.0.1")}}}, "10.0.0.1:9090 ready, 10.0.0.2:8080 ready"},
+		{"the protocol must match", []Port{{Name: "http", Protocol: UDP, Port: 80}}, []Slice{{Ports: http, Endpoints: []Endpoint{ready("10.0.0.1")}}}, ""},
+		{"the name must match", []Port{{Name: "web", Protocol: TCP, Port: 80}}, []Slice{{Ports: http, Endpoints: []Endpoint{ready("10.0.0.1")}}}, ""},
+		{"port zero is none", []Port{{Name: "http", Protocol: TCP, Port: 80}},
+			[]Slice{{Ports: []Port{{Name: "http", Protocol: TCP}}, Endpoints: []Endpoint{ready("10.0.0.1")}}}, ""},
+		{"both families, in order", []Port{{Name: "http", Protocol: TCP, Port: 80}},
+			[]Slice{{Ports: http, Endpoints: []Endpoint{ready("fd00::1")}}, {Ports: http, Endpoints: []Endpoint{sick("10.0.0.9"), ready("10.0.0.1")}}},
+			"10.0.0.1:8080 ready, 10.0.0.9:8080 not ready, [fd00::1]:8080 ready"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bySlice := map[string]Slice{}
+			for i, s := range tt.slices {
+				bySlice[fmt.Sprint(i)] = s
+			}
+			svc := Resolve(ServiceSpec{Ports: tt.ports}, bySlice)
+			var got []string
+			for _, b := range svc.Backends[0] {
+				got = append(got, b.AddrPort().String()+" "+b.State())
+			}
+			if s := strings.Join(got, ", "); s != tt.want {
+				t.Errorf("got  %s\nwant %s", s, tt.want)
+			}
+		})
+	}
+}
+
+// BenchmarkOneChange is the cost of one endpoint change among many Services: it must not grow with their number.
+func BenchmarkOneChange(b *testing.B) {
+	for _, n := range []int{10, 1_000, 20_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			builder := NewBuilder("n1", nil)
+			slice := func(i, last int) Slice {
+				return Slice{Name: Name{"x", fmt.Sprint("s", i)}, Service: fmt.Sprint("s", i), Ports: []Port{{Protocol: TCP, Port: 80}},
+					Endpoints: []Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 244, 0, byte(last)}), Ready: true}}}
+			}
+			for i := range n {
+				builder.SetService(ServiceSpec{Name: Name{"x", fmt.Sprint("s", i)}, Ports: []Port{{Protocol: TCP, Port: 80}},
+					ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)})}})
+				builder.SetSlice(slice(i, 1))
+			}
+			last := builder.Build()
+			for i := 0; b.Loop(); i++ {
+				builder.SetSlice(slice(i%n, (i+i/n)%250))
+				snap := builder.Build()
+				for range Diff(last.Services, snap.Services) {
+				}
+				last = snap
+			}
+		})
+	}
+}

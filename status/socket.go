@@ -1,0 +1,237 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/model"
+)
+
+// Agent is what the socket needs from the agent behind it.
+type Agent interface {
+	Report() *Report
+	// WaitReady returns when the node can deliver for its pods.
+	WaitReady(context.Context) error
+	// WaitGone returns when no Service sends new connections to the address any more.
+	WaitGone(context.Context, netip.Addr) error
+	Explain(context.Context, model.Name, explain.Target) (*explain.Walk, error)
+	// Dump prints one part of the state: model, nft, routes or dns.
+	Dump(what string) (string, error)
+}
+
+const (
+	waitDefault = 2 * time.Second
+	waitMost    = 60 * time.Second
+)
+
+// Handler serves an agent:
+//
+//	GET /v1/status                                 the Report, as JSON
+//	GET /v1/ready                                  200, or 503 with the reason
+//	GET /v1/deliver?pod=NS/NAME[&timeout=D]        200 once the node can deliver for a new pod, or 504
+//	GET /v1/wait?gone=ADDR[&timeout=D]             200 once no Service sends new connections to ADDR, or 504
+//	GET /v1/explain?pod=NS/NAME&target=NAME:PORT   the walk, as JSON
+//	GET /v1/dump?what=model|nft|routes|dns         text
+//	GET /metrics                                   Prometheus text
+func Handler(a Agent, metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { reply(w, a.Report()) })
+	mux.HandleFunc("GET /v1/ready", func(w http.ResponseWriter, r *http.Request) {
+		if why := a.Report().Ready(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
+		}
+	})
+	mux.HandleFunc("GET /v1/deliver", func(w http.ResponseWriter, r *http.Request) {
+		waitFor(w, r, a.WaitReady, func() string { return a.Report().Ready() })
+	})
+	mux.HandleFunc("GET /v1/wait", func(w http.ResponseWriter, r *http.Request) {
+		addr, err := netip.ParseAddr(r.FormValue("gone"))
+		if err != nil {
+			http.Error(w, fmt.Sprintf("gone: %v", err), http.StatusBadRequest)
+			return
+		}
+		waitFor(w, r, func(ctx context.Context) error { return a.WaitGone(ctx, addr.Unmap()) },
+			func() string { return fmt.Sprintf("a Service still sends new connections to %s", addr) })
+	})
+	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) { serveExplain(w, r, a) })
+	mux.HandleFunc("GET /v1/dump", func(w http.ResponseWriter, r *http.Request) {
+		text, err := a.Dump(r.FormValue("what"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		_, _ = io.WriteString(w, text)
+	})
+	return mux
+}
+
+func serveExplain(w http.ResponseWriter, r *http.Request, a Agent) {
+	target, err := explain.ParseTarget(r.FormValue("target"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	ns, name, ok := strings.Cut(r.FormValue("pod"), "/")
+	if !ok {
+		http.Error(w, "pod: want NAMESPACE/NAME", http.StatusBadRequest)
+		return
+	}
+	walk, err := a.Explain(r.Context(), model.Name{Namespace: ns, Name: name}, target)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	reply(w, walk)
+}
+
+// waitFor blocks for at most the request's timeout.
+func waitFor(w http.ResponseWriter, r *http.Request, wait func(context.Context) error, why func() string) {
+	limit := waitDefault
+	if s := r.FormValue("timeout"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < 0 {
+			http.Error(w, fmt.Sprintf("timeout: %q is no duration", s), http.StatusBadRequest)
+			return
+		}
+		limit = min(d, waitMost)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), limit)
+	defer cancel()
+	if err := wait(ctx); err != nil {
+		http.Error(w, why(), http.StatusGatewayTimeout)
+	}
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v)
+}
+
+// Listen makes the unix socket, in place of one that a killed agent left behind. A socket that is answered
+// belongs to a running agent, and is an error.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory for socket: %w", err)
+	}
+	if c, err := dial(context.Background(), path); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("listen on %s: another agent answers there; one agent a node, end that one first", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove old socket: %w", err)
+	}
+	defer syscall.Umask(syscall.Umask(0o177))
+	var l net.Listener
+	err := nearPath(path, func(short string) (err error) {
+		l, err = net.Listen("unix", short)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l, nil
+}
+
+// Serve answers on l until ctx ends.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve status socket: %w", err)
+	}
+	return nil
+}
+
+// Client asks an agent on its socket.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// Dial returns a client for the socket at path. Nothing is sent yet.
+func Dial(path string) *Client {
+	c := &Client{path: path}
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
+	}
+	return c
+}
+
+// Get asks for a path and decodes the answer: JSON into v, or text if v is a *string. An answer other than 200 is an error that
+// holds what the agent said.
+func (c *Client) Get(ctx context.Context, path string, query url.Values, v any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return fmt.Errorf("ask agent: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask agent on %s: %w", c.path, errors.Unwrap(err))
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("read agent's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(strings.TrimSpace(string(body)))
+	}
+	if text, ok := v.(*string); ok {
+		*text = string(body)
+		return nil
+	}
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("decode agent's answer: %w", err)
+	}
+	return nil
+}
+
+// Report asks for the agent's report.
+func (c *Client) Report(ctx context.Context) (*Report, error) {
+	r := new(Report)
+	return r, c.Get(ctx, "/v1/status", nil, r)
+}
+
+func dial(ctx context.Context, path string) (c net.Conn, err error) {
+	err = nearPath(path, func(short string) error {
+		var d net.Dialer
+		c, err = d.DialContext(ctx, "unix", short)
+		return err
+	})
+	return c, err
+}
+
+// nearPath calls f with a path short enough for a socket's address, which holds 107 bytes: a long one goes through its
+// directory's file descriptor.
+func nearPath(path string, f func(string) error) error {
+	if len(path) <= 107 {
+		return f(path)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return f(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+}

@@ -1,0 +1,121 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package status is what an agent says of itself, and the local socket that it says it on.
+//
+// The socket is a unix socket that only root may connect to. It speaks HTTP, so that curl can read it: see [Handler] for the
+// paths. The invariant: what is reported was acknowledged by the kernel or read from it, never merely intended; what is
+// pending or broken is reported as that.
+//
+// The ways in are [Serve] for an agent and [Client] for who asks.
+package status
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Report is the state of one node's agent.
+type Report struct {
+	Node    string    `json:"node"`
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	// Server is the API server's address.
+	Server string `json:"apiServer"`
+	// Waiting names the watches that were not complete yet.
+	Waiting  []string `json:"waiting,omitempty"`
+	Progress Progress `json:"progress"`
+
+	Services  int `json:"services"`
+	Endpoints int `json:"endpoints"`
+	Nodes     int `json:"nodes"`
+	Pods      int `json:"pods"`
+
+	// Quarantined are the Services that the kernel refused, each with the reason.
+	Quarantined []string `json:"quarantined,omitempty"`
+	// Off says what is not working or not switched on, and why, a sentence each.
+	Off []string `json:"off,omitempty"`
+
+	DNS       DNS       `json:"dns"`
+	Dataplane Dataplane `json:"dataplane"`
+}
+
+// Progress is how far the agent's loop has come.
+type Progress struct {
+	// Arrived and Acknowledged are generations; they are equal when nothing is pending.
+	Arrived      uint64    `json:"arrived"`
+	Acknowledged uint64    `json:"acknowledged"`
+	At           time.Time `json:"acknowledgedAt"`
+	// Took is how long the last acknowledged snapshot needed from its arrival to its publication, in seconds.
+	Took     float64 `json:"tookSeconds"`
+	Applies  uint64  `json:"applies"`
+	Failures uint64  `json:"failures"`
+	// Error is why the newest snapshot is not acknowledged; empty if it is.
+	Error string `json:"error,omitempty"`
+}
+
+// DNS counts since the agent's start.
+type DNS struct {
+	Queries uint64 `json:"queries"`
+	// Waits are the queries that waited for the kernel, and TimedOut those that waited in vain.
+	Waits    uint64 `json:"waits"`
+	TimedOut uint64 `json:"timedOut"`
+	// Addresses are those the agent answers on.
+	Addresses []string `json:"addresses"`
+}
+
+// Dataplane counts since the agent's start.
+type Dataplane struct {
+	// Transactions and Elements are what was written to the kernel: netlink transactions, and map and set elements in them.
+	Transactions uint64 `json:"transactions"`
+	Elements     uint64 `json:"elements"`
+	// Conntrack is the number of stale connection tracking entries removed.
+	Conntrack uint64 `json:"conntrackRemoved"`
+}
+
+// Ready says in a sentence why the node cannot deliver yet; empty if it can.
+func (r *Report) Ready() string {
+	switch {
+	case len(r.Waiting) > 0:
+		return fmt.Sprintf("waiting for the API server at %s to list %s", r.Server, strings.Join(r.Waiting, ", "))
+	case r.Progress.Acknowledged == 0 && r.Progress.Error != "":
+		return "nothing is programmed: " + r.Progress.Error
+	case r.Progress.Acknowledged == 0:
+		return "the first snapshot is being programmed"
+	}
+	return ""
+}
+
+// Print writes the report for a person to read.
+func (r *Report) Print(w io.Writer) {
+	state := "ready"
+	if why := r.Ready(); why != "" {
+		state = why
+	} else if r.Progress.Arrived != r.Progress.Acknowledged {
+		state = fmt.Sprintf("behind: generation %d arrived, %d acknowledged", r.Progress.Arrived, r.Progress.Acknowledged)
+	}
+	fmt.Fprintf(w, "node %s: %s\n", r.Node, state)
+	fmt.Fprintf(w, "  agent        pid %d, version %s, up %s, API server %s\n", r.PID, r.Version, time.Since(r.Started).Round(time.Second), r.Server)
+	p := r.Progress
+	if p.Acknowledged > 0 {
+		fmt.Fprintf(w, "  generation   %d, acknowledged %s ago, took %s; %d applied, %d failed\n", p.Acknowledged,
+			time.Since(p.At).Round(time.Second), time.Duration(p.Took*float64(time.Second)).Round(10*time.Microsecond), p.Applies, p.Failures)
+	}
+	fmt.Fprintf(w, "  programmed   %d services, %d endpoints, %d nodes, %d pods here\n", r.Services, r.Endpoints, r.Nodes, r.Pods)
+	d := r.Dataplane
+	fmt.Fprintf(w, "  dataplane    %d transactions, %d elements written, %d stale conntrack entries removed\n", d.Transactions, d.Elements, d.Conntrack)
+	fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
+		strings.Join(r.DNS.Addresses, ", "), r.DNS.Waits, r.DNS.TimedOut)
+	if p.Error != "" {
+		fmt.Fprintf(w, "  error        %s\n", p.Error)
+	}
+	for _, q := range r.Quarantined {
+		fmt.Fprintf(w, "  quarantined  %s\n", q)
+	}
+	for _, o := range r.Off {
+		fmt.Fprintf(w, "  off          %s\n", o)
+	}
+}
