@@ -72,7 +72,7 @@ func (s *stage) Apply(_ context.Context, snap *model.Snapshot) error {
 }
 
 // play runs a loop on the stage inside a bubble of its own time, until the story returns.
-func play(t *testing.T, s *stage, story func(*State)) {
+func play(t *testing.T, s *stage, story func(*testing.T, *State)) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s.changed = make(chan struct{}, 1)
@@ -80,7 +80,7 @@ func play(t *testing.T, s *stage, story func(*State)) {
 		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, State: state, Logger: slog.New(slog.DiscardHandler)}
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()
-		story(state)
+		story(t, state)
 		cancel()
 		<-ended
 	})
@@ -97,7 +97,7 @@ func (s *stage) expect(t *testing.T, want ...string) {
 
 func TestOrder(t *testing.T) {
 	s := newStage()
-	play(t, s, func(state *State) {
+	play(t, s, func(t *testing.T, state *State) {
 		s.signal()
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
 		if p := state.Progress(); p.Acknowledged != 1 || p.Error != "" {
@@ -111,7 +111,7 @@ func TestOrder(t *testing.T) {
 func TestNothingBeforeTheWatchesAreComplete(t *testing.T) {
 	s := newStage()
 	s.synced = false
-	play(t, s, func(*State) {
+	play(t, s, func(t *testing.T, _ *State) {
 		s.signal()
 		s.expect(t)
 		s.synced = true
@@ -126,7 +126,7 @@ func TestNeverPublishedUnacknowledged(t *testing.T) {
 		t.Run(target, func(t *testing.T) {
 			s := newStage()
 			s.fail[target] = errors.New("the kernel says no")
-			play(t, s, func(state *State) {
+			play(t, s, func(t *testing.T, state *State) {
 				s.signal()
 				synctest.Wait()
 				if slices.Contains(s.done, "publish 1") || state.Acknowledged() != nil {
@@ -153,7 +153,7 @@ func TestNeverPublishedUnacknowledged(t *testing.T) {
 func TestFailedPruneIsTriedAgain(t *testing.T) {
 	s := newStage()
 	s.fail["prune"] = errors.New("busy")
-	play(t, s, func(state *State) {
+	play(t, s, func(t *testing.T, state *State) {
 		s.signal()
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
 		if state.Acknowledged() == nil {
@@ -168,7 +168,7 @@ func TestFailedPruneIsTriedAgain(t *testing.T) {
 func TestRetriesSlowDown(t *testing.T) {
 	s := newStage()
 	s.fail["dataplane"] = errors.New("no")
-	play(t, s, func(*State) {
+	play(t, s, func(t *testing.T, _ *State) {
 		s.signal()
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -199,7 +199,7 @@ func TestChangesWhileBusyComeAsOne(t *testing.T) {
 			}
 		}
 	}
-	play(t, s, func(*State) {
+	play(t, s, func(t *testing.T, _ *State) {
 		s.signal()
 		time.Sleep(time.Second)
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1",
@@ -209,7 +209,7 @@ func TestChangesWhileBusyComeAsOne(t *testing.T) {
 
 func TestWait(t *testing.T) {
 	s := newStage()
-	play(t, s, func(state *State) {
+	play(t, s, func(t *testing.T, state *State) {
 		got := make(chan error, 2)
 		wait := func(ctx context.Context, gen uint64) {
 			got <- state.Wait(ctx, func(snap *model.Snapshot) bool { return snap.Generation >= gen })
