@@ -45,13 +45,12 @@ trap finish EXIT
 trap 'exit 0' INT TERM
 
 [ "$(id -u)" = 0 ] || { echo "demo: needs root, to make network namespaces; try: sudo make demo" >&2; trap - EXIT; exit 1; }
-if [ ! -e "$STATE" ]; then
-	mkdir -p "$STATE"
-	touch "$MINE"
-fi
 begin=$(date +%s.%N)
+new=yes
+[ ! -e "$STATE" ] || new=no
 say "A cluster of three nodes on this machine"
 bin/fairlead up --nodes 3 --state "$STATE" --detach
+[ $new = no ] || touch "$MINE"
 
 say "The shop: front asks orders (v1 and v2), orders asks catalog"
 kubectl apply -f examples/shop

@@ -106,7 +106,7 @@ func TestAnswerNamesPodAndClient(t *testing.T) {
 func TestPodNameDefaultsToHostName(t *testing.T) {
 	host, err := os.Hostname()
 	if err != nil {
-		t.Skip("no host name here:", err)
+		t.Fatal(err)
 	}
 	s := newServer("", nil, func(k string) string { return map[string]string{"VERSION": "v9"}[k] })
 	if s.self.Pod != host || s.self.Version != "v9" {
