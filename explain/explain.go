@@ -15,6 +15,7 @@ package explain
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -179,10 +180,11 @@ func (e *Explainer) Walk(ctx context.Context, pod model.Name, target Target) (*W
 
 // String is the target as ParseTarget reads it.
 func (t Target) String() string {
-	s := t.Host + ":" + t.PortName
-	if t.PortName == "" {
-		s = t.Host + ":" + strconv.Itoa(int(t.Port))
+	port := t.PortName
+	if port == "" {
+		port = strconv.Itoa(int(t.Port))
 	}
+	s := net.JoinHostPort(t.Host, port)
 	if t.Protocol != model.TCP {
 		s += "/" + strings.ToLower(t.Protocol.String())
 	}

@@ -1,0 +1,62 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+func parse(t *testing.T, args string) (*Agent, error) {
+	t.Helper()
+	fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+	f := AddFlags(fs)
+	if err := fs.Parse(strings.Fields(args)); err != nil {
+		t.Fatal(err)
+	}
+	return f.Agent()
+}
+
+func TestAgent(t *testing.T) {
+	a, err := parse(t, "--node n1 --state /s/nodes/n1 --dns-ip 10.96.0.10,fd00:96::a --cluster-domain example.org. "+
+		"--service-cidr 10.96.0.0/16,fd00:96::/112 --pod-cidr 10.244.0.0/16 --upstream 192.0.2.1 --upstream [2001:db8::1]:5353")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(a.Node, a.Socket(), a.Leases(), a.ClusterDomain, a.DNS, a.ServiceCIDRs, a.PodCIDRs, a.Upstreams)
+	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipamexample.org[10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] [192.0.2.1:53 [2001:db8::1]:5353]"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// TestAgentErrors gives one wrong setting at a time: the error names its flag and what is wrong with it.
+func TestAgentErrors(t *testing.T) {
+	const right = "--node n1 --dns-ip 10.96.0.10"
+	for _, tt := range []struct{ args, want string }{
+		{"--dns-ip 10.96.0.10", "--node: the node's name is required"},
+		{"--node n1", "--dns-ip: the cluster DNS's address is required"},
+		{right + " --dns-ip ten", `--dns-ip: "ten" is no IP address`},
+		{right + " --dns-ip fe80::1%eth0", `--dns-ip: "fe80::1%eth0" is no IP address`},
+		{right + " --dns-ip 10.96.0.11", "--dns-ip: at most one address of each family"},
+		{right + " --cluster-domain bad..name", `--cluster-domain: "bad..name" is no domain name`},
+		{right + " --cluster-domain .", `--cluster-domain: "." is no domain name`},
+		{right + " --service-cidr 10.96.0.0", `--service-cidr: "10.96.0.0" is no range like 10.96.0.0/16`},
+		{right + " --pod-cidr 10.244.1.5/16", "--pod-cidr: 10.244.1.5/16 has bits set beyond its length; did you mean 10.244.0.0/16?"},
+		{right + " --pod-cidr 10.0.0.0/16,10.1.0.0/16", "--pod-cidr: at most one range of each family"},
+		{right + " --upstream dns.example", `--upstream: "dns.example" is neither an address nor ADDR:PORT`},
+		{right + " --upstream 192.0.2.1:0", `--upstream: "192.0.2.1:0" is neither an address nor ADDR:PORT`},
+	} {
+		if _, err := parse(t, tt.args); err == nil || err.Error() != tt.want {
+			t.Errorf("%s\ngot  %v\nwant %s", tt.args, err, tt.want)
+		}
+	}
+	_, err := parse(t, "--dns-ip x --pod-cidr y")
+	if n := len(strings.Split(fmt.Sprint(err), "\n")); n != 3 {
+		t.Errorf("three things are wrong, %d lines say so:\n%v", n, err)
+	}
+}

@@ -1,0 +1,214 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package explain
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+func TestParseTarget(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"orders:80", "orders:80"},
+		{"orders:http", "orders:http"},
+		{"ticker.shop:7000/udp", "ticker.shop:7000/udp"},
+		{"orders:80/TCP", "orders:80"},
+		{"10.96.0.1:443", "10.96.0.1:443"},
+		{"[fd00:96::1]:443", "[fd00:96::1]:443"},
+		{"orders", `parse target "orders": want NAME:PORT, for example orders:80`},
+		{"orders:", `parse target "orders:": want NAME:PORT, for example orders:80`},
+		{":80", `parse target ":80": want NAME:PORT, for example orders:80`},
+		{"orders:0", `parse target "orders:0": port 0 is not between 1 and 65535`},
+		{"orders:70000", `parse target "orders:70000": port 70000 is not between 1 and 65535`},
+		{"orders:80/icmp", `parse target "orders:80/icmp": "icmp" is no protocol; use tcp, udp or sctp`},
+		{"orders:80/", `parse target "orders:80/": "" is no protocol; use tcp, udp or sctp`},
+		{"a..b:80", `parse target "a..b:80": "a..b" is no domain name`},
+	} {
+		target, err := ParseTarget(tt.in)
+		got := target.String()
+		if err != nil {
+			got = err.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.in, got, tt.want)
+		}
+	}
+}
+
+func FuzzParseTarget(f *testing.F) {
+	for _, s := range []string{"orders:80", "x:http/udp", "[::1]:53", "a:b:c", ":/", "ü:1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		target, err := ParseTarget(s)
+		if err == nil && (target.Host == "" || target.Port == 0 && target.PortName == "") {
+			t.Errorf("%q gives %+v", s, target)
+		}
+	})
+}
+
+var orders = netip.MustParseAddr("10.96.1.1")
+
+// bed is a small world: Service shop/orders with one endpoint ready and one not, and a pod that asks.
+func bed(t *testing.T) *Explainer {
+	b := model.NewBuilder("n1", nil)
+	b.SetNode(model.Node{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}})
+	b.SetNode(model.Node{Name: "n2", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "client"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "starting"}})
+	port := []model.Port{{Name: "http", Protocol: model.TCP, Port: 80}}
+	b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "orders"}, ClusterIPs: []netip.Addr{orders}, Ports: port})
+	b.SetSlice(model.Slice{Name: model.Name{Namespace: "shop", Name: "orders-1"}, Service: "orders", Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}},
+		Endpoints: []model.Endpoint{
+			{Addr: netip.MustParseAddr("10.244.1.5"), Node: "n2", Ready: true, Pod: model.Name{Namespace: "shop", Name: "orders-a"}},
+			{Addr: netip.MustParseAddr("10.244.1.6"), Node: "n2"},
+		}})
+	snap := b.Build()
+	return &Explainer{
+		Domain:   "cluster.local",
+		DNS:      []netip.AddrPort{serveDNS(t)},
+		Snapshot: func() *model.Snapshot { return snap },
+		Entry: func(netip.AddrPort, model.Protocol) ([]netip.AddrPort, bool, error) {
+			return []netip.AddrPort{netip.MustParseAddrPort("10.244.1.5:8080")}, true, nil
+		},
+		Route: func(netip.Addr) (Route, error) {
+			return Route{Dev: "eth0", Via: netip.MustParseAddr("172.30.0.12"), MTU: 1500}, nil
+		},
+	}
+}
+
+// serveDNS answers for orders in one namespace on loopback, and NXDOMAIN for all else.
+func serveDNS(t *testing.T) netip.AddrPort {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) {
+		r := new(dns.Msg).SetReply(m)
+		if m.Question[0].Name == "orders.shop.svc.cluster.local." {
+			rr, _ := dns.NewRR(m.Question[0].Name + " 5 IN A " + orders.String())
+			r.Answer = append(r.Answer, rr)
+		} else {
+			r.Rcode = dns.RcodeNameError
+		}
+		_ = w.WriteMsg(r)
+	})}
+	go func() { _ = srv.ActivateAndServe() }()
+	t.Cleanup(func() { _ = srv.Shutdown(); pc.Close() })
+	return pc.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+func walk(t *testing.T, e *Explainer, target string) (*Walk, string) {
+	t.Helper()
+	parsed, err := ParseTarget(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := e.Walk(t.Context(), model.Name{Namespace: "shop", Name: "client"}, parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	w.Print(&b)
+	return w, b.String()
+}
+
+func TestWalk(t *testing.T) {
+	w, text := walk(t, bed(t), "orders:http")
+	if len(w.Findings) != 0 || len(w.Questions) != 1 {
+		t.Errorf("findings %v, questions %v", w.Findings, w.Questions)
+	}
+	for _, want := range []string{
+		"shop/client (10.244.0.9 on node n1) to orders:http",
+		"search     shop.svc.cluster.local, svc.cluster.local, cluster.local",
+		"orders.shop.svc.cluster.local. A at ",
+		"NOERROR 10.96.1.1",
+		`10.96.1.1:80/tcp is shop/orders port "http": forward, a Service's address and port`,
+		"entry 10.96.1.1 . tcp . 80 with 1 endpoints (read from the kernel)",
+		"in  10.244.1.5:8080 ready, pod shop/orders-a on n2, via 172.30.0.12 dev eth0 mtu 1500, sees 10.244.0.9 (kept)",
+		"out 10.244.1.6:8080 not ready on n2",
+		"The model, the DNS and the kernel agree.",
+	} {
+		if !strings.Contains(strings.ReplaceAll(text, "ready, on", "ready on"), want) {
+			t.Errorf("the walk lacks %q:\n%s", want, text)
+		}
+	}
+}
+
+func TestWalkFindings(t *testing.T) {
+	for _, tt := range []struct {
+		name, target, want string
+		bend               func(*Explainer)
+	}{
+		{"the kernel lacks an endpoint", "orders:80", "endpoint 10.244.1.5:8080: the model says in=true, the kernel says in=false",
+			func(e *Explainer) {
+				e.Entry = func(netip.AddrPort, model.Protocol) ([]netip.AddrPort, bool, error) { return nil, false, nil }
+			}},
+		{"the kernel has one too many", "orders:80", "the kernel still sends to 10.244.9.9:1, which is no endpoint of shop/orders",
+			func(e *Explainer) {
+				old := e.Entry
+				e.Entry = func(v netip.AddrPort, p model.Protocol) ([]netip.AddrPort, bool, error) {
+					b, ok, err := old(v, p)
+					return append(b, netip.MustParseAddrPort("10.244.9.9:1")), ok, err
+				}
+			}},
+		{"the kernel cannot be read", "orders:80", "the kernel's entry for 10.96.1.1:80 cannot be read: no permission",
+			func(e *Explainer) {
+				e.Entry = func(netip.AddrPort, model.Protocol) ([]netip.AddrPort, bool, error) {
+					return nil, false, errors.New("no permission")
+				}
+			}},
+		{"no such port", "orders:81", "connections to 10.96.1.1:81 are refused: the Service has no such port", func(*Explainer) {}},
+		{"no such port name", "orders:web", `nothing behind 10.96.1.1 has a port named "web"`, func(*Explainer) {}},
+		{"no such name", "ordres:80", "the name ordres leads to no address", func(*Explainer) {}},
+		{"no route", "10.244.1.5:80", "there is no route to 10.244.1.5: network is unreachable",
+			func(e *Explainer) {
+				e.Route = func(netip.Addr) (Route, error) { return Route{}, errors.New("network is unreachable") }
+			}},
+		{"no DNS", "orders:80", "does not answer for orders.shop.svc.cluster.local.",
+			func(e *Explainer) { e.DNS = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := bed(t)
+			tt.bend(e)
+			_, text := walk(t, e, tt.target)
+			if !strings.Contains(text, tt.want) {
+				t.Errorf("want %q in\n%s", tt.want, text)
+			}
+		})
+	}
+}
+
+func TestWalkSearchOrder(t *testing.T) {
+	w, _ := walk(t, bed(t), "a.b.c.d.e.f:80")
+	if w.Questions[0].Name != "a.b.c.d.e.f." {
+		t.Errorf("a name with five dots is asked as %s first", w.Questions[0].Name)
+	}
+	w, _ = walk(t, bed(t), "orders.shop.svc.cluster.local.:80")
+	if len(w.Search) != 0 || len(w.Questions) != 1 {
+		t.Errorf("a full name was searched: %v %v", w.Search, w.Questions)
+	}
+}
+
+func TestNothingToExplain(t *testing.T) {
+	e := bed(t)
+	for pod, want := range map[string]string{"nobody": "is not on node n1", "starting": "has no address yet"} {
+		_, err := e.Walk(context.Background(), model.Name{Namespace: "shop", Name: pod}, Target{Host: "x", Port: 1})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", pod, err)
+		}
+	}
+	e.Snapshot = func() *model.Snapshot { return nil }
+	if _, err := e.Walk(context.Background(), model.Name{}, Target{}); err == nil {
+		t.Error("an agent that has nothing explained something")
+	}
+}
