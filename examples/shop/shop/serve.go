@@ -68,8 +68,8 @@ func newServer(version string, upstreams []string, env func(string) string) *ser
 	return s
 }
 
-// ServeHTTP answers /ready with 200 (503 while shutting down) and every other
-// path with this pod's answer, after asking the upstreams.
+// ServeHTTP answers /ready with 200 (503 while shutting down), /self with this
+// pod's answer, and every other path with the same after asking the upstreams.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/ready" {
 		if s.draining.Load() {
@@ -85,7 +85,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.Server = local.String()
 	}
 	status := http.StatusOK
-	for _, url := range s.upstreams {
+	upstreams := s.upstreams
+	if r.URL.Path == "/self" {
+		upstreams = nil
+	}
+	for _, url := range upstreams {
 		up, err := fetch(r.Context(), s.client, url)
 		if err != nil {
 			status = http.StatusBadGateway

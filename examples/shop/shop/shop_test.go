@@ -94,6 +94,11 @@ func TestAnswerNamesPodAndClient(t *testing.T) {
 		t.Errorf("chain %+v, want v2 then c1", a.Upstream)
 	}
 
+	out, err = shop(t, "get", front+"self")
+	if a := decode[answer](t, out); err != nil || a.Version != "f1" || len(a.Upstream) != 0 {
+		t.Errorf("self: %v, %s; want the front's own answer only", err, out)
+	}
+
 	out, err = shop(t, "udp", "-text", "hello", udp)
 	if err != nil {
 		t.Fatalf("udp: %v\n%s", err, out)
