@@ -1,0 +1,216 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// The zones of the metrics are few, whatever is configured: forwarded names, the cluster's own and the two kinds of reverse names.
+const (
+	zoneRoot = iota
+	zoneCluster
+	zoneReverse4
+	zoneReverse6
+	zones
+)
+
+// countedTypes are the types that metrics tell apart; the last stands for all others. They are CoreDNS's.
+var countedTypes = [...]uint16{mdns.TypeA, mdns.TypeAAAA, mdns.TypeANY, mdns.TypeCNAME, mdns.TypeDNSKEY, mdns.TypeDS, mdns.TypeHTTPS,
+	mdns.TypeMX, mdns.TypeNS, mdns.TypePTR, mdns.TypeSOA, mdns.TypeSRV, mdns.TypeSVCB, mdns.TypeTXT, mdns.TypeNone}
+
+// durations are the upper bounds of the histogram: from 250 µs, doubling, as CoreDNS has them.
+var durations = prometheus.ExponentialBuckets(0.00025, 2, 16)
+
+const rcodes = 24
+
+// socketStats counts the queries at one address and transport, without a lock.
+type socketStats struct {
+	server string // "dns://10.96.0.10:53"
+	proto  string // "udp" or "tcp"
+	family string // "1" for IPv4, "2" for IPv6, as CoreDNS has it
+
+	requests  [zones][len(countedTypes)]atomic.Uint64
+	responses [zones][rcodes]atomic.Uint64
+	buckets   [zones][17]atomic.Uint64
+	nanos     [zones]atomic.Uint64
+	dropped   atomic.Uint64
+}
+
+func (c *socketStats) count(origin string, qtype uint16, rcode int, took time.Duration) {
+	z := zoneCluster
+	switch {
+	case origin == "":
+		z = zoneRoot
+	case strings.HasSuffix(origin, suffix4[1:]):
+		z = zoneReverse4
+	case strings.HasSuffix(origin, suffix6[1:]):
+		z = zoneReverse6
+	}
+	t := len(countedTypes) - 1
+	for i, known := range countedTypes {
+		if known == qtype {
+			t = i
+			break
+		}
+	}
+	c.requests[z][t].Add(1)
+	c.responses[z][min(max(rcode, 0), rcodes-1)].Add(1)
+	b, s := 0, took.Seconds()
+	for b < len(durations) && s > durations[b] {
+		b++
+	}
+	c.buckets[z][b].Add(1)
+	c.nanos[z].Add(uint64(max(took, 0)))
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	descRequests  = desc("coredns_dns_requests_total", "DNS requests by zone, transport, family and type.", "server", "zone", "view", "proto", "family", "type")
+	descResponses = desc("coredns_dns_responses_total", "DNS responses by zone and response code.", "server", "zone", "view", "rcode", "plugin")
+	descDuration  = desc("coredns_dns_request_duration_seconds", "Time to answer a DNS request.", "server", "zone", "view")
+	descHits      = desc("coredns_cache_hits_total", "Answers of upstreams given from the cache.", "server", "type", "zones", "view")
+	descMisses    = desc("coredns_cache_misses_total", "Questions that the cache had no answer to.", "server", "zones", "view")
+	descEntries   = desc("coredns_cache_entries", "Answers of upstreams in the cache.", "server", "type", "zones", "view")
+
+	descDropped   = desc("fairlead_dns_dropped_total", "Messages that got no answer: too short, or responses.", "server", "proto")
+	descWaits     = desc("fairlead_dns_waits_total", "Queries that waited for what they ask for to be programmed.", "reason")
+	descTimeouts  = desc("fairlead_dns_wait_timeouts_total", "Queries that waited in vain.", "reason")
+	descWaiting   = desc("fairlead_dns_waiting", "Queries that wait now.")
+	descOverflows = desc("fairlead_dns_wait_overflows_total", "Queries that were not let wait because too many did.")
+	descStrangers = desc("fairlead_dns_strangers_total", "Queries refused because they came from outside the cluster.")
+	descConns     = desc("fairlead_dns_tcp_connections", "Open TCP connections.")
+	descConnsOver = desc("fairlead_dns_tcp_connections_refused_total", "TCP connections closed at once because too many were open.")
+	descForwarded = desc("fairlead_dns_forwarded_total", "Queries sent to upstreams, by upstream and result.", "to", "result")
+	descStage     = desc("fairlead_dns_generation", "Generation of the state that is announced and published.", "stage")
+)
+
+// Collectors are the server's metrics for a Prometheus registry, under CoreDNS's names where they mean the same.
+func (s *Server) Collectors() []prometheus.Collector { return []prometheus.Collector{(*collector)(s)} }
+
+type collector Server
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descHits, descMisses, descEntries, descDropped, descWaits,
+		descTimeouts, descWaiting, descOverflows, descStrangers, descConns, descConnsOver, descForwarded, descStage} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	c.collectSockets(ch, counter)
+	for r := starting; r < reasons; r++ {
+		counter(descWaits, c.gate.waits[r].Load(), r.String())
+		counter(descTimeouts, c.gate.timeouts[r].Load(), r.String())
+	}
+	gauge(descWaiting, float64(c.gate.waiting.Load()))
+	counter(descOverflows, c.gate.overflows.Load())
+	counter(descStrangers, c.strangers.Load())
+	gauge(descConns, float64(c.conns.Load()))
+	counter(descConnsOver, c.connsRefused.Load())
+	st := c.gate.state.Load()
+	gauge(descStage, float64(st.announced.snap.Generation), "announced")
+	if st.published != nil {
+		gauge(descStage, float64(st.published.snap.Generation), "published")
+	}
+	if f := c.forward; f != nil {
+		for _, u := range f.upstreams {
+			counter(descForwarded, u.answered.Load(), u.addr.String(), "answered")
+			counter(descForwarded, u.failed.Load(), u.addr.String(), "failed")
+		}
+		positive, negative := f.cache.len()
+		counter(descHits, f.cache.hits[0].Load(), "", "success", ".", "")
+		counter(descHits, f.cache.hits[1].Load(), "", "denial", ".", "")
+		counter(descMisses, f.cache.misses.Load(), "", ".", "")
+		gauge(descEntries, float64(positive), "", "success", ".", "")
+		gauge(descEntries, float64(negative), "", "denial", ".", "")
+	}
+}
+
+// collectSockets adds up the counters of the sockets. Responses and durations are told apart by address only, so UDP and TCP are one.
+func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*prometheus.Desc, uint64, ...string)) {
+	type key struct {
+		server string
+		zone   int
+	}
+	type sums struct {
+		responses [rcodes]uint64
+		buckets   [17]uint64
+		nanos     uint64
+	}
+	names := [zones]string{".", c.zone.domain, suffix4[1:], suffix6[1:]}
+	total := make(map[key]*sums)
+	for _, s := range (*Server)(c).stats() {
+		counter(descDropped, s.dropped.Load(), s.server, s.proto)
+		for z := range zones {
+			t := total[key{s.server, z}]
+			if t == nil {
+				t = new(sums)
+				total[key{s.server, z}] = t
+			}
+			for i := range s.requests[z] {
+				if n := s.requests[z][i].Load(); n > 0 {
+					counter(descRequests, n, s.server, names[z], "", s.proto, s.family, typeName(countedTypes[i]))
+				}
+			}
+			for i := range s.responses[z] {
+				t.responses[i] += s.responses[z][i].Load()
+			}
+			for i := range s.buckets[z] {
+				t.buckets[i] += s.buckets[z][i].Load()
+			}
+			t.nanos += s.nanos[z].Load()
+		}
+	}
+	for k, t := range total {
+		for rcode, n := range t.responses {
+			if n > 0 {
+				counter(descResponses, n, k.server, names[k.zone], "", rcodeName(rcode), "fairlead")
+			}
+		}
+		cumulative, count := make(map[float64]uint64, len(durations)), uint64(0)
+		for i, n := range t.buckets {
+			if count += n; i < len(durations) {
+				cumulative[durations[i]] = count
+			}
+		}
+		if count > 0 {
+			ch <- prometheus.MustNewConstHistogram(descDuration, count, float64(t.nanos)/1e9, cumulative, k.server, names[k.zone], "")
+		}
+	}
+}
+
+func typeName(t uint16) string {
+	if t == mdns.TypeNone {
+		return "other"
+	}
+	return mdns.TypeToString[t]
+}
+
+func rcodeName(rcode int) string {
+	if rcode == mdns.RcodeBadVers {
+		return "BADVERS"
+	}
+	if s, ok := mdns.RcodeToString[rcode]; ok {
+		return s
+	}
+	return strconv.Itoa(rcode)
+}

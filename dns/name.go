@@ -1,0 +1,343 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// kind is what a name stands for, by its form alone.
+type kind uint8
+
+const (
+	kindOutside   kind = iota // in none of our zones
+	kindNothing               // in a zone, of no form that can exist
+	kindBranch                // exists only because of the names below it
+	kindApex                  // a zone itself
+	kindVersion               // dns-version.ZONE
+	kindServer                // ns.dns.ZONE, the name of the cluster's name server
+	kindNamespace             // NS.svc.ZONE
+	kindService               // SVC.NS.svc.ZONE
+	kindEndpoint              // LABEL.SVC.NS.svc.ZONE
+	kindProtocol              // _PROTO.SVC.NS.svc.ZONE
+	kindPort                  // _PORT._PROTO.SVC.NS.svc.ZONE
+	kindPod                   // ADDRESS.NS.pod.ZONE
+	kindAddress               // D.C.B.A.in-addr.arpa
+)
+
+// target is a name taken apart. All its strings are in lower case.
+type target struct {
+	kind   kind
+	origin string         // the zone's name, with trailing dot
+	name   model.Name     // of the Service; for kindNamespace and kindPod only the namespace
+	label  string         // of the endpoint or the port
+	proto  model.Protocol // of the port
+	addr   netip.Addr     // of the pod, or that a reverse name stands for
+}
+
+const (
+	suffix4 = ".in-addr.arpa."
+	suffix6 = ".ip6.arpa."
+)
+
+// zone is the part of the name space that is the cluster's own.
+type zone struct {
+	domain  string         // "cluster.local."
+	suffix  string         // ".cluster.local."
+	reverse []netip.Prefix // masked
+	server  string         // "ns.dns.cluster.local."
+	ttl     uint32
+	minimum uint32
+	pods    PodNames
+}
+
+func newZone(o Options) (*zone, error) {
+	domain := strings.ToLower(strings.TrimSuffix(o.Domain, "."))
+	if err := checkDomain(domain); err != nil {
+		return nil, fmt.Errorf("cluster domain %q: %w", o.Domain, err)
+	}
+	z := &zone{
+		domain:  domain + ".",
+		suffix:  "." + domain + ".",
+		server:  "ns.dns." + domain + ".",
+		ttl:     uint32(o.TTL.Seconds()),
+		minimum: uint32(o.NegativeTTL.Seconds()),
+		pods:    o.Pods,
+	}
+	for _, p := range o.Reverse {
+		if !p.IsValid() || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("reverse range %q: not a network", p)
+		}
+		z.reverse = append(z.reverse, p.Masked())
+	}
+	return z, nil
+}
+
+// checkDomain allows what Kubernetes allows as a cluster domain: labels of letters, digits and dashes. The longest names
+// below it are _PORT._PROTO.SERVICE.NAMESPACE.svc (at most 16+6+64+64+4 octets), which limits its length.
+func checkDomain(domain string) error {
+	if domain == "" || len(domain) > 253-154 {
+		return errors.New("want 1 to 99 characters")
+	}
+	for label := range strings.SplitSeq(domain, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return fmt.Errorf("label %q is empty, too long or has a dash at an end", label)
+		}
+		if strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return fmt.Errorf("label %q has a character other than letters, digits and dashes", label)
+		}
+	}
+	if domain == "arpa" || strings.HasSuffix(domain, ".arpa") {
+		return errors.New("is for reverse names")
+	}
+	return nil
+}
+
+// parse takes a fully qualified name in presentation form apart.
+func (z *zone) parse(name string) target {
+	name = strings.ToLower(name)
+	if strings.IndexByte(name, '\\') >= 0 {
+		return z.parseEscaped(name)
+	}
+	switch {
+	case name == z.domain:
+		return target{kind: kindApex, origin: z.domain}
+	case strings.HasSuffix(name, z.suffix):
+		t := z.parseForward(name[:len(name)-len(z.suffix)])
+		t.origin = z.domain
+		return t
+	case strings.HasSuffix(name, suffix4):
+		return z.parseReverse(name, suffix4, 4, 8)
+	case strings.HasSuffix(name, suffix6):
+		return z.parseReverse(name, suffix6, 32, 4)
+	}
+	return target{}
+}
+
+// parseEscaped is for names with unusual octets. Nothing of ours is called so; it remains whose name it is. The labels
+// with escapes are never part of the zone's own name, and a dot in a label does not end it.
+func (z *zone) parseEscaped(name string) target {
+	labels := mdns.SplitDomainName(name)
+	last := 0
+	for i, l := range labels {
+		if strings.IndexByte(l, '\\') >= 0 {
+			last = i
+		}
+	}
+	below := strings.Join(labels[last+1:], ".") + "."
+	t := z.parse(below)
+	if t.kind == kindOutside {
+		// The reverse of 10.96.0.0/16 does not start at what is left when the odd label is below in-addr.arpa.
+		return target{}
+	}
+	return target{kind: kindNothing, origin: t.origin}
+}
+
+// cutLast splits off the last label.
+func cutLast(s string) (before, last string) {
+	if i := strings.LastIndexByte(s, '.'); i >= 0 {
+		return s[:i], s[i+1:]
+	}
+	return "", s
+}
+
+func (z *zone) parseForward(rest string) target {
+	before, top := cutLast(rest)
+	switch top {
+	case "svc":
+		return parseService(before)
+	case "pod":
+		if z.pods != PodsDisabled {
+			return parsePod(before)
+		}
+	case "dns-version":
+		if before == "" {
+			return target{kind: kindVersion}
+		}
+	case "dns":
+		switch before {
+		case "":
+			return target{kind: kindBranch}
+		case "ns":
+			return target{kind: kindServer}
+		}
+	}
+	return target{kind: kindNothing}
+}
+
+func parseService(rest string) target {
+	if rest == "" {
+		return target{kind: kindBranch}
+	}
+	var t target
+	rest, t.name.Namespace = cutLast(rest)
+	if rest == "" {
+		t.kind = kindNamespace
+		return t
+	}
+	rest, t.name.Name = cutLast(rest)
+	if rest == "" {
+		t.kind = kindService
+		return t
+	}
+	rest, t.label = cutLast(rest)
+	proto, isProto := parseProtocol(t.label)
+	switch {
+	case isProto && rest == "":
+		t.kind, t.proto = kindProtocol, proto
+	case isProto && rest[0] == '_' && strings.IndexByte(rest, '.') < 0:
+		t.kind, t.proto, t.label = kindPort, proto, rest[1:]
+	case rest == "":
+		t.kind = kindEndpoint
+	default:
+		t.kind = kindNothing
+	}
+	return t
+}
+
+func parseProtocol(label string) (model.Protocol, bool) {
+	switch label {
+	case "_tcp":
+		return model.TCP, true
+	case "_udp":
+		return model.UDP, true
+	case "_sctp":
+		return model.SCTP, true
+	}
+	return 0, false
+}
+
+func protocolLabel(p model.Protocol) string { return "_" + strings.ToLower(p.String()) }
+
+func parsePod(rest string) target {
+	if rest == "" {
+		return target{kind: kindBranch}
+	}
+	before, namespace := cutLast(rest)
+	if before == "" {
+		// Any namespace may have pods, and which ones exist is not known here.
+		return target{kind: kindBranch}
+	}
+	addr, ok := undash(before)
+	if !ok {
+		return target{kind: kindNothing}
+	}
+	return target{kind: kindPod, name: model.Name{Namespace: namespace}, addr: addr}
+}
+
+// dash is an address as a label: its text form with dashes for dots and colons.
+func dash(a netip.Addr) string {
+	if a.Is4() {
+		return strings.ReplaceAll(a.String(), ".", "-")
+	}
+	return strings.ReplaceAll(a.String(), ":", "-")
+}
+
+// undash is the address that a label stands for, if it is the one label that [dash] makes of it.
+func undash(label string) (netip.Addr, bool) {
+	if len(label) < 2 || len(label) > 39 || strings.IndexByte(label, '.') >= 0 {
+		return netip.Addr{}, false
+	}
+	text := []byte(label)
+	sep := byte(':')
+	if strings.Count(label, "-") == 3 && strings.Trim(label, "0123456789-") == "" && !strings.Contains(label, "--") {
+		sep = '.'
+	}
+	for i, c := range text {
+		if c == '-' {
+			text[i] = sep
+		}
+	}
+	a, err := netip.ParseAddr(string(text))
+	if err != nil || a.Zone() != "" || dash(a) != label {
+		return netip.Addr{}, false
+	}
+	return a, true
+}
+
+// parseReverse reads a name below in-addr.arpa (at most 4 labels of 8 bits) or ip6.arpa (32 of 4 bits) from the right, as
+// far as it is a number, and finds the zone it is in: exactly the cluster's ranges are ours.
+func (z *zone) parseReverse(name, suffix string, most, width int) target {
+	var (
+		octets [16]byte
+		depth  int
+		odd    bool
+		rest   = name[:len(name)-len(suffix)]
+	)
+	for rest != "" && depth < most && !odd {
+		before, label := cutLast(rest)
+		v, ok := parseDigits(label, width)
+		if !ok {
+			odd = true
+			break
+		}
+		bit := depth * width
+		octets[bit/8] |= byte(v << (8 - width - bit%8))
+		rest = before
+		depth++
+	}
+	addr := netip.AddrFrom16(octets)
+	if most == 4 {
+		addr = netip.AddrFrom4([4]byte(octets[:4]))
+	}
+	bits := depth * width
+	for _, p := range z.reverse {
+		apex := (p.Bits() + width - 1) / width * width
+		if !p.Contains(addr) || bits < apex || p.Addr().Is4() != addr.Is4() {
+			continue
+		}
+		t := target{kind: kindBranch, origin: reverseName(netip.PrefixFrom(addr, apex))}
+		switch {
+		case rest != "":
+			t.kind = kindNothing
+		case depth == most:
+			// The zone of a single address is its own apex too; the address is what matters.
+			t.kind, t.addr = kindAddress, addr
+		case bits == apex:
+			t.kind = kindApex
+		}
+		return t
+	}
+	return target{}
+}
+
+// parseDigits reads one label of a reverse name: a decimal octet without leading zeros, or one hexadecimal digit.
+func parseDigits(label string, width int) (uint64, bool) {
+	base, most := 16, 1
+	if width == 8 {
+		base, most = 10, 3
+	}
+	if label == "" || len(label) > most || (len(label) > 1 && label[0] == '0') || label[0] == '+' {
+		return 0, false
+	}
+	v, err := strconv.ParseUint(label, base, width)
+	return v, err == nil
+}
+
+// reverseName is the name of a reverse zone or, for a prefix of a single address, of the address.
+func reverseName(p netip.Prefix) string {
+	var b strings.Builder
+	if p.Addr().Is4() {
+		octets := p.Addr().As4()
+		for i := p.Bits()/8 - 1; i >= 0; i-- {
+			b.WriteString(strconv.Itoa(int(octets[i])))
+			b.WriteByte('.')
+		}
+		return b.String() + suffix4[1:]
+	}
+	octets := p.Addr().As16()
+	for i := p.Bits()/4 - 1; i >= 0; i-- {
+		b.WriteByte("0123456789abcdef"[octets[i/2]>>(4*(1-i%2))&15])
+		b.WriteByte('.')
+	}
+	return b.String() + suffix6[1:]
+}

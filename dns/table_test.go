@@ -1,0 +1,303 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/test/queries"
+)
+
+// optionsOf are the settings of a group of rows.
+func optionsOf(t testing.TB, g queries.Group) Options {
+	t.Helper()
+	o := Options{Domain: "cluster.local"}
+	for k, v := range g.Settings {
+		switch k {
+		case "dns":
+		case "domain":
+			o.Domain = v
+		case "pods":
+			mode, ok := map[string]PodNames{"disabled": PodsDisabled, "verified": PodsVerified, "insecure": PodsInsecure}[v]
+			if !ok {
+				t.Fatalf("pods=%s", v)
+			}
+			o.Pods = mode
+		case "reverse":
+			for s := range strings.SplitSeq(v, ",") {
+				o.Reverse = append(o.Reverse, netip.MustParsePrefix(s))
+			}
+		default:
+			t.Fatalf("unknown setting %s", k)
+		}
+	}
+	return o
+}
+
+// outcome is what a judge found, in the form of a row.
+type outcome struct {
+	rcode                    string
+	flags                    []string
+	answer, authority, extra []string
+}
+
+// check compares an outcome with a row. TTLs are not part of rows: they are the same everywhere.
+func (o outcome) check(t *testing.T, r queries.Row) {
+	t.Helper()
+	slices.Sort(o.answer)
+	slices.Sort(o.extra)
+	fail := func(what string, got, want any) { t.Errorf("%v: %s is %v, want %v", r, what, got, want) }
+	if o.rcode != r.Rcode {
+		fail("rcode", o.rcode, r.Rcode)
+	}
+	if o.flags != nil && !slices.Equal(o.flags, r.Flags) {
+		fail("flags", o.flags, r.Flags)
+	}
+	if !slices.Equal(o.answer, r.Answer) {
+		fail("answer", o.answer, r.Answer)
+	}
+	if !slices.Equal(o.extra, r.Extra) {
+		fail("additional section", o.extra, r.Extra)
+	}
+	if denies := len(o.authority) == 1 && strings.Contains(o.authority[0], " SOA "); denies != r.Denied {
+		fail("authority section", o.authority, map[bool]string{true: "an SOA record", false: "nothing"}[r.Denied])
+	}
+}
+
+// words are records as rows have them: without TTL and class.
+func words(rrs []mdns.RR) (out []string) {
+	for _, rr := range rrs {
+		if rr.Header().Rrtype == mdns.TypeOPT {
+			continue
+		}
+		f := strings.Fields(rr.String())
+		out = append(out, strings.Join(append([]string{f[0]}, f[3:]...), " "))
+	}
+	return out
+}
+
+func typeOf(t *testing.T, r queries.Row) uint16 {
+	t.Helper()
+	if kind, ok := mdns.StringToType[r.Type]; ok {
+		return kind
+	}
+	var n uint16
+	if _, err := fmt.Sscanf(r.Type, "TYPE%d", &n); err != nil {
+		t.Fatalf("%v: unknown type", r)
+	}
+	return n
+}
+
+// eachGroup runs a judge on every group of the table.
+func eachGroup(t *testing.T, judge func(t *testing.T, g queries.Group, o Options)) {
+	groups, err := queries.Groups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range groups {
+		t.Run(fmt.Sprintf("%d-%s", i, g.World), func(t *testing.T) { judge(t, g, optionsOf(t, g)) })
+	}
+}
+
+func TestTablePure(t *testing.T) {
+	eachGroup(t, func(t *testing.T, g queries.Group, o Options) {
+		v, err := NewView(o, g.Snapshot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range g.Rows {
+			if r.Rcode == "FORMERR" {
+				continue // not about names
+			}
+			a := v.Answer(r.Name, typeOf(t, r))
+			if a.Outside {
+				if r.Rcode != "REFUSED" {
+					t.Errorf("%v: is outside, want %s", r, r.Rcode)
+				}
+				continue
+			}
+			flags := []string{"aa", "rd"}
+			if a.Rcode == mdns.RcodeServerFailure {
+				flags = flags[1:]
+			}
+			outcome{mdns.RcodeToString[a.Rcode], flags, words(rrs(a.Answer)), words(rrs(a.Authority)), words(rrs(a.Extra))}.check(t, r)
+			for _, rec := range slices.Concat(a.Answer, a.Extra) {
+				if rec.Type != mdns.TypeSOA && rec.TTL != 5 {
+					t.Errorf("%v: TTL of %v", r, rec)
+				}
+			}
+		}
+	})
+}
+
+// start serves on a loopback port until the test ends.
+func start(t testing.TB, s *Server, ip string) netip.AddrPort {
+	t.Helper()
+	sockets, err := s.Listen([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 0)})
+	for try := 0; try < 10 && errors.Is(err, unix.EADDRINUSE); try++ {
+		// The port that was free for UDP was not for TCP.
+		sockets, err = s.Listen([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 0)})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- s.ServeSockets(ctx, sockets) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return sockets.Addrs()[0]
+}
+
+func newServer(t testing.TB, o Options) *Server {
+	t.Helper()
+	s, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestTableWire(t *testing.T) {
+	for _, via := range []struct {
+		network, ip string
+		edns        bool
+	}{{"udp", "127.0.0.1", false}, {"udp", "::1", true}, {"tcp", "127.0.0.1", true}, {"tcp", "::1", false}} {
+		t.Run(fmt.Sprintf("%s-%s", via.network, via.ip), func(t *testing.T) {
+			eachGroup(t, func(t *testing.T, g queries.Group, o Options) {
+				s := newServer(t, o)
+				s.Publish(g.Snapshot)
+				addr := start(t, s, via.ip)
+				client := &mdns.Client{Net: via.network, Timeout: 10 * time.Second}
+				for _, r := range g.Rows {
+					if r.Rcode == "FORMERR" {
+						continue // the client's library cannot send it
+					}
+					q := new(mdns.Msg).SetQuestion(r.Name, typeOf(t, r))
+					if via.edns {
+						q.SetEdns0(4096, false)
+					}
+					m, _, err := client.Exchange(q, addr.String())
+					if err != nil {
+						t.Fatalf("%v: %v", r, err)
+					}
+					if m.Question[0].Name != r.Name {
+						t.Errorf("%v: the question comes back as %s", r, m.Question[0].Name)
+					}
+					if (m.IsEdns0() != nil) != via.edns {
+						t.Errorf("%v: OPT is %v", r, m.IsEdns0())
+					}
+					wireOutcome(m).check(t, r)
+				}
+			})
+		})
+	}
+}
+
+func wireOutcome(m *mdns.Msg) outcome {
+	o := outcome{rcode: mdns.RcodeToString[m.Rcode], flags: []string{}, answer: words(m.Answer), authority: words(m.Ns), extra: words(m.Extra)}
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{{"aa", m.Authoritative}, {"tc", m.Truncated}, {"rd", m.RecursionDesired}, {"ra", m.RecursionAvailable}, {"ad", m.AuthenticatedData}} {
+		if f.set {
+			o.flags = append(o.flags, f.name)
+		}
+	}
+	return o
+}
+
+// dig is a client that none of us wrote. It asks all questions of a group on one line each.
+func TestTableDig(t *testing.T) {
+	path, err := exec.LookPath("dig")
+	if err != nil {
+		t.Skip("needs dig (package bind9-dnsutils)")
+	}
+	for _, transport := range []string{"+notcp", "+tcp"} {
+		t.Run(transport, func(t *testing.T) {
+			eachGroup(t, func(t *testing.T, g queries.Group, o Options) {
+				s := newServer(t, o)
+				s.Publish(g.Snapshot)
+				addr := start(t, s, "127.0.0.1")
+				var batch bytes.Buffer
+				var rows []queries.Row
+				for _, r := range g.Rows {
+					if r.Rcode == "FORMERR" {
+						continue
+					}
+					rows = append(rows, r)
+					fmt.Fprintf(&batch, "-q %s -t %s\n", r.Name, r.Type)
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				// It reads few words from a line, so what is the same for all goes before.
+				cmd := exec.CommandContext(ctx, path, "-r", "@"+addr.Addr().String(), "-p", fmt.Sprint(addr.Port()), transport,
+					"+noidnin", "+noidnout", "+tries=1", "+timeout=10", "+nocookie",
+					"+noall", "+comments", "+question", "+answer", "+authority", "+additional", "-f", "-")
+				cmd.Stdin = &batch
+				cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+				out, err := cmd.CombinedOutput()
+				if err != nil {
+					t.Fatalf("dig: %v\n%s", err, out)
+				}
+				outcomes := readDig(string(out))
+				if len(outcomes) != len(rows) {
+					t.Fatalf("dig gives %d answers to %d questions:\n%s", len(outcomes), len(rows), out)
+				}
+				for i, r := range rows {
+					outcomes[i].check(t, r)
+				}
+			})
+		})
+	}
+}
+
+// readDig reads what dig prints about each question.
+func readDig(text string) (out []outcome) {
+	var section *[]string
+	for line := range strings.SplitSeq(text, "\n") {
+		switch {
+		case strings.HasPrefix(line, ";; ->>HEADER<<-"):
+			_, rest, _ := strings.Cut(line, "status: ")
+			status, _, _ := strings.Cut(rest, ",")
+			out = append(out, outcome{rcode: status, flags: []string{}})
+			section = nil
+		case len(out) == 0:
+		case strings.HasPrefix(line, ";; flags:"):
+			flags, _, _ := strings.Cut(strings.TrimPrefix(line, ";; flags:"), ";")
+			for _, f := range strings.Fields(flags) {
+				if f != "qr" {
+					out[len(out)-1].flags = append(out[len(out)-1].flags, f)
+				}
+			}
+		case strings.HasPrefix(line, ";; ANSWER SECTION"):
+			section = &out[len(out)-1].answer
+		case strings.HasPrefix(line, ";; AUTHORITY SECTION"):
+			section = &out[len(out)-1].authority
+		case strings.HasPrefix(line, ";; ADDITIONAL SECTION"):
+			section = &out[len(out)-1].extra
+		case line == "" || line[0] == ';':
+		case section != nil:
+			f := strings.Fields(line)
+			*section = append(*section, strings.Join(append([]string{f[0]}, f[3:]...), " "))
+		}
+	}
+	return out
+}

@@ -1,0 +1,294 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bodyTimeout is how long a message may take over TCP once its length is known, and an answer to be taken.
+	bodyTimeout = 3 * time.Second
+	// pipeline bounds the queries of one connection that are being answered; further ones are not read.
+	pipeline = 64
+	// readBuffer is asked of the kernel for each UDP socket: bursts wait there while the process is not scheduled.
+	readBuffer = 1 << 20
+)
+
+// Sockets are the open sockets of a server.
+type Sockets struct {
+	udp []*net.UDPConn
+	tcp []*net.TCPListener
+}
+
+// Listen opens sockets in the calling thread's network namespace: for every address some for UDP, spread over by the
+// kernel, and one for TCP. The addresses need not be on an interface (yet); they must be specific, because an answer has to
+// come from the address that was asked. If one cannot be opened, none is.
+func (s *Server) Listen(addrs []netip.AddrPort) (*Sockets, error) {
+	n := s.options.UDPSockets
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	sockets := new(Sockets)
+	for _, a := range addrs {
+		if err := sockets.open(netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), n); err != nil {
+			sockets.Close()
+			return nil, fmt.Errorf("listen on %s: %w", a, err)
+		}
+	}
+	if s.forward != nil {
+		for _, u := range s.options.Upstreams {
+			if slices.Contains(sockets.Addrs(), u) {
+				sockets.Close()
+				return nil, fmt.Errorf("upstream %s is this server itself: name the resolver that it stands before", u)
+			}
+		}
+	}
+	return sockets, nil
+}
+
+func (s *Sockets) open(a netip.AddrPort, n int) error {
+	if !a.IsValid() || a.Addr().IsUnspecified() {
+		return errors.New("want a specific address")
+	}
+	family := "6"
+	if a.Addr().Is4() {
+		family = "4"
+	}
+	config := net.ListenConfig{Control: control}
+	// The first socket decides the port if it is 0, for TCP and the others to follow.
+	for range n {
+		c, err := config.ListenPacket(context.Background(), "udp"+family, a.String())
+		if err != nil {
+			return err
+		}
+		conn := c.(*net.UDPConn)
+		s.udp = append(s.udp, conn)
+		conn.SetReadBuffer(readBuffer) // less is no error
+		a = netip.AddrPortFrom(a.Addr(), conn.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	}
+	l, err := config.Listen(context.Background(), "tcp"+family, a.String())
+	if err != nil {
+		return err
+	}
+	s.tcp = append(s.tcp, l.(*net.TCPListener))
+	return nil
+}
+
+// control lets a socket be bound to an address that no interface has, and share it with others of its kind.
+func control(network, _ string, c syscall.RawConn) error {
+	var err error
+	outer := c.Control(func(fd uintptr) {
+		level, freebind := unix.SOL_IP, unix.IP_FREEBIND
+		if network[3] == '6' {
+			level, freebind = unix.SOL_IPV6, unix.IPV6_FREEBIND
+		}
+		if err = unix.SetsockoptInt(int(fd), level, freebind, 1); err == nil && network[:3] == "udp" {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}
+	})
+	return errors.Join(outer, err)
+}
+
+// Addrs are the addresses listened on, each once.
+func (s *Sockets) Addrs() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, l := range s.tcp {
+		out = append(out, l.Addr().(*net.TCPAddr).AddrPort())
+	}
+	return out
+}
+
+// Close closes all sockets.
+func (s *Sockets) Close() {
+	for _, c := range s.udp {
+		c.Close()
+	}
+	for _, l := range s.tcp {
+		l.Close()
+	}
+}
+
+// Serve listens on the addresses and serves until the context ends, which is no error.
+func (s *Server) Serve(ctx context.Context, addrs []netip.AddrPort) error {
+	sockets, err := s.Listen(addrs)
+	if err != nil {
+		return err
+	}
+	return s.ServeSockets(ctx, sockets)
+}
+
+// ServeSockets serves on sockets that are open, until the context ends, which is no error. It closes them.
+func (s *Server) ServeSockets(ctx context.Context, sockets *Sockets) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, c := range sockets.udp {
+		wg.Go(func() { s.serveUDP(ctx, c) })
+	}
+	for _, l := range sockets.tcp {
+		wg.Go(func() { s.serveTCP(ctx, l) })
+	}
+	<-ctx.Done()
+	sockets.Close()
+	return nil
+}
+
+// serveUDP answers on one socket. What can be answered at once is, on this goroutine and in its two buffers.
+func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
+	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	stats := s.statsOf("udp", local.String(), local.Addr().Is4())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	// A query longer than this is no query; what is cut off will not parse.
+	in, out := make([]byte, 4096), make([]byte, 4096)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(in)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			s.log.Warn("read query", "addr", local, "err", err)
+			if !sleep(ctx, 10*time.Millisecond) {
+				return
+			}
+			continue
+		}
+		resp, later := s.handle(stats, from.Addr(), in[:n], out)
+		if later != nil {
+			wg.Go(func() {
+				if resp := later(ctx, nil); resp != nil {
+					conn.WriteToUDPAddrPort(resp, from)
+				}
+			})
+			continue
+		}
+		if resp != nil {
+			// An answer that cannot be sent is an answer lost: the client asks again.
+			conn.WriteToUDPAddrPort(resp, from)
+		}
+	}
+}
+
+// sleep waits unless the context ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
+	local := l.Addr().(*net.TCPAddr).AddrPort()
+	stats := s.statsOf("tcp", local.String(), local.Addr().Is4())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := l.AcceptTCP()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			s.log.Warn("accept connection", "addr", local, "err", err)
+			if !sleep(ctx, 10*time.Millisecond) {
+				return
+			}
+			continue
+		}
+		if s.conns.Add(1) > int64(s.options.MaxConns) {
+			s.conns.Add(-1)
+			s.connsRefused.Add(1)
+			conn.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer s.conns.Add(-1)
+			s.serveConn(ctx, conn, stats)
+		})
+	}
+}
+
+// serveConn answers the queries of one connection, several at a time and in any order (RFC 7766), and what was asked before the client
+// closed its side too.
+func (s *Server) serveConn(ctx context.Context, conn *net.TCPConn, stats *socketStats) {
+	defer conn.Close()
+	var (
+		client = conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+		places = make(chan struct{}, pipeline)
+		mu     sync.Mutex // one answer at a time is written
+		wg     sync.WaitGroup
+		buf    = make([]byte, 512)
+	)
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	write := func(resp []byte) {
+		if resp == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		conn.SetWriteDeadline(time.Now().Add(bodyTimeout))
+		framed := make([]byte, 2+len(resp))
+		binary.BigEndian.PutUint16(framed, uint16(len(resp)))
+		copy(framed[2:], resp)
+		if _, err := conn.Write(framed); err != nil {
+			conn.Close()
+		}
+	}
+	for ctx.Err() == nil {
+		req, err := s.readMessage(ctx, conn, buf)
+		if err != nil {
+			return
+		}
+		resp, later := s.handle(stats, client, req, nil)
+		if later == nil {
+			write(resp)
+			continue
+		}
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			write(later(ctx, nil))
+		})
+	}
+}
+
+// readMessage reads one message with its length before it. A client may be idle for a while, but not dawdle within a message.
+func (s *Server) readMessage(ctx context.Context, conn *net.TCPConn, buf []byte) ([]byte, error) {
+	deadline := func(d time.Duration) error {
+		conn.SetReadDeadline(time.Now().Add(d))
+		return ctx.Err() // if it ended between, the deadline just set would hide it
+	}
+	var length [2]byte
+	if err := deadline(s.options.IdleTimeout); err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(conn, length[:]); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(length[:]))
+	if n > len(buf) {
+		buf = make([]byte, n)
+	}
+	if err := deadline(bodyTimeout); err != nil {
+		return nil, err
+	}
+	_, err := io.ReadFull(conn, buf[:n])
+	return buf[:n], err
+}
