@@ -1,0 +1,237 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	layout "github.com/fairlead/fairlead/cluster"
+)
+
+// leftovers lists what of a cluster is on the machine, apart from its state
+// directory: processes, mounts, control groups, and links, nftables tables and
+// files that carry the project's name.
+func (w *world) leftovers(t testing.TB) []string {
+	t.Helper()
+	group, err := w.dir.ControlGroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	if _, err := os.Stat(string(group)); err == nil {
+		out = append(out, "control group "+string(group))
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		cgroup, _ := os.ReadFile(p + "/cgroup")
+		cmdline, _ := os.ReadFile(p + "/cmdline")
+		words := strings.ReplaceAll(string(cmdline), "\x00", " ")
+		mounts, _ := os.ReadFile(p + "/mountinfo")
+		switch {
+		case strings.Contains(string(cgroup), w.dir.ControlGroupName()), strings.Contains(words, string(w.dir)):
+			out = append(out, "process "+filepath.Base(p)+" "+words)
+		case strings.Contains(string(mounts), string(w.dir)):
+			out = append(out, "mount in process "+filepath.Base(p)+" "+words)
+		}
+	}
+	return append(out, ownInRoot(t)...)
+}
+
+// ownInRoot lists what the machine's own namespaces have that carries the
+// project's name or its addresses.
+func ownInRoot(t testing.TB) []string {
+	t.Helper()
+	var out []string
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		addrs, _ := l.Addrs()
+		if l.Name == "fabric" || strings.HasPrefix(l.Name, "fl") || strings.Contains(fmt.Sprint(addrs), "172.30.0.") {
+			out = append(out, fmt.Sprintf("link %s %v", l.Name, addrs))
+		}
+	}
+	if tables, err := exec.Command("nft", "list", "tables").Output(); err == nil && strings.Contains(string(tables), "fairlead") {
+		out = append(out, "nftables "+strings.TrimSpace(string(tables)))
+	}
+	for _, dir := range []string{"/run", "/run/netns", "/etc/netns", "/etc/cni", "/sys/fs/bpf", "/dev/shm"} {
+		fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
+			if err != nil || strings.Count(name, "/") > 2 {
+				return fs.SkipDir
+			}
+			if strings.Contains(name, "fairlead") {
+				out = append(out, "file "+filepath.Join(dir, name))
+			}
+			return nil
+		})
+	}
+	return out
+}
+
+// clean fails the test if the cluster left something.
+func (w *world) clean(t testing.TB, when string) {
+	t.Helper()
+	if left := w.leftovers(t); len(left) > 0 {
+		t.Errorf("%s, left on the machine:\n%s", when, strings.Join(left, "\n"))
+	}
+}
+
+// processes lists the ids of all processes of a cluster.
+func (w *world) processes(t testing.TB) []int {
+	t.Helper()
+	group, err := w.dir.ControlGroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	filepath.WalkDir(string(group), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			for _, p := range layout.ControlGroup(path).Processes() {
+				if pid, err := strconv.Atoi(p); err == nil {
+					out = append(out, pid)
+				}
+			}
+		}
+		return nil
+	})
+	return out
+}
+
+// killAll kills every process of the cluster with -9, in random order, until
+// none is left.
+func (w *world) killAll(t testing.TB, rnd *rand.Rand) {
+	t.Helper()
+	eventually(t, 20*time.Second, "all killed", func() error {
+		pids := w.processes(t)
+		rnd.Shuffle(len(pids), func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
+		for _, pid := range pids {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if len(pids) > 0 {
+			return fmt.Errorf("%d processes", len(pids))
+		}
+		return nil
+	})
+}
+
+// TestDown: a cluster that is taken down, or all of whose processes were killed,
+// leaves nothing outside its state directory; and one killed at any moment comes
+// up again.
+func TestDown(t *testing.T) {
+	w := newWorld(t, "down")
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	t.Cleanup(func() {
+		w.run(t, "", "fairlead", "down", "--state", string(w.dir), "--purge")
+		w.clean(t, "at the end")
+	})
+	down := func(args ...string) {
+		t.Helper()
+		w.must(t, "fairlead", append([]string{"down", "--state", string(w.dir)}, args...)...)
+	}
+	start := func() {
+		t.Helper()
+		if r := w.up(t, "--nodes", "2"); r.code != 0 {
+			t.Fatal(r)
+		}
+		if err := w.connect(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	start()
+	w.kubectl(t, "apply", "-f", filepath.Join(root(), "examples/shop"))
+	w.rollout(t)
+	running := len(w.processes(t))
+	began := time.Now()
+	down()
+	t.Logf("%d processes taken down in %.1f s", running, time.Since(began).Seconds())
+	w.clean(t, "after down")
+
+	start()
+	w.rollout(t)
+	w.killAll(t, rnd)
+	down()
+	w.clean(t, "after kill -9 of everything and down")
+
+	// Killed while it starts, at some moment; then it must come up, whole.
+	for range 3 {
+		moment := time.Duration(100+rnd.IntN(4000)) * time.Millisecond
+		ctx, cancel := context.WithCancel(t.Context())
+		cmd := w.command(ctx, "fairlead", "up", "--detach", "--nodes", "2", "--state", string(w.dir), "--api-port", strconv.Itoa(w.port))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(moment)
+		cancel()
+		cmd.Wait()
+		w.killAll(t, rnd)
+		start()
+		w.rollout(t)
+		t.Logf("killed %v after the start; the next start is whole", moment)
+		w.killAll(t, rnd)
+	}
+
+	// The supervisor alone is killed; the next up takes over what it left.
+	start()
+	s, err := w.client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	w.rollout(t)
+	pods := w.pods(t, "app=client")
+	if out := w.in(t, pods[0].Name, "shop", "get", "http://front/"); !strings.Contains(out, "orders") {
+		t.Errorf("after the supervisor was killed: %s", out)
+	}
+	down("--purge")
+	w.clean(t, "after down --purge")
+	if _, err := os.Stat(string(w.dir)); err == nil {
+		t.Errorf("%s is still there after down --purge", w.dir)
+	}
+}
+
+// TestPodEndsWithItsProcesses: killing a pod's processes, its first one included,
+// brings the pod back; deleting it removes its control group and processes.
+func TestPodEndsWithItsProcesses(t *testing.T) {
+	w := shared(t)
+	w.apply(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: tree, namespace: shop, labels: {app: tree}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - {name: tree, image: host, command: [sh, -c, "sleep 987654 & sleep 987653 & trap '' TERM; while :; do sleep 1; done"]}
+`)
+	w.kubectl(t, "-n", namespace, "wait", "pod", "tree", "--for=condition=Ready", "--timeout=30s")
+	if out := w.in(t, "tree", "sh", "-c", "echo $HOSTNAME; cat /etc/hostname; hostname"); !slices.Contains(strings.Fields(out), "tree") {
+		t.Errorf("the pod does not know its name: %q", out)
+	}
+	w.kubectl(t, "-n", namespace, "delete", "pod", "tree", "--timeout=30s")
+	eventually(t, 10*time.Second, "the pod's processes", func() error {
+		if n := exec.Command("pgrep", "-f", "^sleep 98765[34]$").Run(); n == nil {
+			return fmt.Errorf("still there")
+		}
+		return nil
+	})
+}
