@@ -414,32 +414,29 @@ func (d *deployments) deleteExpired(ctx context.Context, r *rollout) error {
 	return nil
 }
 
-// write stores the status, then the revision, each only if it differs. In this order a rollout whose beginning was
-// not recorded because we were stopped begins again.
+// write stores the status and the revision, in one write, if either differs. The status subresource takes
+// annotations too; through the object itself the revision would count as a change by the user.
 func (d *deployments) write(ctx context.Context, r *rollout, status appsv1.DeploymentStatus) error {
 	fresh := r.d.DeepCopy()
-	client := d.h.client.AppsV1().Deployments(r.d.Namespace)
-	if !equality.Semantic.DeepEqual(r.d.Status, status) {
-		fresh.Status = status
-		updated, err := client.UpdateStatus(ctx, fresh, metav1.UpdateOptions{})
+	fresh.Status = status
+	if r.new != nil && r.d.DeletionTimestamp == nil {
+		if fresh.Annotations == nil {
+			fresh.Annotations = map[string]string{}
+		}
+		fresh.Annotations[revisionAnnotation] = r.new.Annotations[revisionAnnotation]
+	}
+	began := !maps.Equal(fresh.Annotations, r.d.Annotations)
+	if !began && equality.Semantic.DeepEqual(r.d.Status, status) {
+		return nil
+	}
+	if _, err := d.h.client.AppsV1().Deployments(r.d.Namespace).UpdateStatus(ctx, fresh, metav1.UpdateOptions{}); err != nil {
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("update deployment status: %w", err)
-		}
-		fresh = updated
+		return fmt.Errorf("update deployment status: %w", err)
 	}
-	if r.new == nil || r.d.Annotations[revisionAnnotation] == r.new.Annotations[revisionAnnotation] {
-		return nil
+	if began {
+		d.log.Info("rollout", "deployment", cache.MetaObjectToName(r.d).String(), "revision", fresh.Annotations[revisionAnnotation], "replicaset", r.new.Name)
 	}
-	if fresh.Annotations == nil {
-		fresh.Annotations = map[string]string{}
-	}
-	fresh.Annotations[revisionAnnotation] = r.new.Annotations[revisionAnnotation]
-	if _, err := client.Update(ctx, fresh, metav1.UpdateOptions{}); err != nil {
-		return fmt.Errorf("update deployment revision: %w", err)
-	}
-	d.log.Info("rollout", "deployment", cache.MetaObjectToName(r.d).String(), "revision", r.new.Annotations[revisionAnnotation], "replicaset", r.new.Name)
 	return nil
 }

@@ -75,19 +75,22 @@ func byAge(a, b *appsv1.ReplicaSet) int {
 	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 }
 
+// all is the old ones and the new one, in a slice of its own.
 func (r *rollout) all() []*appsv1.ReplicaSet {
-	if r.new == nil {
-		return r.old
+	all := slices.Clone(r.old)
+	if r.new != nil {
+		all = append(all, r.new)
 	}
-	return append(slices.Clone(r.old), r.new)
+	return all
 }
 
 // sameTemplate compares two pod templates but for the hash label that the controller adds.
 func sameTemplate(a, b *corev1.PodTemplateSpec) bool {
-	x, y := a.DeepCopy(), b.DeepCopy()
+	x, y := *a, *b
+	x.Labels, y.Labels = maps.Clone(a.Labels), maps.Clone(b.Labels)
 	delete(x.Labels, appsv1.DefaultDeploymentUniqueLabelKey)
 	delete(y.Labels, appsv1.DefaultDeploymentUniqueLabelKey)
-	return equality.Semantic.DeepEqual(x, y)
+	return equality.Semantic.DeepEqual(&x, &y)
 }
 
 // templateHash names a pod template; collisions says how many other templates were found under its name before.
