@@ -35,7 +35,7 @@ const slack = 128
 // Config is what a [Store] needs to know.
 type Config struct {
 	Dir    string         // made if it is not there
-	Ranges []netip.Prefix // one, or one of each family; leases outside of them stay until they are freed
+	Ranges []netip.Prefix // one, or one of each family; none: nothing can be allocated. Leases outside of them stay until they are freed
 
 	// Live returns the leases that are in use as far as the kernel can tell, with
 	// at least ID and Addrs. It is asked when the file cannot tell: it is not
@@ -57,7 +57,7 @@ type Store struct {
 
 // New checks the configuration. It touches no file.
 func New(cfg Config) (*Store, error) {
-	if len(cfg.Ranges) < 1 || len(cfg.Ranges) > 2 || len(cfg.Ranges) == 2 && cfg.Ranges[0].Addr().Is4() == cfg.Ranges[1].Addr().Is4() {
+	if len(cfg.Ranges) > 2 || len(cfg.Ranges) == 2 && cfg.Ranges[0].Addr().Is4() == cfg.Ranges[1].Addr().Is4() {
 		return nil, fmt.Errorf("ranges %v: want one, or one of each address family", cfg.Ranges)
 	}
 	for _, r := range cfg.Ranges {
@@ -86,6 +86,9 @@ func New(cfg Config) (*Store, error) {
 // with it; its Addrs and AllocatedAt are ignored. The error is a [*FullError]
 // when a range has no free address.
 func (s *Store) Allocate(want Lease) (Lease, error) {
+	if len(s.Ranges) == 0 {
+		return Lease{}, errors.New("allocate addresses: no range is configured")
+	}
 	want.Addrs, want.AllocatedAt = nil, s.now()
 	var got Lease
 	err := s.update(func(st *state) ([]record, error) {
@@ -137,6 +140,22 @@ func (s *Store) Release(id string) (Lease, error) {
 		return Lease{}, fmt.Errorf("release addresses: %w", err)
 	}
 	return was, nil
+}
+
+// Adopt asks the kernel what is in use, as [Config.Live] does when the file is
+// made new, and holds it. It is for a caller that finds an address in use which
+// it has just been given.
+func (s *Store) Adopt() error {
+	err := s.update(func(st *state) ([]record, error) {
+		if err := s.adoptLive(st); err != nil {
+			return nil, err
+		}
+		return nil, s.rewrite(st)
+	})
+	if err != nil {
+		return fmt.Errorf("adopt addresses: %w", err)
+	}
+	return nil
 }
 
 // Lookup returns the lease with this ID, or one without ID if there is none.
@@ -316,19 +335,28 @@ func (s *Store) mend(st *state, missing bool, damage error) error {
 		}
 	}
 	st.boot = s.boot
-	if s.Live != nil {
-		live, err := s.Live()
-		if err != nil {
-			return fmt.Errorf("find addresses in use: %w", err)
-		}
-		for _, lease := range live {
-			if err := lease.check(); err != nil {
-				return fmt.Errorf("find addresses in use: %w", err)
-			}
-			st.adopt(lease, s.now())
-		}
+	if err := s.adoptLive(st); err != nil {
+		return err
 	}
 	return s.rewrite(st)
+}
+
+// adoptLive takes in what the kernel has in use.
+func (s *Store) adoptLive(st *state) error {
+	if s.Live == nil {
+		return nil
+	}
+	live, err := s.Live()
+	if err != nil {
+		return fmt.Errorf("find addresses in use: %w", err)
+	}
+	for _, lease := range live {
+		if err := lease.check(); err != nil {
+			return fmt.Errorf("find addresses in use: %w", err)
+		}
+		st.adopt(lease, s.now())
+	}
+	return nil
 }
 
 // keepCorrupt gives the damaged file a second name, so that it survives being

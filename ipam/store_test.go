@@ -81,7 +81,7 @@ func TestNew(t *testing.T) {
 		{"d", prefixes("fd00::/64"), ""},
 		{"d", prefixes("10.0.0.0/24", "fd00::/64"), ""},
 		{"d", prefixes("fd00::/64", "10.0.0.0/24"), ""},
-		{"d", nil, "want one"},
+		{"d", nil, ""},
 		{"d", prefixes("10.0.0.0/24", "10.0.1.0/24"), "of each address family"},
 		{"d", prefixes("10.0.0.0/24", "fd00::/64", "fd01::/64"), "want one"},
 		{"d", prefixes("10.0.0.0/31"), "too small"},
@@ -226,6 +226,42 @@ func TestReconcile(t *testing.T) {
 	gone, err = s.Reconcile(func(Lease) bool { return true })
 	if err != nil || len(gone) != 0 {
 		t.Errorf("gone %v, %v", gone, err)
+	}
+}
+
+// TestAdopt holds what the kernel has in use, also against the file, and leaves
+// alone what the file knows better.
+func TestAdopt(t *testing.T) {
+	s := open(t, t.TempDir(), "10.0.0.0/24", "fd00::/64")
+	if err := s.Adopt(); err != nil {
+		t.Errorf("nothing to ask: %v", err)
+	}
+	allocate(t, s, "a")
+	allocate(t, s, "b")
+	s.Live = func() ([]Lease, error) {
+		return []Lease{{ID: "a", Addrs: []netip.Addr{netip.MustParseAddr("fd00::2")}}, *lease("z", "10.0.0.3")}, nil
+	}
+	if err := s.Adopt(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t, s); got != "a[10.0.0.2 fd00::2] z[10.0.0.3]" {
+		t.Errorf("leases %s", got)
+	}
+	if got := allocate(t, s, "b"); fmt.Sprint(got.Addrs) != "[10.0.0.4 fd00::4]" {
+		t.Errorf("gave %v", got.Addrs)
+	}
+}
+
+// TestNoRange gives back without a range but does not give.
+func TestNoRange(t *testing.T) {
+	dir := t.TempDir()
+	allocate(t, open(t, dir, "10.0.0.0/24"), "a")
+	s := open(t, dir)
+	if _, err := s.Allocate(Lease{ID: "b"}); err == nil || !strings.Contains(err.Error(), "no range is configured") {
+		t.Errorf("allocate: %v", err)
+	}
+	if was, err := s.Release("a"); err != nil || was.ID != "a" {
+		t.Errorf("release: %+v, %v", was, err)
 	}
 }
 

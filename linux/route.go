@@ -5,8 +5,11 @@ package linux
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // RouteProtocol is the routing protocol number (rtm_protocol, as shown by `ip
@@ -31,4 +34,39 @@ func Dump[T any](list func() ([]T, error)) ([]T, error) {
 			return got, err
 		}
 	}
+}
+
+// probeAddrs are addresses that no network has (RFC 5737, RFC 3849), so that only
+// a default route leads to them. Nothing is ever sent there: the kernel is only
+// asked for the route.
+var probeAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+
+// DefaultMTU returns the MTU of the current namespace's default route, or of its
+// interface: the smaller one if the two families differ, 0 if there is no default
+// route.
+func DefaultMTU() (int, error) {
+	mtu := 0
+	for _, addr := range probeAddrs {
+		routes, err := netlink.RouteGet(addr.AsSlice())
+		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) {
+			continue // none, or one that refuses
+		}
+		if err != nil {
+			return 0, fmt.Errorf("look up default route: %w", err)
+		}
+		for _, route := range routes {
+			got := route.MTU
+			if got == 0 {
+				link, err := netlink.LinkByIndex(route.LinkIndex)
+				if err != nil {
+					return 0, fmt.Errorf("look up interface of default route: %w", err)
+				}
+				got = link.Attrs().MTU
+			}
+			if mtu == 0 || got < mtu {
+				mtu = got
+			}
+		}
+	}
+	return mtu, nil
 }
