@@ -5,11 +5,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nft"
 )
 
 // Source is where snapshots come from.
@@ -25,20 +27,26 @@ type Routes interface {
 	Prune(context.Context, *model.Snapshot) error
 }
 
-// Dataplane carries Services' traffic. Apply returns when the kernel has taken the whole snapshot.
+// Dataplane carries Services' traffic. Apply returns when the kernel has taken the whole snapshot, or all of it but the Services
+// that an [nft.QuarantineError] names.
+// Verify looks whether somebody else has changed what was applied, and mends it.
 type Dataplane interface {
 	Apply(context.Context, *model.Snapshot) error
+	Verify(context.Context) error
 }
 
-// Names is the cluster DNS: told of a snapshot when it arrives and again when it can be relied on.
+// Names is the cluster DNS: told of a snapshot when it arrives and again when it can be relied on, but for the Services refused.
 type Names interface {
 	Announce(*model.Snapshot)
-	Publish(*model.Snapshot)
+	Publish(snap *model.Snapshot, refused ...model.Name)
 }
 
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 10 * time.Second
+
+	// verifyEvery is how long a change by another program may stay. Looking costs one question to the kernel.
+	verifyEvery = 30 * time.Second
 )
 
 // Loop is the agent's one loop.
@@ -54,12 +62,17 @@ type Loop struct {
 // Run applies every snapshot until ctx ends. It never gives up on an error: it says it once, keeps what works, and tries
 // again, at once when something changes and otherwise after a growing pause.
 func (l *Loop) Run(ctx context.Context) {
+	check := time.NewTicker(verifyEvery)
+	defer check.Stop()
 	var retry <-chan time.Time
 	pause, failing := retryFirst, ""
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-check.C:
+			l.verify(ctx)
+			continue
 		case <-l.Source.Changed():
 		case <-retry:
 		}
@@ -88,6 +101,15 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 }
 
+func (l *Loop) verify(ctx context.Context) {
+	if l.State.Acknowledged() == nil {
+		return
+	}
+	if err := l.Dataplane.Verify(ctx); err != nil && ctx.Err() == nil {
+		l.Logger.Error("cannot verify the dataplane", "err", err)
+	}
+}
+
 // apply is the order that promises rest on: additions go routes, dataplane, DNS; removals go the other way.
 // DNS hears first of what is gone, because announcing is enough for that.
 func (l *Loop) apply(ctx context.Context, snap *model.Snapshot) error {
@@ -96,13 +118,25 @@ func (l *Loop) apply(ctx context.Context, snap *model.Snapshot) error {
 	if err := l.Routes.Add(ctx, snap); err != nil {
 		return fmt.Errorf("add routes: %w", err)
 	}
-	if err := l.Dataplane.Apply(ctx, snap); err != nil {
-		return fmt.Errorf("apply services: %w", err)
+	applied := l.Dataplane.Apply(ctx, snap)
+	var quarantine *nft.QuarantineError
+	if applied != nil && !errors.As(applied, &quarantine) {
+		return fmt.Errorf("apply services: %w", applied)
 	}
-	l.Names.Publish(snap)
+	l.Names.Publish(snap, refused(quarantine)...)
 	l.State.acknowledge(snap, time.Since(start))
 	if err := l.Routes.Prune(ctx, snap); err != nil {
 		return fmt.Errorf("remove routes: %w", err)
 	}
-	return nil
+	return applied
+}
+
+func refused(q *nft.QuarantineError) (names []model.Name) {
+	if q == nil {
+		return nil
+	}
+	for _, r := range q.Services {
+		names = append(names, r.Service)
+	}
+	return names
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nft"
 )
 
 // stage records what the loop does, in order, and fails where it is told to.
@@ -24,6 +25,8 @@ type stage struct {
 	synced  bool
 	done    []string
 	fail    map[string]error
+	// verified counts the looks at what others may have changed.
+	verified int
 	// onApply runs while the dataplane is being written.
 	onApply func()
 }
@@ -59,7 +62,13 @@ func (s *stage) do(what string, snap *model.Snapshot) error {
 }
 
 func (s *stage) Announce(snap *model.Snapshot) { _ = s.do("announce", snap) }
-func (s *stage) Publish(snap *model.Snapshot)  { _ = s.do("publish", snap) }
+
+func (s *stage) Publish(snap *model.Snapshot, refused ...model.Name) {
+	_ = s.do("publish", snap)
+	for _, n := range refused {
+		s.done = append(s.done, "without "+n.String())
+	}
+}
 
 func (s *stage) Add(_ context.Context, snap *model.Snapshot) error   { return s.do("routes", snap) }
 func (s *stage) Prune(_ context.Context, snap *model.Snapshot) error { return s.do("prune", snap) }
@@ -69,6 +78,11 @@ func (s *stage) Apply(_ context.Context, snap *model.Snapshot) error {
 		s.onApply()
 	}
 	return s.do("dataplane", snap)
+}
+
+func (s *stage) Verify(context.Context) error {
+	s.verified++
+	return nil
 }
 
 // play runs a loop on the stage inside a bubble of its own time, until the story returns.
@@ -150,6 +164,23 @@ func TestNeverPublishedUnacknowledged(t *testing.T) {
 	}
 }
 
+// TestQuarantine: a Service that the kernel refuses holds back itself only, and is tried again.
+func TestQuarantine(t *testing.T) {
+	s := newStage()
+	bad := model.Name{Namespace: "shop", Name: "bad"}
+	s.fail["dataplane"] = &nft.QuarantineError{Services: []nft.Refusal{{Service: bad, Err: errors.New("too long")}}}
+	play(t, s, func(t *testing.T, state *State) {
+		s.signal()
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "without shop/bad", "prune 1")
+		if p := state.Progress(); p.Acknowledged != 1 || !strings.Contains(p.Error, "shop/bad") {
+			t.Errorf("progress %+v", p)
+		}
+		delete(s.fail, "dataplane")
+		time.Sleep(retryFirst)
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+	})
+}
+
 func TestFailedPruneIsTriedAgain(t *testing.T) {
 	s := newStage()
 	s.fail["prune"] = errors.New("busy")
@@ -162,6 +193,23 @@ func TestFailedPruneIsTriedAgain(t *testing.T) {
 		delete(s.fail, "prune")
 		time.Sleep(retryFirst)
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+	})
+}
+
+func TestVerifiesWhatIsApplied(t *testing.T) {
+	s := newStage()
+	play(t, s, func(t *testing.T, _ *State) {
+		time.Sleep(2*verifyEvery + time.Second)
+		synctest.Wait()
+		if s.verified != 0 {
+			t.Error("verified before anything was applied")
+		}
+		s.signal()
+		time.Sleep(2 * verifyEvery)
+		synctest.Wait()
+		if s.verified != 2 {
+			t.Errorf("verified %d times in two periods", s.verified)
+		}
 	})
 }
 

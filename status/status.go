@@ -74,6 +74,8 @@ type Dataplane struct {
 	Elements     uint64 `json:"elements"`
 	// Conntrack is the number of stale connection tracking entries removed.
 	Conntrack uint64 `json:"conntrackRemoved"`
+	// Drift is how many times another program had changed the table, and it was mended.
+	Drift uint64 `json:"drift"`
 }
 
 // Ready says in a sentence why the node cannot deliver yet; empty if it can.
@@ -106,7 +108,8 @@ func (r *Report) Print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "  programmed   %d services, %d endpoints, %d nodes, %d pods here\n", r.Services, r.Endpoints, r.Nodes, r.Pods)
 	d := r.Dataplane
-	fmt.Fprintf(w, "  dataplane    %d transactions, %d elements written, %d stale conntrack entries removed\n", d.Transactions, d.Elements, d.Conntrack)
+	fmt.Fprintf(w, "  dataplane    %d transactions, %d elements written, %d stale conntrack entries removed, drift mended %d times\n",
+		d.Transactions, d.Elements, d.Conntrack, d.Drift)
 	fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
 		strings.Join(r.DNS.Addresses, ", "), r.DNS.Waits, r.DNS.TimedOut)
 	if p.Error != "" {

@@ -1,0 +1,143 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nft"
+	"github.com/fairlead/fairlead/nodenet"
+	"github.com/fairlead/fairlead/status"
+)
+
+var _ status.Agent = (*Node)(nil)
+
+// Report implements status.Agent.
+func (n *Node) Report() *status.Report {
+	r := &status.Report{
+		Node: n.cfg.Node, Version: n.version, PID: os.Getpid(), Started: n.started, Server: n.client.Server,
+		Waiting: n.source.Waiting(), Progress: n.state.Progress(),
+	}
+	if snap := n.state.Acknowledged(); snap != nil {
+		r.Services, r.Nodes, r.Pods = snap.Services.Len(), snap.Nodes.Len(), snap.Pods.Len()
+		for _, svc := range snap.Services.All() {
+			r.Endpoints += len(svc.Endpoints)
+		}
+		if snap.Node() == nil {
+			r.Off = append(r.Off, fmt.Sprintf("DNS and pod network are off: the API server has no Node %q", n.cfg.Node))
+		} else if n.cfg.CNIConfDir != "" && len(snap.Node().PodCIDRs) == 0 {
+			r.Off = append(r.Off, fmt.Sprintf("DNS and pod network are off: Node %q has no pod CIDR yet", n.cfg.Node))
+		}
+	}
+	if len(n.cfg.Upstreams) == 0 {
+		r.Off = append(r.Off, "names outside the cluster are refused: no --upstream is configured")
+	}
+	n.mu.Lock()
+	for _, a := range n.dnsOn {
+		r.DNS.Addresses = append(r.DNS.Addresses, a.String())
+	}
+	n.mu.Unlock()
+	n.count(r)
+	return r
+}
+
+// count fills in the numbers, which are the metrics' own.
+func (n *Node) count(r *status.Report) {
+	families, err := n.metrics.Gather()
+	if err != nil {
+		r.Off = append(r.Off, fmt.Sprintf("counters: %v", err))
+		return
+	}
+	sums := make(map[string]uint64)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			sums[f.GetName()] += uint64(m.GetCounter().GetValue())
+		}
+	}
+	r.DNS.Queries = sums["coredns_dns_requests_total"]
+	r.DNS.Waits = sums["fairlead_dns_waits_total"]
+	r.DNS.TimedOut = sums["fairlead_dns_wait_timeouts_total"]
+	stats := n.plane.Stats()
+	r.Dataplane = status.Dataplane{Transactions: stats.Transactions, Elements: stats.Elements, Conntrack: stats.Flows, Drift: stats.Drift}
+	for _, q := range n.plane.Quarantined() {
+		r.Quarantined = append(r.Quarantined, fmt.Sprintf("%s: %v", q.Service, q.Err))
+	}
+	r.Off = append(r.Off, n.routes.Problems()...)
+}
+
+// WaitReady implements status.Agent.
+func (n *Node) WaitReady(ctx context.Context) error {
+	select {
+	case <-n.ready:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// WaitGone implements status.Agent.
+func (n *Node) WaitGone(ctx context.Context, addr netip.Addr) error {
+	return n.state.Wait(ctx, func(s *model.Snapshot) bool { return !forwards(s, addr) })
+}
+
+// forwards reports whether any Service sends new connections to the address.
+func forwards(s *model.Snapshot, addr netip.Addr) bool {
+	for _, svc := range s.Services.All() {
+		for i := range svc.Ports {
+			for _, b := range s.Candidates(svc, i, addr) {
+				if b.Addr == addr {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// Explain implements status.Agent.
+func (n *Node) Explain(ctx context.Context, pod model.Name, target explain.Target) (*explain.Walk, error) {
+	return n.explain.Walk(ctx, pod, target)
+}
+
+func (n *Node) explainer() *explain.Explainer {
+	e := &explain.Explainer{
+		Domain:   n.cfg.ClusterDomain,
+		Snapshot: n.state.Acknowledged,
+		Entry: func(vip netip.AddrPort, proto model.Protocol) ([]netip.AddrPort, bool, error) {
+			return nft.Read(nft.Options{}, vip, proto)
+		},
+		Route: func(dst netip.Addr) (explain.Route, error) {
+			r, err := nodenet.Lookup(dst)
+			return explain.Route{Dev: r.Dev, Via: r.Via, Src: r.Src, MTU: r.MTU}, err
+		},
+	}
+	for _, a := range n.cfg.DNS {
+		e.DNS = append(e.DNS, netip.AddrPortFrom(a, model.DNSPort))
+	}
+	return e
+}
+
+// Dump implements status.Agent.
+func (n *Node) Dump(what string) (string, error) {
+	snap := n.state.Acknowledged()
+	if snap == nil {
+		return "", fmt.Errorf("nothing is programmed yet: %s", n.Report().Ready())
+	}
+	switch what {
+	case "model":
+		return fmt.Sprintf("# generation %d\n%s", snap.Generation, snap), nil
+	case "nft":
+		return nft.Dump(nft.Options{})
+	case "routes":
+		return nodenet.Dump()
+	case "dns":
+		return n.names.Dump(), nil
+	}
+	return "", fmt.Errorf("there is no %q to dump; there are model, nft, routes and dns", what)
+}

@@ -1,0 +1,170 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/klog/v2"
+
+	"github.com/fairlead/fairlead/config"
+	"github.com/fairlead/fairlead/dns"
+	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/kube"
+	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nft"
+	"github.com/fairlead/fairlead/nodenet"
+	"github.com/fairlead/fairlead/status"
+)
+
+// Node is a running agent: the parts of one node, put together.
+type Node struct {
+	cfg     *config.Agent
+	version string
+	started time.Time
+	log     *slog.Logger
+
+	client  *kube.Client
+	source  *kube.Source
+	routes  *nodenet.Target
+	plane   *nft.Target
+	names   *dns.Server
+	state   *State
+	metrics *prometheus.Registry
+	explain *explain.Explainer
+
+	ready chan struct{} // closed when the node can deliver
+	mu    sync.Mutex
+	dnsOn []netip.AddrPort
+}
+
+// Run is the agent of one node, in the network namespace of the process. It returns when ctx ends, which is no error, and leaves
+// everything in the kernel as it is.
+func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logger) error {
+	klog.SetSlogLogger(log)
+	n, err := newNode(cfg, version, log)
+	if err != nil {
+		return err
+	}
+	socket, err := status.Listen(cfg.Socket())
+	if err != nil {
+		return err
+	}
+	defer n.plane.Close()
+	log.Info("starting", "version", version, "pid", os.Getpid(), "server", n.client.Server)
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	part := func(run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
+	part(func(ctx context.Context) error {
+		return status.Serve(ctx, socket, status.Handler(n, promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{})))
+	})
+	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
+	part(func(ctx context.Context) error {
+		loop := &Loop{Source: n.source, Routes: n.routes, Dataplane: n.plane, Names: n.names, State: n.state, Logger: log}
+		loop.Run(ctx)
+		return nil
+	})
+	part(n.afterFirst)
+	<-ctx.Done()
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil && err != context.Canceled {
+		return err
+	}
+	log.Info("stopped; the kernel goes on")
+	return nil
+}
+
+func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error) {
+	n := &Node{cfg: cfg, version: version, started: time.Now(), log: log, state: NewState(), metrics: prometheus.NewRegistry(), ready: make(chan struct{})}
+	var err error
+	if n.client, err = kube.NewClient(cfg.Kubeconfig); err != nil {
+		return nil, err
+	}
+	n.source = kube.New(kube.Options{Client: n.client, Node: cfg.Node, DNS: cfg.DNS, Logger: log})
+	n.routes = nodenet.New(nodenet.Options{Logger: log})
+	n.plane = nft.New(nft.Options{Logger: log})
+	n.names, err = dns.New(dns.Options{
+		Domain:    cfg.ClusterDomain,
+		Reverse:   slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
+		Clients:   cfg.PodCIDRs,
+		Upstreams: cfg.Upstreams,
+		Logger:    log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.metrics.MustRegister(n.names.Collectors()...)
+	n.explain = n.explainer()
+	return n, nil
+}
+
+// afterFirst does, after the first acknowledged snapshot, what tells others that this node can deliver: it opens the DNS sockets (before that, other
+// nodes answer for this one by the rules that are there already), writes the CNI configuration, and says so in the Node's status.
+func (n *Node) afterFirst(ctx context.Context) error {
+	usable := func(s *model.Snapshot) bool {
+		self := s.Node()
+		return self != nil && len(self.Addrs) > 0 && (n.cfg.CNIConfDir == "" || len(self.PodCIDRs) > 0)
+	}
+	if err := n.state.Wait(ctx, usable); err != nil {
+		return err
+	}
+	self := n.state.Acknowledged().Node()
+	var addrs []netip.AddrPort
+	for _, a := range slices.Concat(n.cfg.DNS, self.Addrs) {
+		addrs = append(addrs, netip.AddrPortFrom(a, model.DNSPort))
+	}
+	sockets, err := n.names.Listen(addrs)
+	if err != nil {
+		return fmt.Errorf("open DNS sockets: %w", err)
+	}
+	n.mu.Lock()
+	n.dnsOn = sockets.Addrs()
+	n.mu.Unlock()
+	if err := n.plane.AnswerDNS(true); err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- n.names.ServeSockets(ctx, sockets) }()
+	if n.cfg.CNIConfDir != "" {
+		if err := writeCNIConf(n.cfg, self.PodCIDRs); err != nil {
+			return err
+		}
+	}
+	close(n.ready)
+	n.log.Info("ready", "generation", n.state.Acknowledged().Generation, "took", time.Since(n.started))
+	n.announceReady(ctx)
+	return <-served
+}
+
+// announceReady tells the API server, and goes on telling it until it has heard.
+func (n *Node) announceReady(ctx context.Context) {
+	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
+		err := n.client.SetNetworkAvailable(ctx, n.cfg.Node)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		n.log.Warn("cannot say in the Node's status that the network is available, trying again", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}

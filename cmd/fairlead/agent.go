@@ -1,0 +1,44 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	fairlead "github.com/fairlead/fairlead/agent"
+	"github.com/fairlead/fairlead/config"
+)
+
+func newAgentCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "agent",
+		Short: "Run this node's service proxy, cluster DNS and routes",
+		Long: `Run this node's service proxy, cluster DNS and routes, in the network namespace it is started in.
+
+What the agent has programmed stays in the kernel when the agent ends; the next start adopts it and writes
+only what differs. fairlead cleanup removes it.`,
+		Args: cobra.NoArgs,
+	}
+	flags := config.AddFlags(c.Flags())
+	verbose := c.Flags().BoolP("verbose", "v", false, "log every change")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, err := flags.Agent()
+		if err != nil {
+			return err
+		}
+		level := slog.LevelInfo
+		if *verbose {
+			level = slog.LevelDebug
+		}
+		log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+		if err := fairlead.Run(c.Context(), cfg, version, log.With("node", cfg.Node)); err != nil {
+			return fmt.Errorf("agent: %w", err)
+		}
+		return nil
+	}
+	return c
+}

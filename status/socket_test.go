@@ -1,0 +1,189 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/model"
+)
+
+// agent is a scripted Agent.
+type agent struct {
+	report Report
+	gone   map[netip.Addr]bool
+}
+
+func (a *agent) Report() *Report { return &a.report }
+
+func (a *agent) WaitReady(ctx context.Context) error {
+	if a.report.Ready() == "" {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (a *agent) WaitGone(ctx context.Context, addr netip.Addr) error {
+	if a.gone[addr] {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (a *agent) Explain(_ context.Context, pod model.Name, t explain.Target) (*explain.Walk, error) {
+	if pod.Name != "client" {
+		return nil, errors.New("explain: no such pod here")
+	}
+	return &explain.Walk{Pod: pod.String(), Target: t.String()}, nil
+}
+
+func (a *agent) Dump(what string) (string, error) {
+	if what != "model" {
+		return "", fmt.Errorf("there is no %q to dump", what)
+	}
+	return "the model\n", nil
+}
+
+func serve(t *testing.T, a Agent, path string) *Client {
+	t.Helper()
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- Serve(ctx, l, Handler(a, http.NotFoundHandler())) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return Dial(path)
+}
+
+func working() *agent {
+	return &agent{
+		report: Report{Node: "n1", Progress: Progress{Arrived: 3, Acknowledged: 3, At: time.Now()}},
+		gone:   map[netip.Addr]bool{netip.MustParseAddr("10.244.0.5"): true},
+	}
+}
+
+func TestSocket(t *testing.T) {
+	c := serve(t, working(), filepath.Join(t.TempDir(), "run", "agent.sock"))
+	r, err := c.Report(t.Context())
+	if err != nil || r.Node != "n1" || r.Progress.Acknowledged != 3 {
+		t.Fatalf("report %+v, %v", r, err)
+	}
+	for _, tt := range []struct{ path, query, want string }{
+		{"/v1/ready", "", ""},
+		{"/v1/deliver", "pod=x/y&timeout=1ms", ""},
+		{"/v1/wait", "gone=10.244.0.5", ""},
+		{"/v1/wait", "gone=::ffff:10.244.0.5", ""},
+		{"/v1/wait", "gone=10.244.0.6&timeout=1ms", "error: a Service still sends new connections to 10.244.0.6"},
+		{"/v1/wait", "gone=me", `error: gone: ParseAddr("me"): unable to parse IP`},
+		{"/v1/wait", "gone=10.244.0.6&timeout=soon", `error: timeout: "soon" is no duration`},
+		{"/v1/wait", "gone=10.244.0.6&timeout=-1s", `error: timeout: "-1s" is no duration`},
+		{"/v1/dump", "what=model", "the model\n"},
+		{"/v1/dump", "what=moon", `error: there is no "moon" to dump`},
+		{"/v1/explain", "pod=x/client&target=a", `error: parse target "a": want NAME:PORT, for example orders:80`},
+		{"/v1/explain", "pod=client&target=a:1", "error: pod: want NAMESPACE/NAME"},
+		{"/v1/explain", "pod=x/other&target=a:1", "error: explain: no such pod here"},
+		{"/v1/nothing", "", "error: 404 page not found"},
+	} {
+		query, err := url.ParseQuery(tt.query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text string
+		if err := c.Get(t.Context(), tt.path, query, &text); err != nil {
+			text = "error: " + err.Error()
+		}
+		if text != tt.want {
+			t.Errorf("%s?%s: got %q, want %q", tt.path, tt.query, text, tt.want)
+		}
+	}
+	var walk explain.Walk
+	if err := c.Get(t.Context(), "/v1/explain", url.Values{"pod": {"x/client"}, "target": {"a:1"}}, &walk); err != nil || walk.Target != "a:1" {
+		t.Errorf("explain: %+v, %v", walk, err)
+	}
+}
+
+func TestNotReady(t *testing.T) {
+	for _, tt := range []struct {
+		report Report
+		want   string
+	}{
+		{Report{Server: "https://x", Waiting: []string{"services", "nodes"}}, "waiting for the API server at https://x to list services, nodes"},
+		{Report{}, "the first snapshot is being programmed"},
+		{Report{Progress: Progress{Error: "no nftables"}}, "nothing is programmed: no nftables"},
+	} {
+		c := serve(t, &agent{report: tt.report}, filepath.Join(t.TempDir(), "agent.sock"))
+		for _, path := range []string{"/v1/ready", "/v1/deliver"} {
+			var text string
+			err := c.Get(t.Context(), path, url.Values{"timeout": {"1ms"}}, &text)
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("%s: %v, want %s", path, err, tt.want)
+			}
+		}
+	}
+}
+
+// TestSocketPaths: a path longer than a socket address works, one left by a killed agent is taken over, one in use is not, and only the owner may connect.
+func TestSocketPaths(t *testing.T) {
+	path := filepath.Join(t.TempDir(), strings.Repeat("d", 100), "agent.sock")
+	old, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Close() // as after a kill: the file stays
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	c := serve(t, working(), path)
+	if _, err := c.Report(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another agent answers there") {
+		t.Errorf("a second agent: %v", err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if _, err := Dial(filepath.Join(t.TempDir(), "none.sock")).Report(t.Context()); err == nil {
+		t.Error("an agent that is not there answered")
+	}
+}
+
+func TestPrint(t *testing.T) {
+	r := working().report
+	r.Version, r.PID, r.Quarantined, r.Off = "v0", 7, []string{"shop/bad: refused"}, []string{"IPv6 is off"}
+	r.DNS.Addresses = []string{"10.96.0.10:53"}
+	var b strings.Builder
+	r.Print(&b)
+	for _, want := range []string{"node n1: ready\n", "pid 7", "generation   3", "queries on 10.96.0.10:53", "quarantined  shop/bad: refused", "off          IPv6 is off"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("want %q in\n%s", want, b.String())
+		}
+	}
+	r.Progress.Arrived = 5
+	b.Reset()
+	r.Print(&b)
+	if !strings.Contains(b.String(), "behind: generation 5 arrived, 3 acknowledged") {
+		t.Error(b.String())
+	}
+}
