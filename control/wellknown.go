@@ -125,15 +125,16 @@ func (w *wellKnown) ensureNamespaces(ctx context.Context) error {
 	return nil
 }
 
-// ensureServiceCIDR keeps the ServiceCIDR that says which ranges the cluster's ClusterIPs come from.
+// ensureServiceCIDR keeps the ServiceCIDR that says which ranges the cluster's ClusterIPs come from. The server makes
+// it when it starts; here it is made again when somebody deletes it.
 func (w *wellKnown) ensureServiceCIDR(ctx context.Context) error {
 	client := w.h.client.NetworkingV1().ServiceCIDRs()
-	want := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
-	for _, p := range w.h.ServiceCIDRs {
-		want.Spec.CIDRs = append(want.Spec.CIDRs, p.String())
-	}
-	have, err := client.Get(ctx, want.Name, metav1.GetOptions{})
+	have, err := client.Get(ctx, "kubernetes", metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
+		want := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
+		for _, p := range w.h.ServiceCIDRs {
+			want.Spec.CIDRs = append(want.Spec.CIDRs, p.Masked().String())
+		}
 		if have, err = client.Create(ctx, want, metav1.CreateOptions{}); err == nil {
 			w.log.Info("created", "servicecidr", want.Name, "cidrs", want.Spec.CIDRs)
 		}
@@ -141,32 +142,18 @@ func (w *wellKnown) ensureServiceCIDR(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ensure servicecidr: %w", err)
 	}
-	ready := metav1.Condition{Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionTrue, Message: "Kubernetes Service CIDR is ready"}
-	if !slices.Equal(have.Spec.CIDRs, want.Spec.CIDRs) {
-		ready.Status, ready.Reason = metav1.ConditionFalse, "Inconsistent"
-		ready.Message = fmt.Sprintf("the control plane was started with %v", want.Spec.CIDRs)
-	}
-	return w.setCIDRCondition(ctx, have, ready)
-}
-
-func (w *wellKnown) setCIDRCondition(ctx context.Context, have *networkingv1.ServiceCIDR, ready metav1.Condition) error {
-	ready.LastTransitionTime = metav1.Now()
-	fresh := have.DeepCopy()
-	at := slices.IndexFunc(fresh.Status.Conditions, func(c metav1.Condition) bool { return c.Type == ready.Type })
-	switch {
-	case have.DeletionTimestamp != nil:
+	isReady := func(c metav1.Condition) bool { return c.Type == networkingv1.ServiceCIDRConditionReady }
+	if have.DeletionTimestamp != nil || slices.ContainsFunc(have.Status.Conditions, isReady) {
 		return nil
-	case at < 0:
-		fresh.Status.Conditions = append(fresh.Status.Conditions, ready)
-	case fresh.Status.Conditions[at].Status == ready.Status && fresh.Status.Conditions[at].Message == ready.Message:
-		return nil
-	default:
-		fresh.Status.Conditions[at] = ready
 	}
-	if _, err := w.h.client.NetworkingV1().ServiceCIDRs().UpdateStatus(ctx, fresh, metav1.UpdateOptions{}); err != nil {
+	have.Status.Conditions = append(have.Status.Conditions, metav1.Condition{
+		Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionTrue, Reason: "ReadyForAllocation",
+		Message: "Kubernetes Service CIDR is ready", LastTransitionTime: metav1.Now(),
+	})
+	if _, err := client.UpdateStatus(ctx, have, metav1.UpdateOptions{}); err != nil {
 		return fmt.Errorf("update servicecidr status: %w", err)
 	}
-	w.log.Info("servicecidr", "name", have.Name, "ready", ready.Status, "message", ready.Message)
+	w.log.Info("servicecidr is ready", "cidrs", have.Spec.CIDRs)
 	return nil
 }
 
