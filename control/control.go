@@ -65,9 +65,8 @@ type Options struct {
 	NodeMask4, NodeMask6 int
 	// APIAddr is where the Service default/kubernetes leads: an address of the API server that pods reach.
 	APIAddr netip.AddrPort
-	// ClusterDomain is the DNS zone of the cluster, without a trailing dot. Empty means cluster.local.
-	ClusterDomain string
-	// DNSAddrs are the ClusterIPs of kube-system/kube-dns, the primary family first.
+	// DNSAddrs are the ClusterIPs of kube-system/kube-dns, the primary family first. Empty: the tenth address of
+	// each service CIDR, as everywhere.
 	DNSAddrs []netip.Addr
 	// NodeGrace is how long a node may leave its Lease unrenewed. 0 means 40 s.
 	NodeGrace time.Duration
@@ -85,14 +84,21 @@ func (o *Options) setDefaults() error {
 	if o.NodeMask6 == 0 {
 		o.NodeMask6 = 64
 	}
-	if o.ClusterDomain == "" {
-		o.ClusterDomain = "cluster.local"
-	}
 	if o.NodeGrace == 0 {
 		o.NodeGrace = 40 * time.Second
 	}
 	if len(o.ServiceCIDRs) == 0 {
 		return fmt.Errorf("check options: no service CIDR")
+	}
+	if len(o.DNSAddrs) == 0 {
+		for _, p := range o.ServiceCIDRs {
+			o.DNSAddrs = append(o.DNSAddrs, nth(p, 10))
+		}
+	}
+	for i, a := range o.DNSAddrs {
+		if i >= len(o.ServiceCIDRs) || !o.ServiceCIDRs[i].Contains(a) {
+			return fmt.Errorf("check options: the DNS address %s is not in the service CIDR of its place", a)
+		}
 	}
 	for _, p := range o.PodCIDRs {
 		if mask := o.nodeMask(p); mask < p.Bits() || mask > p.Addr().BitLen() {
@@ -103,6 +109,15 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("check options: no address of the API server")
 	}
 	return nil
+}
+
+// nth is the n-th address of p after its first; it may lie outside.
+func nth(p netip.Prefix, n int) netip.Addr {
+	a := p.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
 }
 
 // nodeMask is the prefix length of one node's part of p.

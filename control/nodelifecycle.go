@@ -26,10 +26,11 @@ const (
 	messageLost = "The node stopped renewing its Lease."
 )
 
-// nodeLifecycle watches the Leases in kube-node-lease. A node that does not renew its Lease for NodeGrace gets
-// Ready=Unknown and the unreachable taints, and its pods are marked not ready, so that they leave the endpoints;
-// all of it is taken back when the node renews. When a Lease was renewed is measured by this process' clock from
-// when it saw the change, so clocks need not agree and a restart gives every node a fresh grace.
+// nodeLifecycle watches the Leases in kube-node-lease. A node that gives no sign of life for NodeGrace, neither a
+// renewal of its Lease nor a word about its own readiness, gets Ready=Unknown and the unreachable taints, and its
+// pods are marked not ready, so that they leave the endpoints; all of it is taken back at the next sign. When a
+// sign was given is measured by this process' clock from when it saw it, so clocks need not agree and a restart
+// gives every node a fresh grace.
 type nodeLifecycle struct {
 	*loop[string]
 	h      *hub
@@ -38,12 +39,12 @@ type nodeLifecycle struct {
 	heard  map[string]sign // touched by the one worker only
 }
 
-// sign is the last sign of life of a node: which one, when it was first seen, and whether it is a renewal, not
+// sign is the last sign of life of a node: which one, when it was first seen, and whether it is a new one, not
 // just what was there when this process started.
 type sign struct {
-	lease   string
-	seen    time.Time
-	renewed bool
+	lease, word string
+	seen        time.Time
+	fresh       bool
 }
 
 func newNodeLifecycle(h *hub) *nodeLifecycle {
@@ -56,11 +57,6 @@ func newNodeLifecycle(h *hub) *nodeLifecycle {
 			n.add(l.Name)
 		}
 	})
-	watch(h, h.pods, func(old, cur *corev1.Pod) { // a pod that claims to be ready on a node that is lost
-		if cur != nil && cur.Spec.NodeName != "" && podReady(cur) != nil && (old == nil || podReady(old) == nil) {
-			n.add(cur.Spec.NodeName)
-		}
-	})
 	return n
 }
 
@@ -70,7 +66,7 @@ func (n *nodeLifecycle) reconcile(ctx context.Context, name string) (time.Durati
 		delete(n.heard, name)
 		return 0, ignoreGone(err)
 	}
-	left := n.grace(name, time.Now())
+	left := n.grace(node, time.Now())
 	if left <= 0 {
 		return 0, n.lost(ctx, node)
 	}
@@ -78,15 +74,18 @@ func (n *nodeLifecycle) reconcile(ctx context.Context, name string) (time.Durati
 }
 
 // grace is how long the node may still stay silent; it notes a new sign of life.
-func (n *nodeLifecycle) grace(name string, now time.Time) time.Duration {
-	current := ""
-	if lease, err := n.leases.Leases(corev1.NamespaceNodeLease).Get(name); err == nil && lease.Spec.RenewTime != nil {
-		current = string(lease.UID) + lease.Spec.RenewTime.String()
+func (n *nodeLifecycle) grace(node *corev1.Node, now time.Time) time.Duration {
+	last, known := n.heard[node.Name]
+	current := sign{lease: last.lease, word: last.word, seen: now, fresh: known}
+	if lease, err := n.leases.Leases(corev1.NamespaceNodeLease).Get(node.Name); err == nil && lease.Spec.RenewTime != nil {
+		current.lease = string(lease.UID) + lease.Spec.RenewTime.String()
 	}
-	last, known := n.heard[name]
-	if !known || current != "" && current != last.lease {
-		last = sign{current, now, known && current != ""}
-		n.heard[name] = last
+	if c := nodeCondition(node, corev1.NodeReady); c != nil && c.Reason != reasonLost && c.Reason != reasonFound {
+		current.word = fmt.Sprint(c.Status, c.Reason, c.LastHeartbeatTime, c.LastTransitionTime)
+	}
+	if !known || current.lease != last.lease || current.word != last.word {
+		last = current
+		n.heard[node.Name] = last
 	}
 	return last.seen.Add(n.h.NodeGrace).Sub(now)
 }
@@ -98,9 +97,12 @@ var unreachable = []corev1.Taint{
 }
 
 func (n *nodeLifecycle) lost(ctx context.Context, node *corev1.Node) error {
-	// the pods first: that is what takes traffic away
-	if err := n.markPods(ctx, node.Name, podLost); err != nil {
-		return err
+	// The pods first, since that is what takes traffic away, and once: one that says later that it is ready has a
+	// runner that lives.
+	if c := nodeCondition(node, corev1.NodeReady); c == nil || c.Reason != reasonLost {
+		if err := n.markPods(ctx, node.Name, podLost); err != nil {
+			return err
+		}
 	}
 	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionUnknown, Reason: reasonLost, Message: messageLost}
 	if err := n.setReady(ctx, node, ready); err != nil {
@@ -119,7 +121,7 @@ func (n *nodeLifecycle) lost(ctx context.Context, node *corev1.Node) error {
 
 func (n *nodeLifecycle) found(ctx context.Context, node *corev1.Node) error {
 	c := nodeCondition(node, corev1.NodeReady)
-	if !n.heard[node.Name].renewed {
+	if !n.heard[node.Name].fresh {
 		return nil // within its grace, but not heard yet
 	}
 	if c != nil && c.Status == corev1.ConditionUnknown && c.Reason == reasonLost {

@@ -134,6 +134,35 @@ func TestNodeLifecycle(t *testing.T) {
 	})
 }
 
+// TestNodeLifecycleHearsTheNode lets a lost node speak for itself before its Lease is renewed: that counts, or the
+// two would write against each other.
+func TestNodeLifecycleHearsTheNode(t *testing.T) {
+	objects := []runtime.Object{testNode("n1"), testPod("p", on("n1"), readyFor(time.Minute))}
+	inWorld(t, Options{}, objects, func(h *hub) { newNodeLifecycle(h) }, func(client *fake.Clientset, _ *syncBuffer) {
+		renew(t, client, "n1")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := seen(t, client); got != "node Unknown NoSchedule NoExecute, pod not ready" {
+			t.Fatalf("got %q", got)
+		}
+		node, err := client.CoreV1().Nodes().Get(context.Background(), "n1", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		*nodeCondition(node, corev1.NodeReady) = corev1.NodeCondition{
+			Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", LastTransitionTime: metav1.Now(),
+		}
+		before := writesOf(client)
+		if _, err := client.CoreV1().Nodes().UpdateStatus(context.Background(), node, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if got := seen(t, client); got != "node True, pod ready" || writesOf(client) > before+3 {
+			t.Errorf("got %q after %d writes", got, writesOf(client)-before)
+		}
+	})
+}
+
 // TestNodeLifecycleStartsWithGrace starts over nodes that are lost and nodes that are not: neither changes until
 // its own time, since nobody listened meanwhile.
 func TestNodeLifecycleStartsWithGrace(t *testing.T) {
@@ -227,13 +256,16 @@ func TestOptions(t *testing.T) {
 		ServiceCIDRs: prefixes("10.96.0.0/16"), PodCIDRs: prefixes("10.244.0.0/16", "fd00:244::/48"),
 		APIAddr: netip.MustParseAddrPort("172.30.0.1:6443"),
 	}
-	if err := good.setDefaults(); err != nil || good.NodeMask4 != 24 || good.NodeMask6 != 64 || good.NodeGrace != 40*time.Second || good.ClusterDomain != "cluster.local" {
+	if err := good.setDefaults(); err != nil || good.NodeMask4 != 24 || good.NodeMask6 != 64 || good.NodeGrace != 40*time.Second ||
+		!slices.Equal(good.DNSAddrs, []netip.Addr{netip.MustParseAddr("10.96.0.10")}) {
 		t.Errorf("got %+v, %v", good, err)
 	}
 	for name, change := range map[string]func(*Options){
 		"no service range":  func(o *Options) { o.ServiceCIDRs = nil },
 		"no API server":     func(o *Options) { o.APIAddr = netip.AddrPort{} },
 		"nodes do not fit":  func(o *Options) { o.PodCIDRs = prefixes("10.244.0.0/25") },
+		"DNS elsewhere":     func(o *Options) { o.DNSAddrs = []netip.Addr{netip.MustParseAddr("10.97.0.10")} },
+		"no room for DNS":   func(o *Options) { o.DNSAddrs, o.ServiceCIDRs = nil, prefixes("10.96.0.0/29") },
 		"mask is too long":  func(o *Options) { o.NodeMask4 = 33 },
 		"v6 does not fit":   func(o *Options) { o.PodCIDRs = prefixes("fd00:244::/80") },
 		"v6 mask too short": func(o *Options) { o.NodeMask6 = 32 },

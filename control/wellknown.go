@@ -95,9 +95,6 @@ func (w *wellKnown) reconcile(ctx context.Context, key string) (time.Duration, e
 			return apiSlices(w.h.APIAddr)
 		})
 	}
-	if len(w.h.DNSAddrs) == 0 {
-		return 0, nil
-	}
 	nodes, err := w.nodes.List(labels.Everything())
 	if err != nil {
 		return 0, fmt.Errorf("list nodes: %w", err)
@@ -159,7 +156,7 @@ func (w *wellKnown) ensureServiceCIDR(ctx context.Context) error {
 
 // apiServiceSpec is default/kubernetes: the first address of the primary range, port 443.
 func apiServiceSpec(primary netip.Prefix, port uint16) *corev1.Service {
-	s := fixedService(apiService, []netip.Addr{primary.Masked().Addr().Next()}, map[string]string{"component": "apiserver", "provider": "kubernetes"})
+	s := fixedService(apiService, []netip.Addr{nth(primary, 1)}, map[string]string{"component": "apiserver", "provider": "kubernetes"})
 	s.Spec.Ports = []corev1.ServicePort{servicePort("https", corev1.ProtocolTCP, 443, int(port))}
 	return s
 }
