@@ -157,7 +157,7 @@ func TestNodeLifecycleHearsTheNode(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		if got := seen(t, client); got != "node True, pod ready" || writesOf(client) > before+3 {
+		if got := seen(t, client); got != "node True, pod ready" || writesOf(client) > before+6 { // an informer that lags makes one twice, which the real server refuses
 			t.Errorf("got %q after %d writes", got, writesOf(client)-before)
 		}
 	})
