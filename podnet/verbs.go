@@ -1,0 +1,281 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/fairlead/fairlead/ipam"
+	"github.com/fairlead/fairlead/linux"
+)
+
+// unusedAfter is how old a lease without an interface has to be to be taken for a
+// leak: an ADD that is under way gets there much sooner, or is dead.
+const unusedAfter = 5 * time.Minute
+
+// openPod opens the pod's namespace, and refuses the node's own: wiring that to
+// itself would cut off the node.
+func openPod(path string) (*linux.NetNS, error) {
+	ns, err := linux.OpenNetNS(path)
+	if err != nil {
+		return nil, cniErrorf(types.ErrInvalidNetNS, "CNI_NETNS: %v", err)
+	}
+	own, err := linux.CurrentNetNS()
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	defer own.Close()
+	if ns.Same(own) {
+		ns.Close()
+		return nil, cniErrorf(types.ErrInvalidNetNS, "CNI_NETNS: %s is the node's own network namespace", path)
+	}
+	return ns, nil
+}
+
+// add is CNI ADD.
+func add(args *skel.CmdArgs) error {
+	conf, err := parseConf(args.StdinData)
+	if err != nil {
+		return err
+	}
+	ranges, err := conf.ranges()
+	if err != nil {
+		return err
+	}
+	store, err := conf.store(ranges)
+	if err != nil {
+		return err
+	}
+	prev, err := conf.prev()
+	if err != nil {
+		return err
+	}
+	ns, err := openPod(args.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	lease, made, err := attach(conf, store, ns, parseArgs(args))
+	if err != nil {
+		return err
+	}
+	if err := deliver(conf.Agent, lease.PodNamespace, lease.PodName); err != nil {
+		if made { // and not if it worked before this call
+			err = errors.Join(err, detach(store, lease.ID))
+		}
+		return cniErrorf(types.ErrTryAgainLater, "%v", err)
+	}
+	return types.PrintResult(resultOf(lease, prev, conf.DNS), conf.CNIVersion)
+}
+
+// attach takes a lease and wires the pod. If an address is found to be in use
+// against what the leases say, it is held for whoever uses it, and another one is
+// taken. After an error there is neither lease nor wiring.
+func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (lease ipam.Lease, made bool, err error) {
+	want.NetNSID, _ = ns.Cookie() // only to tell people; older kernels have none
+	mtu := conf.MTU
+	if mtu == 0 {
+		if mtu, err = linux.DefaultMTU(); err != nil {
+			return lease, false, err
+		}
+	}
+	for try := 0; ; try++ {
+		if lease, err = allocate(store, want); err != nil {
+			return lease, false, err
+		}
+		made, err = newWiring(ns, lease, mtu).make()
+		if err == nil {
+			return lease, made, nil
+		}
+		if !errors.Is(err, errTaken) || try > 0 {
+			_, releaseErr := store.Release(lease.ID)
+			return lease, false, errors.Join(err, releaseErr)
+		}
+		if err := store.Adopt(); err != nil {
+			return lease, false, err
+		}
+		// If that took the lease away, the next round makes a new one. If not, the
+		// route is a stranger's and the next round says so.
+	}
+}
+
+// allocate takes a lease. When a range is full it first looks for leases that
+// nobody has any more: a container whose namespace went away without a DEL.
+func allocate(store *ipam.Store, want ipam.Lease) (ipam.Lease, error) {
+	lease, err := store.Allocate(want)
+	var full *ipam.FullError
+	if !errors.As(err, &full) {
+		return lease, err
+	}
+	err = cniErrorf(types.ErrTryAgainLater, "%v", err)
+	ends, endsErr := hostEnds()
+	if endsErr != nil {
+		return lease, errors.Join(err, endsErr)
+	}
+	wired := map[string]bool{}
+	for _, name := range ends {
+		wired[name] = true
+	}
+	gone, reconcileErr := store.Reconcile(func(l ipam.Lease) bool {
+		return wired[l.ID] || time.Since(l.AllocatedAt) < unusedAfter
+	})
+	if reconcileErr != nil || len(gone) == 0 {
+		return lease, errors.Join(err, reconcileErr)
+	}
+	return store.Allocate(want)
+}
+
+// detach takes back what attach did: first the interface, then the lease.
+func detach(store *ipam.Store, id string) error {
+	if err := unwire(id); err != nil {
+		return err
+	}
+	_, err := store.Release(id)
+	return err
+}
+
+// resultOf is the answer of ADD, after what the plugins before this one said.
+func resultOf(lease ipam.Lease, prev *types100.Result, dns types.DNS) *types100.Result {
+	result := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
+	if prev != nil {
+		result = prev
+	}
+	podEnd := len(result.Interfaces) + 1
+	result.Interfaces = append(result.Interfaces,
+		&types100.Interface{Name: lease.ID, Mac: mac(lease.ID, "host").String()},
+		&types100.Interface{Name: lease.IfName, Mac: mac(lease.ID, "pod").String(), Sandbox: lease.NetNS})
+	for _, addr := range lease.Addrs {
+		gateway, all := gatewayOf(addr)
+		result.IPs = append(result.IPs, &types100.IPConfig{
+			Interface: types100.Int(podEnd), Address: ipNet(single(addr)), Gateway: gateway.AsSlice(),
+		})
+		result.Routes = append(result.Routes, &types.Route{Dst: ipNet(all), GW: gateway.AsSlice()})
+	}
+	if !dns.IsEmpty() {
+		result.DNS = dns
+	}
+	return result
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// del is CNI DEL. It needs nothing but the container's ID and the interface's
+// name: not the namespace, which may be gone, nor the ranges, which may be others.
+func del(args *skel.CmdArgs) error {
+	conf, err := parseConf(args.StdinData)
+	if err != nil {
+		return err
+	}
+	store, err := conf.store(nil)
+	if err != nil {
+		return err
+	}
+	return detach(store, hostName(args.ContainerID, args.IfName))
+}
+
+// check is CNI CHECK.
+func check(args *skel.CmdArgs) error {
+	conf, err := parseConf(args.StdinData)
+	if err != nil {
+		return err
+	}
+	store, err := conf.store(nil)
+	if err != nil {
+		return err
+	}
+	prev, err := conf.prev()
+	if err != nil {
+		return err
+	}
+	if prev == nil {
+		return cniErrorf(types.ErrInvalidNetworkConfig, "network configuration: CHECK without prevResult")
+	}
+	lease, err := store.Lookup(hostName(args.ContainerID, args.IfName))
+	if err != nil {
+		return err
+	}
+	if lease.ID == "" {
+		return cniErrorf(types.ErrUnknownContainer, "container %s has no addresses on interface %s", args.ContainerID, args.IfName)
+	}
+	for _, addr := range lease.Addrs {
+		if !slices.ContainsFunc(prev.IPs, func(ip *types100.IPConfig) bool { return ip.Address.IP.Equal(addr.AsSlice()) }) {
+			return fmt.Errorf("the result of ADD does not have address %s of container %s", addr, args.ContainerID)
+		}
+	}
+	ns, err := openPod(args.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	lease.IfName = args.IfName
+	return newWiring(ns, lease, 0).check()
+}
+
+// gc is CNI GC: everything that is not among the valid attachments goes. What is
+// added while it runs stays.
+func gc(args *skel.CmdArgs) error {
+	conf, err := parseConf(args.StdinData)
+	if err != nil {
+		return err
+	}
+	store, err := conf.store(nil)
+	if err != nil {
+		return err
+	}
+	valid := map[string]bool{}
+	for _, a := range conf.ValidAttachments {
+		valid[hostName(a.ContainerID, a.IfName)] = true
+	}
+	leases, err := store.Leases()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, lease := range leases {
+		if !valid[lease.ID] {
+			errs = append(errs, detach(store, lease.ID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// status is CNI STATUS. A full range is no reason for "not available": that would
+// take a node out of service whose pods all work.
+func status(args *skel.CmdArgs) error {
+	conf, err := parseConf(args.StdinData)
+	if err != nil {
+		return err
+	}
+	ranges, err := conf.ranges()
+	if err != nil {
+		return err
+	}
+	if _, err := conf.store(ranges); err != nil {
+		return err
+	}
+	if err := ready(conf.Agent); err != nil {
+		return cniErrorf(types.ErrPluginNotAvailable, "%v", err)
+	}
+	return nil
+}
+
+// ListAttachments returns the leases of the pods of this node, in the order of
+// their addresses, from the plugin's dataDir. It locks nothing and mends nothing,
+// so it may be called at any time; a directory without leases has none. A pod is
+// in the list from the beginning of its ADD until the end of its DEL. With a
+// damaged file it returns what can be read and an [*ipam.CorruptError]; the next
+// ADD or DEL mends the file.
+func ListAttachments(dataDir string) ([]ipam.Lease, error) { return ipam.Read(dataDir) }

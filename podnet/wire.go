@@ -1,0 +1,396 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package podnet
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/ipam"
+	"github.com/fairlead/fairlead/linux"
+)
+
+// The gateways of all pods. Nobody has these addresses.
+var (
+	gateway4 = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	gateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// errTaken says that an address which was just allocated has a route already.
+var errTaken = errors.New("the node has a route to this address already")
+
+// hostPrefix starts the names of the node's ends.
+const hostPrefix = "fl"
+
+// hostName names the node's end of an attachment's veth pair. It is also the ID
+// of its lease: whoever knows container and interface finds both, without a file.
+func hostName(containerID, ifName string) string {
+	sum := sha256.Sum256([]byte(containerID + "/" + ifName)) // a container ID has no slash
+	return hostPrefix + hex.EncodeToString(sum[:])[:11]
+}
+
+// isHostName recognises such a name.
+func isHostName(name string) bool {
+	digits, ok := strings.CutPrefix(name, hostPrefix)
+	return ok && len(digits) == 11 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// mac derives the address of one end: always the same for the same attachment,
+// locally administered, and different from all others as far as 46 bits go. Even
+// two equal ones would not matter, as no two pairs share a link.
+func mac(id, end string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(id + " " + end))
+	m := net.HardwareAddr(sum[:6])
+	m[0] = m[0]&^1 | 2
+	return m
+}
+
+// wiring is what ADD makes and CHECK looks at.
+type wiring struct {
+	ns      *linux.NetNS // the pod's
+	host    string       // name of the node's end
+	name    string       // name of the pod's end
+	hostMAC net.HardwareAddr
+	podMAC  net.HardwareAddr
+	addrs   []netip.Addr
+	mtu     int // 0: the kernel's default
+}
+
+func newWiring(ns *linux.NetNS, lease ipam.Lease, mtu int) *wiring {
+	return &wiring{
+		ns: ns, host: lease.ID, name: lease.IfName, mtu: mtu,
+		hostMAC: mac(lease.ID, "host"), podMAC: mac(lease.ID, "pod"), addrs: lease.Addrs,
+	}
+}
+
+// single is the prefix of one address.
+func single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+
+// gatewayOf returns the gateway and the default destination of an address's family.
+func gatewayOf(addr netip.Addr) (gateway netip.Addr, all netip.Prefix) {
+	gateway = gateway4
+	if addr.Is6() {
+		gateway = gateway6
+	}
+	all, _ = gateway.Prefix(0)
+	return gateway, all
+}
+
+// make wires the pod. made is false if that was done already and everything is
+// right; what is half done or no longer right is made anew. After an error
+// nothing of this attachment is left.
+func (w *wiring) make() (made bool, err error) {
+	node, err := linux.NewBatch()
+	if err != nil {
+		return false, err
+	}
+	defer node.Close()
+	veth, err := w.create(node)
+	if errors.Is(err, unix.EEXIST) && veth.Index != 0 { // the node's end is there: an ADD before this one
+		if w.check() == nil {
+			return false, nil
+		}
+		node.LinkDel(w.host)
+		if err := node.Send(); err != nil {
+			return false, err
+		}
+		veth, err = w.create(node)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("interface %s is in the pod's network namespace already: %w", w.name, err)
+	}
+	if err == nil {
+		if err = w.connect(node, veth); err == nil {
+			return true, nil
+		}
+	}
+	node.LinkDel(w.host)
+	return false, errors.Join(err, node.Send())
+}
+
+// create makes the pair, and reads what the kernel made of it: the index of the
+// node's end and, as its parent, that of the pod's.
+func (w *wiring) create(node *linux.Batch) (netlink.LinkAttrs, error) {
+	var veth netlink.LinkAttrs
+	node.VethAdd(linux.VethPair{Name: w.host, MAC: w.hostMAC, PeerName: w.name, PeerMAC: w.podMAC, PeerNS: w.ns, MTU: w.mtu})
+	node.LinkGet(w.host, &veth)
+	return veth, node.Send()
+}
+
+// connect gives both ends what they need. The pod's end is set up last.
+func (w *wiring) connect(node *linux.Batch, veth netlink.LinkAttrs) error {
+	if err := w.nodeSysctls(); err != nil {
+		return err
+	}
+	for _, addr := range w.addrs {
+		node.NeighSet(veth.Index, addr, w.podMAC)
+		node.RouteAdd(linux.Route{Dst: single(addr), Index: veth.Index})
+	}
+	if err := node.Send(); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			err = errors.Join(errTaken, err)
+		}
+		return err
+	}
+	return w.ns.Do(func() error { return w.connectPod(veth.ParentIndex) })
+}
+
+// connectPod runs in the pod's namespace.
+func (w *wiring) connectPod(index int) error {
+	if err := w.podSysctls(); err != nil {
+		return err
+	}
+	pod, err := linux.NewBatch()
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+	pod.LinkUp(index)
+	for _, addr := range w.addrs {
+		gateway, all := gatewayOf(addr)
+		pod.AddrAdd(index, single(addr))
+		pod.NeighSet(index, gateway, w.hostMAC)
+		pod.RouteAdd(linux.Route{Dst: all, Via: gateway, Index: index})
+	}
+	return pod.Send()
+}
+
+// nodeSysctls: the reverse path of a pod's packet is the route to the pod, but the
+// filter would also judge what a service address makes of it. The node's end has
+// no use for a link-local address of its own, nor for what goes with one.
+func (w *wiring) nodeSysctls() error {
+	if err := linux.WriteSysctl("net/ipv4/conf/"+w.host+"/rp_filter", "0"); err != nil {
+		return err
+	}
+	if !w.has6() {
+		return nil
+	}
+	dir := "net/ipv6/conf/" + w.host + "/"
+	return errors.Join(
+		linux.WriteSysctl(dir+"addr_gen_mode", "1"), // none
+		linux.WriteSysctl(dir+"accept_ra", "0"),
+	)
+}
+
+// podSysctls: some runtimes start with IPv6 off. Nobody else is on the link, so
+// there is nobody to have the same address and no router to wait for.
+func (w *wiring) podSysctls() error {
+	if !w.has6() {
+		return nil
+	}
+	dir := "net/ipv6/conf/" + w.name + "/"
+	return errors.Join(
+		linux.WriteSysctl(dir+"disable_ipv6", "0"),
+		linux.WriteSysctl(dir+"accept_dad", "0"),
+		linux.WriteSysctl(dir+"accept_ra", "0"),
+	)
+}
+
+func (w *wiring) has6() bool {
+	for _, addr := range w.addrs {
+		if addr.Is6() {
+			return true
+		}
+	}
+	return false
+}
+
+// unwire removes the pair, and with it all routes, addresses and neighbours.
+func unwire(host string) error {
+	node, err := linux.NewBatch()
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	node.LinkDel(host)
+	return node.Send()
+}
+
+// check looks whether everything is as make leaves it, and names the first thing
+// that is not.
+func (w *wiring) check() error {
+	host, err := netlink.LinkByName(w.host)
+	if err != nil {
+		return fmt.Errorf("the node's interface %s: %w", w.host, err)
+	}
+	peer := host.Attrs().ParentIndex
+	if host.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("the node's interface %s is down", w.host)
+	}
+	for _, addr := range w.addrs {
+		if err := leadsTo(addr, host.Attrs().Index); err != nil {
+			return fmt.Errorf("on the node: %w", err)
+		}
+		if err := hasNeigh(host.Attrs().Index, addr, w.podMAC); err != nil {
+			return fmt.Errorf("on the node: %w", err)
+		}
+	}
+	err = w.ns.Do(func() error { return w.checkPod(peer) })
+	if err != nil {
+		return fmt.Errorf("in the pod: %w", err)
+	}
+	return nil
+}
+
+// checkPod runs in the pod's namespace. index is what the node's end says of its
+// other end.
+func (w *wiring) checkPod(index int) error {
+	link, err := netlink.LinkByName(w.name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", w.name, err)
+	}
+	switch attrs := link.Attrs(); {
+	case attrs.Index != index || attrs.HardwareAddr.String() != w.podMAC.String():
+		return fmt.Errorf("interface %s is not the one connected to %s", w.name, w.host)
+	case attrs.Flags&net.FlagUp == 0:
+		return fmt.Errorf("interface %s is down", w.name)
+	}
+	have, err := linux.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", w.name, err)
+	}
+	for _, addr := range w.addrs {
+		found := false
+		for _, a := range have {
+			found = found || a.IP.Equal(addr.AsSlice())
+		}
+		if !found {
+			return fmt.Errorf("interface %s does not have address %s", w.name, addr)
+		}
+		gateway, all := gatewayOf(addr)
+		if err := hasRoute(all, index, gateway); err != nil {
+			return err
+		}
+		if err := hasNeigh(index, gateway, w.hostMAC); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leadsTo asks the kernel where it would send a packet.
+func leadsTo(addr netip.Addr, index int) error {
+	routes, err := netlink.RouteGet(addr.AsSlice())
+	if err != nil {
+		return fmt.Errorf("route to %s: %w", addr, err)
+	}
+	for _, route := range routes {
+		if route.LinkIndex != index || route.Gw != nil {
+			return fmt.Errorf("route to %s leads elsewhere: %s", addr, route)
+		}
+	}
+	return nil
+}
+
+// hasRoute looks for one route in the main table.
+func hasRoute(dst netip.Prefix, index int, gateway netip.Addr) error {
+	routes, err := linux.Dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(familyOf(dst.Addr()), &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, route := range routes {
+		if prefixOf(route.Dst) == dst && route.Gw.Equal(gateway.AsSlice()) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no route to %s via %s", dst, gateway)
+}
+
+func familyOf(addr netip.Addr) int {
+	if addr.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+// prefixOf converts a route's destination. The mask tells the family, since an IP
+// of either may come in 16 bytes.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	ones, bits := n.Mask.Size()
+	addr, _ := netip.AddrFromSlice(n.IP)
+	if bits == 32 {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, ones)
+}
+
+func hasNeigh(index int, addr netip.Addr, mac net.HardwareAddr) error {
+	neighs, err := linux.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, familyOf(addr)) })
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	for _, n := range neighs {
+		if n.IP.Equal(addr.AsSlice()) && n.State == unix.NUD_PERMANENT && n.HardwareAddr.String() == mac.String() {
+			return nil
+		}
+	}
+	return fmt.Errorf("no permanent neighbour %s at %s", addr, mac)
+}
+
+// liveLeases finds the pods of this node in the kernel: the routes of ours to
+// single addresses by interfaces with our kind of name. Ranges, if there are any,
+// leave out those of another network of the same node.
+func liveLeases(ranges []netip.Prefix) ([]ipam.Lease, error) {
+	ends, err := hostEnds()
+	if err != nil {
+		return nil, err
+	}
+	addrs := map[string][]netip.Addr{}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := linux.Dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: linux.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, route := range routes {
+			dst, name := prefixOf(route.Dst), ends[route.LinkIndex]
+			if name != "" && dst.IsSingleIP() && inRanges(dst.Addr(), ranges) {
+				addrs[name] = append(addrs[name], dst.Addr())
+			}
+		}
+	}
+	var leases []ipam.Lease
+	for name, list := range addrs {
+		leases = append(leases, ipam.Lease{ID: name, Addrs: list})
+	}
+	return leases, nil
+}
+
+func inRanges(addr netip.Addr, ranges []netip.Prefix) bool {
+	for _, r := range ranges {
+		if r.Contains(addr) {
+			return true
+		}
+	}
+	return len(ranges) == 0
+}
+
+// hostEnds returns the names of all interfaces with our kind of name, by index.
+func hostEnds() (map[int]string, error) {
+	links, err := linux.Dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	ends := map[int]string{}
+	for _, link := range links {
+		if isHostName(link.Attrs().Name) {
+			ends[link.Attrs().Index] = link.Attrs().Name
+		}
+	}
+	return ends, nil
+}
