@@ -5,16 +5,20 @@ package nodenet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
@@ -168,7 +172,7 @@ func TestFarNode(t *testing.T) {
 	testnet.MustRoot(t)
 	h := fabric(t)[0]
 	far := nodeN(3)
-	far.Addrs = []netip.Addr{netip.MustParseAddr("192.0.2.3")}
+	far.Addrs, far.PodCIDRs = []netip.Addr{netip.MustParseAddr("192.0.2.3")}, far.PodCIDRs[:1]
 	s := snapshot(1, nodeN(1), nodeN(2), far)
 	tg := target()
 	got := apply(t, h, tg, s)
@@ -247,4 +251,233 @@ func watch(t *testing.T, h *testnet.Host) func() int {
 		close(done)
 		return n
 	}
+}
+
+// TestStrangersRoute: another program's route to a node's pods stays, and the node is named; once it is gone, ours is made.
+func TestStrangersRoute(t *testing.T) {
+	testnet.MustRoot(t)
+	h := fabric(t)[0]
+	h.Route("10.244.2.0/24", "172.30.0.99", "eth0")
+	h.Route("fd00:244:0:3::/64", "fd00:30::99", "eth0")
+	tg, s := target(), snapshot(1, nodeN(1), nodeN(2), nodeN(3))
+	got := apply(t, h, tg, s)
+	if strings.Contains(got, "10.244.2.0/24") || strings.Contains(got, "fd00:244:0:3::/64") || !strings.Contains(got, "node 10.244.3.0/24") {
+		t.Errorf("beside a stranger's routes\n%s", got)
+	}
+	if p := tg.Problems(); len(p) != 2 || !strings.Contains(p[0]+p[1], "another program's route (protocol 4) is in the way") {
+		t.Errorf("problems %q", p)
+	}
+	h.Do(func() error {
+		hop, err := Lookup(netip.MustParseAddr("10.244.2.5"))
+		if hop.Via != netip.MustParseAddr("172.30.0.99") {
+			t.Errorf("the stranger's route is %v", hop)
+		}
+		for _, dst := range []string{"10.244.2.0/24", "fd00:244:0:3::/64"} {
+			_, n, _ := netlinkPrefix(dst)
+			if err := netlink.RouteDel(&netlink.Route{Dst: n, Protocol: 4}); err != nil {
+				return err
+			}
+		}
+		return err
+	})
+	h.Do(func() error { return tg.Verify(context.Background()) })
+	if got := apply(t, h, tg, s); got != forN1 || len(tg.Problems()) != 0 {
+		t.Errorf("after the stranger's routes went\n%s%q", got, tg.Problems())
+	}
+	// A stranger's route beside ours, less preferred, is no obstacle, and survives a change of ours.
+	h.Do(func() error {
+		_, n, _ := netlinkPrefix("10.244.2.0/24")
+		return netlink.RouteAdd(&netlink.Route{Dst: n, Gw: net.ParseIP("172.30.0.99"), Protocol: 4, Priority: 50})
+	})
+	moved := nodeN(2)
+	moved.Addrs = []netip.Addr{netip.MustParseAddr("172.30.0.22"), netip.MustParseAddr("fd00:30::22")}
+	if got := apply(t, h, tg, snapshot(1, nodeN(1), moved, nodeN(3))); !strings.Contains(got, "node 10.244.2.0/24 via 172.30.0.22 dev eth0\n") {
+		t.Errorf("after a move\n%s", got)
+	}
+	h.Do(func() error {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: 4}, netlink.RT_FILTER_PROTOCOL)
+		if err == nil && len(routes) != 1 {
+			err = fmt.Errorf("the stranger's routes are %v", routes)
+		}
+		return err
+	})
+}
+
+// TestVerify: a device that was down has lost its routes; they come back, and what was right is not written again.
+func TestVerify(t *testing.T) {
+	testnet.MustRoot(t)
+	h := fabric(t)[0]
+	tg, s := target(), snapshot(1, nodeN(1), nodeN(2), nodeN(3))
+	apply(t, h, tg, s)
+	h.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetDown(link); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	})
+	h.Addr("eth0", "fd00:30::11/64") // going down takes away addresses of IPv6
+	h.Do(func() error { return tg.Verify(context.Background()) })
+	h.Do(func() error {
+		text, err := Dump()
+		if text != forN1 {
+			t.Errorf("after the device was down\n%s", text)
+		}
+		return err
+	})
+	changes := watch(t, h)
+	h.Do(func() error { return tg.Verify(context.Background()) })
+	if n := changes(); n != 0 {
+		t.Errorf("verifying what is right made %d changes", n)
+	}
+}
+
+// TestPhases: what is new is added before what is gone is removed, and both only when told.
+func TestPhases(t *testing.T) {
+	testnet.MustRoot(t)
+	h := fabric(t)[0]
+	tg := target()
+	h.Do(func() error { return tg.Prune(context.Background(), snapshot(1)) })
+	apply(t, h, tg, snapshot(1, nodeN(1), nodeN(2)))
+	next := snapshot(1, nodeN(1), nodeN(3))
+	dump := func() (text string) {
+		h.Do(func() (err error) { text, err = Dump(); return err })
+		return text
+	}
+	h.Do(func() error { return tg.Add(context.Background(), next) })
+	if got := dump(); got != forN1 {
+		t.Errorf("after adding\n%s", got)
+	}
+	h.Do(func() error { return tg.Prune(context.Background(), next) })
+	if got := dump(); strings.Contains(got, "10.244.2.0") || !strings.Contains(got, "10.244.3.0") {
+		t.Errorf("after pruning\n%s", got)
+	}
+	// A new agent that has not added anything prunes nothing.
+	h.Do(func() error { return target().Prune(context.Background(), snapshot(1)) })
+	if got := dump(); !strings.Contains(got, "10.244.3.0") {
+		t.Errorf("an agent that knows nothing pruned\n%s", got)
+	}
+}
+
+// TestDesired: what is asked for in vain is named, and whoever comes first by name has a range.
+func TestDesired(t *testing.T) {
+	thief, twin, bare := nodeN(2), nodeN(4), nodeN(5)
+	thief.PodCIDRs[0] = nodeN(1).PodCIDRs[0]
+	twin.PodCIDRs = nodeN(3).PodCIDRs
+	bare.Addrs = bare.Addrs[:1]
+	wishes, problems := desired(snapshot(1, nodeN(1), thief, nodeN(3), twin, bare))
+	var got []string
+	for _, w := range wishes {
+		got = append(got, strings.TrimSpace(fmt.Sprintf("%d %s %s %s", w.kind, w.dst, w.via, w.who)))
+	}
+	want := []string{
+		"1 10.244.3.0/24 172.30.0.13 node n3", "1 10.244.5.0/24 172.30.0.15 node n5",
+		"1 fd00:244:0:2::/64 fd00:30::12 node n2", "1 fd00:244:0:3::/64 fd00:30::13 node n3",
+		"2 10.96.0.10/32 invalid IP cluster DNS", "2 fd00:96::a/128 invalid IP cluster DNS",
+		"7 10.244.1.0/24 invalid IP unused pod addresses of this node", "7 fd00:244:0:1::/64 invalid IP unused pod addresses of this node",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
+	}
+	wantProblems := []string{
+		"pods of node n2 (10.244.1.0/24) cannot be reached: node n1 has the same range",
+		"pods of node n4 (10.244.3.0/24) cannot be reached: node n3 has the same range",
+		"pods of node n4 (fd00:244:0:3::/64) cannot be reached: node n3 has the same range",
+		"pods of node n5 (fd00:244:0:5::/64) cannot be reached: the node has no address of that family",
+	}
+	if !slices.Equal(problems, wantProblems) {
+		t.Errorf("problems\n%s", strings.Join(problems, "\n"))
+	}
+}
+
+// TestSysctls: the node forwards, IPv6 only if its pods have it, and then it goes on listening to router advertisements.
+func TestSysctls(t *testing.T) {
+	testnet.MustRoot(t)
+	h := fabric(t)[0]
+	read := func(key string) (v string) {
+		h.Do(func() (err error) { v, err = linux.ReadSysctl(key); return err })
+		return v
+	}
+	const v4, v6, ra = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"
+	single := nodeN(1)
+	single.PodCIDRs = single.PodCIDRs[:1]
+	tg := target()
+	apply(t, h, tg, snapshot(1, single))
+	if read(v4) != "1" || read(v6) != "0" || read(ra) != "1" {
+		t.Errorf("single-stack: %s %s %s", read(v4), read(v6), read(ra))
+	}
+	apply(t, h, tg, snapshot(1, nodeN(1)))
+	if read(v4) != "1" || read(v6) != "1" || read(ra) != "2" {
+		t.Errorf("dual-stack: %s %s %s", read(v4), read(v6), read(ra))
+	}
+}
+
+// TestUnusedAddresses: a packet to a pod that does not exist comes to an end, with an answer, and the DNS address is this node's own.
+func TestUnusedAddresses(t *testing.T) {
+	testnet.MustRoot(t)
+	h := fabric(t)[0]
+	h.Sysctl("net/ipv4/conf/all/rp_filter", "1")
+	h.Route("0.0.0.0/0", "172.30.0.1", "eth0")
+	apply(t, h, target(), snapshot(1, nodeN(1), nodeN(2)))
+	h.Do(func() error {
+		if hop, err := Lookup(netip.MustParseAddr("10.244.1.77")); !errors.Is(err, unix.EHOSTUNREACH) {
+			t.Errorf("an unused address: %v, %v", hop, err)
+		}
+		if hop, err := Lookup(netip.MustParseAddr("fd00:244:0:1::77")); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
+			t.Errorf("an unused address: %v, %v", hop, err)
+		}
+		for _, vip := range dnsVIPs {
+			if hop, err := Lookup(vip); err != nil || !hop.Local {
+				t.Errorf("%s: %v, %v", vip, hop, err)
+			}
+		}
+		hop, err := Lookup(netip.MustParseAddr("10.244.2.9"))
+		if hop.String() != "via 172.30.0.12 dev eth0 src 172.30.0.11 mtu 1500" {
+			t.Errorf("a pod of n2: %v", hop)
+		}
+		return err
+	})
+	// A server on the DNS address, which is on no device, is reached by the node's other processes.
+	for _, vip := range dnsVIPs {
+		h.Do(func() error {
+			server, err := (&net.ListenConfig{Control: freebind}).ListenPacket(context.Background(), "udp", netip.AddrPortFrom(vip, 53).String())
+			if err != nil {
+				return err
+			}
+			defer server.Close()
+			client, err := net.Dial("udp", netip.AddrPortFrom(vip, 53).String())
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			buf := make([]byte, 16)
+			client.Write([]byte("ping"))
+			server.SetDeadline(time.Now().Add(10 * time.Second))
+			client.SetDeadline(time.Now().Add(10 * time.Second))
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return fmt.Errorf("%s: %w", vip, err)
+			}
+			server.WriteTo(buf[:n], from)
+			if n, err = client.Read(buf); string(buf[:n]) != "ping" {
+				t.Errorf("%s: %q, %v", vip, buf[:n], err)
+			}
+			return err
+		})
+	}
+}
+
+// freebind allows an address that is on no device.
+func freebind(network, _ string, c syscall.RawConn) (err error) {
+	outer := c.Control(func(fd uintptr) {
+		if network == "udp6" {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		}
+	})
+	return errors.Join(outer, err)
 }
