@@ -165,6 +165,9 @@ func (st *state) gated(t target, name string, qtype uint16) (a Answer, why reaso
 	old := st.published.answer(t, name, qtype)
 	missing := without(a.Answer, old.Answer) || without(a.Extra, old.Extra)
 	if !missing && (a.Rcode == old.Rcode || len(a.Answer) == 0) {
+		if len(a.Answer) > 0 && old.Unsettled.After(a.Unsettled) {
+			a.Unsettled = old.Unsettled // the slices have come, but are not programmed either
+		}
 		return a, settled, a
 	}
 	if both := common(a, old); len(both.Answer) > 0 && both.Answer[len(both.Answer)-1].Type != mdns.TypeCNAME {
