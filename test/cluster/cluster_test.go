@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -273,37 +272,7 @@ func (w *world) in(t testing.TB, pod string, args ...string) string {
 // onNode runs a command in a node's network namespace.
 func (w *world) onNode(t testing.TB, node string, args ...string) result {
 	t.Helper()
-	files := [3]*os.File{}
-	var readers [3]*os.File
-	for i := range files {
-		r, wr, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i == 0 {
-			files[i], readers[i] = r, wr
-		} else {
-			files[i], readers[i] = wr, r
-		}
-	}
-	readers[0].Close()
-	var out [3]bytes.Buffer
-	var wg sync.WaitGroup
-	for i := 1; i < 3; i++ {
-		wg.Go(func() { io.Copy(&out[i], readers[i]) })
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	begin := time.Now()
-	code, err := w.client.Exec(ctx, layout.ExecRequest{Node: node, Command: args}, files, nil)
-	for _, f := range files {
-		f.Close()
-	}
-	wg.Wait()
-	if err != nil {
-		t.Fatalf("on node %s, %v: %v", node, args, err)
-	}
-	return result{append([]string{node + ":"}, args...), out[1].String(), out[2].String(), code, time.Since(begin)}
+	return w.run(t, "", "fairlead", append([]string{"exec", "--node", node, "--"}, args...)...)
 }
 
 // pods returns the running pods of a namespace by label selector, in the order of
