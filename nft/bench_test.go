@@ -1,0 +1,65 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"fmt"
+	"testing"
+)
+
+// BenchmarkOneEndpoint is the cost of one endpoint that is replaced by another, in a cluster of some size: snapshot, transaction,
+// kernel. It should not depend on the size.
+//
+//	go test ./nft -run - -bench OneEndpoint
+func BenchmarkOneEndpoint(b *testing.B) {
+	for _, services := range []int{10, 1000, 20000} {
+		b.Run(fmt.Sprint(services), func(b *testing.B) {
+			builder := manyServices(services, 10)
+			target := newTarget(b, newNS(b))
+			apply(b, target, builder.Build())
+			i := 0
+			for b.Loop() {
+				i++
+				b.StopTimer()
+				setMany(builder, i%services, 10, 1+i/services%2)
+				snap := builder.Build()
+				b.StartTimer()
+				apply(b, target, snap)
+			}
+		})
+	}
+}
+
+// BenchmarkLoad is the time from an empty namespace to all Services programmed, and BenchmarkAdopt that of a start that finds
+// them there.
+func BenchmarkLoad(b *testing.B) {
+	for _, services := range []int{1000, 10000, 20000} {
+		b.Run(fmt.Sprint(services), func(b *testing.B) {
+			snap := manyServices(services, 10).Build()
+			for b.Loop() {
+				b.StopTimer()
+				target := newTarget(b, newNS(b))
+				b.StartTimer()
+				apply(b, target, snap)
+				b.StopTimer()
+				target.Close()
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+func BenchmarkAdopt(b *testing.B) {
+	for _, services := range []int{1000, 20000} {
+		b.Run(fmt.Sprint(services), func(b *testing.B) {
+			ns, snap := newNS(b), manyServices(services, 10).Build()
+			apply(b, newTarget(b, ns), snap)
+			for b.Loop() {
+				target := newTarget(b, ns)
+				apply(b, target, snap)
+				target.Close()
+			}
+		})
+	}
+}

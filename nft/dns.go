@@ -1,0 +1,82 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// tableOwner is NFT_TABLE_F_OWNER (Linux 5.12): the table ends with the socket that made it.
+const tableOwner = 2
+
+// AnswerDNS says that this process has its sockets open at the cluster DNS's virtual addresses, or that it is about to close them.
+//
+// For pods' questions the rules see for themselves whether there is a socket. For questions of the node's own processes
+// they cannot: where such a packet is rewritten, the kernel knows the sender's socket and not the receiver's. What it does know is
+// whether this process lives. So while it answers, a second, tiny table keeps those packets from being tracked and rewritten;
+// it belongs to the Target's connection to the kernel and vanishes with it, however the process ends. From then on the questions
+// go to other nodes.
+func (t *Target) AnswerDNS(on bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.answering = on
+	if t.last == nil {
+		return nil
+	}
+	if err := t.connect(); err != nil {
+		return err
+	}
+	return t.answerHere(t.last)
+}
+
+// answerHere makes the owned table agree with the snapshot.
+func (t *Target) answerHere(snap *model.Snapshot) error {
+	var want []frontend
+	for _, a := range snap.DNS {
+		for _, p := range []model.Protocol{model.UDP, model.TCP} {
+			if t.answering && answersDNS(snap, a, p) {
+				want = append(want, frontend{netip.AddrPortFrom(a, model.DNSPort), p})
+			}
+		}
+	}
+	if slices.Equal(want, t.answered) {
+		return nil
+	}
+	// Others' tables of this kind may be there: an agent that is being replaced has one until it ends.
+	name := fmt.Sprintf("%s-dns-%d", Table, t.conn.port)
+	b := newBatch()
+	if len(t.answered) > 0 {
+		deleteTable(b, name)
+	}
+	if len(want) > 0 {
+		addTable(b, name, tableOwner, "")
+		const output = "output"
+		declareChain(b, name, chain{name: output, base: &base{"filter", unix.NF_INET_LOCAL_OUT, -300}})
+		for _, k := range want {
+			addRule(b, name, output, rule{"this node answers", notrackTo(k)})
+		}
+	}
+	if err := t.commit(b, 0); err != nil {
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // too old a kernel: the node's own processes ask other nodes
+		}
+		return fmt.Errorf("keep this node's questions here: %w", err)
+	}
+	t.answered = want
+	return nil
+}
+
+func notrackTo(k frontend) []expr.Any {
+	f, port := k.family(), k.addr.Port()
+	return join(loadPort(reg0, destPort), equal(reg0, byte(port>>8), byte(port)), proto(k.proto), f.only(),
+		f.load(reg0, f.daddr), equal(reg0, k.addr.Addr().AsSlice()...), &expr.Notrack{})
+}

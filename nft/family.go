@@ -1,0 +1,137 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// family is everything in which the two address families differ.
+type family struct {
+	index   int
+	suffix  string // in names of sets and chains
+	word    string // as the nft tool writes it
+	nfproto byte
+	size    int    // of an address, bytes
+	saddr   uint32 // offset in the IP header
+	daddr   uint32
+	addr    datatype
+}
+
+var (
+	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4}
+	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6}
+	families = [...]*family{v4, v6}
+)
+
+func familyOf(a netip.Addr) *family {
+	if a.Is4() {
+		return v4
+	}
+	return v6
+}
+
+// frontend is what a client addresses.
+type frontend struct {
+	addr  netip.AddrPort
+	proto model.Protocol
+}
+
+func (f frontend) family() *family { return familyOf(f.addr.Addr()) }
+
+// compareFrontends orders as dumps do.
+func compareFrontends(a, b frontend) int {
+	if c := a.addr.Compare(b.addr); c != 0 {
+		return c
+	}
+	return int(a.proto) - int(b.proto)
+}
+
+// dest is where a connection may go. It has no pointers: a node may hold hundreds of thousands, and the garbage
+// collector need not look at them.
+type dest struct {
+	addr [16]byte
+	port uint16
+}
+
+func destOf(a netip.AddrPort) dest { return dest{a.Addr().As16(), a.Port()} }
+
+func (d dest) addrPort(f *family) netip.AddrPort {
+	return netip.AddrPortFrom(f.address(d.addr[16-f.size:]), d.port)
+}
+
+// address reads an address in network order.
+func (f *family) address(b []byte) netip.Addr {
+	a, _ := netip.AddrFromSlice(b[:f.size])
+	return a
+}
+
+func (f *family) appendAddr(b []byte, a netip.Addr) []byte {
+	if f == v4 {
+		x := a.As4()
+		return append(b, x[:]...)
+	}
+	x := a.As16()
+	return append(b, x[:]...)
+}
+
+// Elements are registers in a row. A register has four bytes: an address fills one or four, a protocol, a port
+// and an index one each. Protocols and ports are at the register's start, padded with zeros; ports are in network order, numbers in
+// the machine's order.
+
+// portKey is the key of a service: address, protocol, port.
+func (f *family) portKey(b []byte, k frontend) []byte {
+	b = f.appendAddr(b, k.addr.Addr())
+	b = append(b, byte(k.proto), 0, 0, 0)
+	return append(binary.BigEndian.AppendUint16(b, k.addr.Port()), 0, 0)
+}
+
+func (f *family) portKeyLen() int { return f.size + 8 }
+
+// parsePortKey is the reverse of portKey.
+func (f *family) parsePortKey(b []byte) frontend {
+	port := binary.BigEndian.Uint16(b[f.size+4:])
+	return frontend{netip.AddrPortFrom(f.address(b), port), model.Protocol(b[f.size])}
+}
+
+// endpointKey is the key of an endpoint: the service's key and an index.
+func (f *family) endpointKey(b []byte, k frontend, index int) []byte {
+	return appendNumber(f.portKey(b, k), uint32(index))
+}
+
+func (f *family) parseEndpointKey(b []byte) (frontend, int) {
+	return f.parsePortKey(b), int(binary.NativeEndian.Uint32(b[f.portKeyLen():]))
+}
+
+// destData is an endpoint's value: address, port.
+func (f *family) destData(b []byte, d dest) []byte {
+	b = append(b, d.addr[16-f.size:]...)
+	return append(binary.BigEndian.AppendUint16(b, d.port), 0, 0)
+}
+
+func (f *family) parseDest(b []byte) dest {
+	return destOf(netip.AddrPortFrom(f.address(b), binary.BigEndian.Uint16(b[f.size:])))
+}
+
+// protoKey is the key of the cluster DNS's set: address, protocol.
+func (f *family) protoKey(b []byte, a netip.Addr, p model.Protocol) []byte {
+	return append(f.appendAddr(b, a), byte(p), 0, 0, 0)
+}
+
+func appendNumber(b []byte, n uint32) []byte { return binary.NativeEndian.AppendUint32(b, n) }
+
+// after is the first address behind a prefix; zero if it ends at the last address there is.
+func after(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last.Next()
+}

@@ -1,0 +1,213 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// A UDP flow has no end that conntrack could see: as long as packets come, they go where the first one went, also when nobody is there any
+// more, or somebody else. So after a change, every UDP flow to an address and port that changed is looked at, and
+// removed if it leads to what is no candidate now. This follows from what is, not from what happened: a flow that was missed once
+// is found the next time, at the latest when the agent starts.
+
+// Attributes of conntrack messages that golang.org/x/sys/unix does not name (linux/netfilter/nfnetlink_conntrack.h).
+const (
+	ctGet    = 1
+	ctDelete = 2
+
+	ctTupleOrig  = 1
+	ctTupleReply = 2
+	ctID         = 12
+	ctZone       = 18
+	ctFilter     = 25
+
+	ctTupleIP    = 1
+	ctTupleProto = 2
+	ctIPv4Src    = 1
+	ctIPv4Dst    = 2
+	ctIPv6Src    = 3
+	ctIPv6Dst    = 4
+	ctProtoNum   = 1
+	ctProtoSrc   = 2
+	ctProtoDst   = 3
+
+	ctFilterOrig    = 1
+	ctFilterIPDst   = 1 << 1
+	ctFilterNum     = 1 << 3
+	ctFilterPortDst = 1 << 5
+)
+
+// manyPorts is from how many changed frontends on one reading of all UDP flows is cheaper than one reading for each.
+const manyPorts = 4
+
+// flow is a UDP conntrack entry.
+type flow struct {
+	front  frontend       // where the client sends to
+	leads  netip.AddrPort // who answers
+	origin []byte         // what the kernel needs to find it again
+	id     []byte
+	zone   []byte
+}
+
+// cleanFlows removes the flows that lead to no candidate of the frontends that changed.
+func (t *Target) cleanFlows() error {
+	if len(t.stale) == 0 && !t.everyStale {
+		return nil
+	}
+	for _, f := range families {
+		var fronts []frontend
+		for k := range t.stale {
+			if k.family() == f {
+				fronts = append(fronts, k)
+			}
+		}
+		if !t.everyStale && len(fronts) == 0 {
+			continue
+		}
+		if t.everyStale || len(fronts) > manyPorts {
+			fronts = []frontend{{}}
+		}
+		for _, k := range fronts {
+			if err := t.cleanPort(f, k); err != nil {
+				return fmt.Errorf("remove flows to past endpoints: %w", err)
+			}
+		}
+	}
+	clear(t.stale)
+	t.everyStale = false
+	return nil
+}
+
+func (t *Target) cleanPort(f *family, k frontend) error {
+	var found []flow
+	err := t.conn.flows(f, k, func(x flow) {
+		if t.isStale(x) {
+			x.origin, x.id, x.zone = slices.Clone(x.origin), slices.Clone(x.id), slices.Clone(x.zone)
+			found = append(found, x)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, x := range found {
+		deleted, err := t.conn.deleteFlow(f, x)
+		if err != nil {
+			return err
+		}
+		if deleted {
+			t.stats.Flows++
+		}
+	}
+	return nil
+}
+
+// isStale reports whether a flow is to a frontend that is to be looked at and leads elsewhere than to its candidates. A flow that
+// was made before the Service existed leads to the virtual address itself.
+func (t *Target) isStale(x flow) bool {
+	if _, ok := t.stale[x.front]; !ok {
+		if _, ok := t.state.vips[x.front.addr.Addr()]; !ok || !t.everyStale {
+			return false
+		}
+	}
+	return !slices.Contains(t.state.ports[x.front].dests, destOf(x.leads))
+}
+
+// flows hands every UDP flow of a family to each; with a frontend only those to it. The kernel selects; one that is too old for that
+// (before 5.8) gives all, and the caller looks again anyway. What each gets is valid until it returns.
+func (c *conn) flows(f *family, k frontend, each func(flow)) error {
+	m := &message{}
+	m.begin(unix.NFNL_SUBSYS_CTNETLINK<<8|ctGet, unix.NLM_F_DUMP, f.nfproto, 0)
+	flags := uint32(ctFilterNum)
+	tuple := m.nest(ctTupleOrig)
+	if k.addr.IsValid() {
+		flags |= ctFilterIPDst | ctFilterPortDst
+		ip := m.nest(ctTupleIP)
+		m.put(f.ctDst(), k.addr.Addr().AsSlice())
+		m.close(ip)
+	}
+	proto := m.nest(ctTupleProto)
+	m.put(ctProtoNum, []byte{byte(model.UDP)})
+	if k.addr.IsValid() {
+		m.put(ctProtoDst, binary.BigEndian.AppendUint16(nil, k.addr.Port()))
+	}
+	m.close(proto)
+	m.close(tuple)
+	filter := m.nest(ctFilter)
+	m.put(ctFilterOrig, binary.NativeEndian.AppendUint32(nil, flags))
+	m.close(filter)
+	for try := 0; ; try++ {
+		changed, err := c.request(m, func(data []byte) error {
+			if x, ok := f.parseFlow(data); ok {
+				each(x)
+			}
+			return nil
+		})
+		if err != nil || !changed || try == readTries {
+			return err
+		}
+	}
+}
+
+func (f *family) ctSrc() uint16 {
+	if f == v4 {
+		return ctIPv4Src
+	}
+	return ctIPv6Src
+}
+
+func (f *family) ctDst() uint16 {
+	if f == v4 {
+		return ctIPv4Dst
+	}
+	return ctIPv6Dst
+}
+
+func (f *family) parseFlow(data []byte) (x flow, ok bool) {
+	x.origin = attribute(data, ctTupleOrig)
+	x.id = attribute(data, ctID)
+	x.zone = attribute(data, ctZone)
+	proto := attribute(x.origin, ctTupleProto, ctProtoNum)
+	to, ok1 := f.parseEnd(x.origin, f.ctDst(), ctProtoDst)
+	from, ok2 := f.parseEnd(attribute(data, ctTupleReply), f.ctSrc(), ctProtoSrc)
+	if !ok1 || !ok2 || len(proto) != 1 || proto[0] != byte(model.UDP) {
+		return x, false
+	}
+	x.front, x.leads = frontend{to, model.UDP}, from
+	return x, true
+}
+
+func (f *family) parseEnd(tuple []byte, ip, port uint16) (netip.AddrPort, bool) {
+	a, p := attribute(tuple, ctTupleIP, ip), attribute(tuple, ctTupleProto, port)
+	if len(a) != f.size || len(p) != 2 {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(f.address(a), binary.BigEndian.Uint16(p)), true
+}
+
+// deleteFlow removes exactly that entry, which may have ended by itself.
+func (c *conn) deleteFlow(f *family, x flow) (bool, error) {
+	m := &message{}
+	m.begin(unix.NFNL_SUBSYS_CTNETLINK<<8|ctDelete, unix.NLM_F_ACK, f.nfproto, 0)
+	m.put(ctTupleOrig|unix.NLA_F_NESTED, x.origin)
+	if x.id != nil {
+		m.put(ctID, x.id)
+	}
+	if x.zone != nil {
+		m.put(ctZone, x.zone)
+	}
+	_, err := c.request(m, nil)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,493 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/fairlead/fairlead/linux"
+	"github.com/fairlead/fairlead/model"
+)
+
+// seeded is a source of randomness whose seed is printed when the test fails.
+func seeded(t testing.TB) *rand.Rand {
+	a, b := rand.Uint64(), rand.Uint64()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("seed %d %d", a, b)
+		}
+	})
+	return rand.New(rand.NewPCG(a, b))
+}
+
+// same fails the test if the kernel holds anything else than what a fresh start makes of the snapshot.
+func same(t *testing.T, ns *linux.NetNS, snap *model.Snapshot, when string) {
+	t.Helper()
+	if got, want := dump(t, ns), fresh(t, snap); got != want {
+		t.Fatalf("%s:\n%s", when, differenceOf(got, want))
+	}
+}
+
+func differenceOf(got, want string) string {
+	var b strings.Builder
+	in := func(text string) map[string]bool {
+		lines, under := make(map[string]bool), ""
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, " ") {
+				under = strings.TrimSpace(line)
+			}
+			lines[under+" / "+strings.TrimSpace(line)] = true
+		}
+		return lines
+	}
+	g, w := in(got), in(want)
+	for line := range g {
+		if !w[line] {
+			fmt.Fprintf(&b, "- %s\n", line)
+		}
+	}
+	for line := range w {
+		if !g[line] {
+			fmt.Fprintf(&b, "+ %s\n", line)
+		}
+	}
+	return b.String()
+}
+
+// Whatever happens between, the end is the same as if it had been so from the start: the table does not depend on history.
+func TestRandomTransitionsEndAsAFreshStart(t *testing.T) {
+	r := seeded(t)
+	for round := range 6 {
+		ns, w := newNS(t), newWorld(r)
+		target := newTarget(t, ns)
+		for step := range 25 {
+			for range 1 + r.IntN(4) {
+				w.change()
+			}
+			snap := w.Build()
+			switch r.IntN(6) {
+			case 0: // the process dies, the next one adopts
+				target.Close()
+				target = newTarget(t, ns)
+			case 1: // it dies half-way
+				target.Close()
+				half(t, ns, snap, r)
+				target = newTarget(t, ns)
+			}
+			apply(t, target, snap)
+			if got, want := dump(t, ns), stateOf(snap); got != want {
+				t.Fatalf("round %d step %d: %s", round, step, differenceOf(got, want))
+			}
+		}
+		same(t, ns, w.Build(), fmt.Sprint("round ", round))
+	}
+}
+
+// stateOf is the dump that a snapshot ought to give, worked out without a kernel.
+func stateOf(snap *model.Snapshot) string {
+	s := newState()
+	x := s.begin()
+	x.setPlains(snap, ofAll)
+	us := make(units)
+	for _, svc := range snap.Services.All() {
+		us.service(svc)
+	}
+	for _, u := range us {
+		for _, a := range u.vips {
+			x.setVIP(snap, a)
+		}
+		for _, k := range u.fronts {
+			x.setPort(snap, k)
+		}
+	}
+	x.done()
+	return s.String()
+}
+
+// half applies a snapshot and gives up after some of its Services, as a process that is killed between two transactions.
+func half(t *testing.T, ns *linux.NetNS, snap *model.Snapshot, r *rand.Rand) {
+	t.Helper()
+	target := newTarget(t, ns)
+	defer target.Close()
+	if err := target.connect(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := target.read(); err != nil {
+		t.Fatal(err)
+	}
+	if target.state == nil {
+		return // nothing there yet
+	}
+	list := target.everything(snap)
+	x := target.state.begin()
+	for _, i := range r.Perm(len(list))[:r.IntN(len(list))] {
+		target.plan(x, snap, list[i])
+	}
+	if err := target.finish(x); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A start that finds the table as it should be writes nothing, and keeps the rules' handles.
+func TestAdoptionWritesNothing(t *testing.T) {
+	r := seeded(t)
+	ns, w := newNS(t), newWorld(r)
+	first := newTarget(t, ns)
+	for range 40 {
+		w.change()
+		apply(t, first, w.Build())
+	}
+	first.Close()
+	before := tool(t, ns, "-a", "list", "table", "inet", Table)
+	second := newTarget(t, ns)
+	apply(t, second, w.Build())
+	if s := second.Stats(); s.Transactions != 0 || s.Elements != 0 {
+		t.Errorf("adoption wrote: %+v", s)
+	}
+	if err := second.Verify(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if after := tool(t, ns, "-a", "list", "table", "inet", Table); after != before {
+		t.Errorf("the ruleset changed: %s", differenceOf(after, before))
+	}
+	if s := second.Stats(); s.Transactions != 0 || s.Drift != 0 {
+		t.Errorf("verification wrote: %+v", s)
+	}
+}
+
+// One endpoint more or less touches a bounded number of elements, however many endpoints the Service has.
+func TestOneEndpointWritesFewElements(t *testing.T) {
+	ns := newNS(t)
+	w, target := model.NewBuilder("n1", nil), newTarget(t, ns)
+	spec := clusterIP(1, http)
+	var eps [][2]netip.Addr
+	for i := range 200 {
+		eps = append(eps, podAddrs(1+i/100, 1+i%100))
+	}
+	w.SetService(spec)
+	set := func(eps ...[2]netip.Addr) uint64 {
+		setEndpoints(w, spec, 8080, eps...)
+		before := target.Stats()
+		apply(t, target, w.Build())
+		after := target.Stats()
+		if n := after.Transactions - before.Transactions; n != 1 {
+			t.Errorf("%d transactions, want 1", n)
+		}
+		return after.Elements - before.Elements
+	}
+	apply(t, target, w.Build())
+	set(eps[:100]...)
+	for _, c := range []struct {
+		what string
+		eps  [][2]netip.Addr
+		most uint64 // both families
+	}{
+		{"one more", eps[:101], 2 * 4},                // count: delete, add, its chain; endpoint
+		{"one less, at the start", eps[1:101], 2 * 5}, // count: 2; hole: 2; last: 1
+		{"one replaced", append(eps[2:101:101], eps[150]), 2 * 2},
+	} {
+		if n := set(c.eps...); n > c.most {
+			t.Errorf("%s: %d elements written, want at most %d", c.what, n, c.most)
+		}
+		same(t, ns, w.Build(), c.what)
+	}
+}
+
+func TestForeignChangesAreMended(t *testing.T) {
+	w := newWorld(seeded(t))
+	w.SetPod(model.Pod{Name: model.Name{Namespace: "a", Name: "b"}, Addrs: []netip.Addr{podAddrs(1, 1)[0]}})
+	spec := clusterIP(1, http, sip)
+	w.SetService(spec)
+	setEndpoints(w.Builder, spec, 8080, podAddrs(1, 1), podAddrs(1, 2), podAddrs(2, 3))
+	snap := w.Build()
+	want := fresh(t, snap)
+	for _, script := range []string{
+		"delete element inet fairlead services4 { 10.96.1.1 . tcp . 80 }",
+		"delete element inet fairlead endpoints4 { 10.96.1.1 . tcp . 80 . 0x1 }",
+		"delete element inet fairlead endpoints6 { fd00:96::101 . udp . 5060 . 0x2 }",
+		"add element inet fairlead endpoints4 { 10.96.1.1 . tcp . 80 . 0x7 : 10.244.1.9 . 1 }",
+		"add element inet fairlead endpoints4 { 10.96.9.9 . tcp . 80 . 0x0 : 10.244.1.9 . 1 }",
+		"add element inet fairlead services4 { 10.96.9.9 . tcp . 80 : 0:3 }",
+		"add element inet fairlead vips4 { 10.96.9.9 }; delete element inet fairlead vips6 { fd00:96::101 }",
+		"delete element inet fairlead picks4 { 0:3 }",
+		"flush chain inet fairlead pick4-3",
+		"delete element inet fairlead picks4 { 0:3 }; flush chain inet fairlead pick4-3; delete chain inet fairlead pick4-3",
+		"add rule inet fairlead service4 accept",
+		"flush chain inet fairlead refuse",
+		"insert rule inet fairlead prerouting accept",
+		"delete element inet fairlead cluster4 { 10.244.2.0/24 }",
+		"add element inet fairlead cluster4 { 10.9.0.0-10.9.0.5 }",
+		"add element inet fairlead pods6 { fd00:9::/64 }",
+		"flush set inet fairlead hairpin4",
+		"add element inet fairlead dns4 { 10.96.0.11 . udp }",
+		"flush map inet fairlead endpoints4",
+		"flush map inet fairlead services6",
+		"delete table inet fairlead",
+		"delete table inet fairlead; add table inet fairlead; add chain inet fairlead mine",
+	} {
+		t.Run(script, func(t *testing.T) {
+			ns := newNS(t)
+			target := newTarget(t, ns)
+			apply(t, target, snap)
+			tool(t, ns, script)
+			if dump(t, ns) == want {
+				t.Fatal("the dump does not show the damage")
+			}
+			if err := target.Verify(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if got := dump(t, ns); got != want {
+				t.Errorf("not mended: %s", differenceOf(got, want))
+			}
+			if n := target.Stats().Drift; n != 1 {
+				t.Errorf("drift counted %d times, want once", n)
+			}
+		})
+	}
+}
+
+// A change that meets a table that somebody has touched gets through all the same.
+func TestChangeMendsWhatStandsInItsWay(t *testing.T) {
+	ns, w := newNS(t), newWorld(seeded(t))
+	target, spec := newTarget(t, ns), clusterIP(1, http)
+	w.SetService(spec)
+	setEndpoints(w.Builder, spec, 8080, podAddrs(1, 1), podAddrs(1, 2))
+	apply(t, target, w.Build())
+	tool(t, ns, "flush map inet fairlead endpoints4; flush map inet fairlead services4; flush set inet fairlead vips4")
+	setEndpoints(w.Builder, spec, 8080, podAddrs(1, 2))
+	apply(t, target, w.Build())
+	if backends, _, err := Read(Options{NetNS: ns}, netip.AddrPortFrom(vipAddrs(1)[0], 80), model.TCP); err != nil || len(backends) != 1 {
+		t.Errorf("after the change: %v %v", backends, err)
+	}
+	if err := target.Verify(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	same(t, ns, w.Build(), "after verification")
+}
+
+// A table of another layout is replaced in one transaction.
+func TestOldLayoutIsReplacedAtOnce(t *testing.T) {
+	ns, w := newNS(t), newWorld(seeded(t))
+	for range 50 {
+		w.change()
+	}
+	tool(t, ns, `add table inet fairlead { comment "layout 000000000000"; }; add chain inet fairlead old { type nat hook prerouting priority 0; }`)
+	target := newTarget(t, ns)
+	apply(t, target, w.Build())
+	if n := target.Stats().Transactions; n != 1 {
+		t.Errorf("%d transactions, want 1", n)
+	}
+	same(t, ns, w.Build(), "after replacing")
+}
+
+func TestOneBadServiceHarmsOnlyItself(t *testing.T) {
+	ns, b := newNS(t), model.NewBuilder("n1", nil)
+	const many = 600
+	for i := range many {
+		spec := clusterIP(i, http)
+		b.SetService(spec)
+		setEndpoints(b, spec, 8080, podAddrs(1, 1+i%200))
+	}
+	target := newTarget(t, ns)
+	bad := map[model.Name]bool{clusterIP(17).Name: true, clusterIP(333).Name: true}
+	target.poison = func(n model.Name) bool { return bad[n] }
+	for round, whole := range []string{"at the start", "again"} {
+		err := target.Apply(context.Background(), b.Build())
+		var q *QuarantineError
+		if !errors.As(err, &q) || len(q.Services) != 2 || !bad[q.Services[0].Service] || !bad[q.Services[1].Service] {
+			t.Fatalf("%s: %v", whole, err)
+		}
+		if !strings.Contains(err.Error(), "default/s00017, default/s00333") {
+			t.Errorf("the error does not name them: %v", err)
+		}
+		if got := strings.Count(dump(t, ns), "service TCP 10.96."); got != many-2 {
+			t.Errorf("%s: %d services in the kernel, want %d", whole, got, many-2)
+		}
+		if refused := target.Stats().Refused; round == 1 && refused > 40 {
+			t.Errorf("%d refused transactions", refused)
+		}
+	}
+	// Others go on changing, and it costs no more refusals.
+	refused := target.Stats().Refused
+	setEndpoints(b, clusterIP(5, http), 8080, podAddrs(2, 9))
+	if err := target.Apply(context.Background(), b.Build()); err == nil || len(target.Quarantined()) != 2 {
+		t.Errorf("quarantine forgotten: %v", err)
+	}
+	if got := target.Stats().Refused; got != refused {
+		t.Errorf("a change of another Service was refused %d times", got-refused)
+	}
+	// One is mended by a change of it, the other because the kernel takes it now.
+	delete(bad, clusterIP(17).Name)
+	setEndpoints(b, clusterIP(17, http), 8080, podAddrs(2, 10))
+	if err := target.Apply(context.Background(), b.Build()); err == nil || len(target.Quarantined()) != 1 {
+		t.Errorf("after the change: %v", err)
+	}
+	clear(bad)
+	apply(t, target, b.Build())
+	if q := target.Quarantined(); len(q) != 0 {
+		t.Errorf("still quarantined: %v", q)
+	}
+	same(t, ns, b.Build(), "at the end")
+}
+
+// An old version of a Service that the kernel refuses stays as it was, and goes when the Service goes.
+func TestQuarantinedServiceKeepsItsOldEndpoints(t *testing.T) {
+	ns, b := newNS(t), model.NewBuilder("n1", nil)
+	spec := clusterIP(1, http)
+	b.SetService(spec)
+	setEndpoints(b, spec, 8080, podAddrs(1, 1))
+	target := newTarget(t, ns)
+	apply(t, target, b.Build())
+	before := dump(t, ns)
+	poisoned := true
+	target.poison = func(n model.Name) bool { return poisoned }
+	b.SetService(clusterIP(1, http, sip))
+	setEndpoints(b, clusterIP(1, sip), 9090, podAddrs(1, 2))
+	if err := target.Apply(context.Background(), b.Build()); err == nil {
+		t.Fatal("not refused")
+	}
+	if got := dump(t, ns); got != before {
+		t.Errorf("the refused change left something: %s", differenceOf(got, before))
+	}
+	poisoned = false
+	b.DeleteService(spec.Name)
+	apply(t, target, b.Build())
+	same(t, ns, b.Build(), "after deletion")
+}
+
+func TestCleanup(t *testing.T) {
+	ns, w := newNS(t), newWorld(seeded(t))
+	other := "table inet other {\n}\n"
+	tool(t, ns, "add table inet other")
+	if err := Cleanup(Options{NetNS: ns}); err != nil {
+		t.Errorf("with nothing there: %v", err)
+	}
+	if got := dump(t, ns); got != "no table\n" {
+		t.Errorf("dump says %q", got)
+	}
+	apply(t, newTarget(t, ns), w.Build())
+	if err := Cleanup(Options{NetNS: ns}); err != nil {
+		t.Error(err)
+	}
+	if left := tool(t, ns, "list", "ruleset"); left != other {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+func TestReadAsksForOneEntry(t *testing.T) {
+	ns, b := newNS(t), model.NewBuilder("n1", nil)
+	spec := clusterIP(1, http, sip)
+	b.SetService(spec)
+	setEndpoints(b, spec, 8080, podAddrs(2, 3), podAddrs(1, 2))
+	vip := netip.AddrPortFrom(vipAddrs(1)[0], 80)
+	read := func(vip netip.AddrPort, p model.Protocol) string {
+		t.Helper()
+		backends, ok, err := Read(Options{NetNS: ns}, vip, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(backends, ok)
+	}
+	if got := read(vip, model.TCP); got != "[] false" {
+		t.Errorf("without a table: %s", got)
+	}
+	apply(t, newTarget(t, ns), b.Build())
+	for _, c := range []struct {
+		vip   netip.AddrPort
+		proto model.Protocol
+		want  string
+	}{
+		{vip, model.TCP, "[10.244.1.2:8080 10.244.2.3:8080] true"},
+		{vip, model.UDP, "[] false"},
+		{netip.AddrPortFrom(vip.Addr(), 5060), model.UDP, "[10.244.1.2:8081 10.244.2.3:8081] true"},
+		{netip.AddrPortFrom(vipAddrs(1)[1], 80), model.TCP, "[[fd00:244:0:1::2]:8080 [fd00:244:0:2::3]:8080] true"},
+		{netip.AddrPortFrom(vipAddrs(2)[0], 80), model.TCP, "[] false"},
+	} {
+		if got := read(c.vip, c.proto); got != c.want {
+			t.Errorf("%s %s: %s, want %s", c.proto, c.vip, got, c.want)
+		}
+	}
+}
+
+// Ten thousand endpoints are one Service, and so one transaction.
+func TestHugeServiceIsOneTransaction(t *testing.T) {
+	ns, b := newNS(t), model.NewBuilder("n1", nil)
+	target := newTarget(t, ns)
+	apply(t, target, b.Build())
+	spec := clusterIP(1, http)
+	b.SetService(spec)
+	var eps [][2]netip.Addr
+	for i := range 10000 {
+		eps = append(eps, [2]netip.Addr{addr("10.%d.%d.%d", 200+i>>14, i>>7&127, i&127+1), addr("fd00:244::%x", i+1)})
+	}
+	setEndpoints(b, spec, 8080, eps...)
+	before := target.Stats().Transactions
+	apply(t, target, b.Build())
+	if n := target.Stats().Transactions - before; n != 1 {
+		t.Errorf("%d transactions, want 1", n)
+	}
+	if s := target.Stats(); s.Endpoints != 20000 {
+		t.Errorf("%d endpoints in the kernel, want 20000", s.Endpoints)
+	}
+	if got := dump(t, ns); got != stateOf(b.Build()) {
+		t.Error("the dump is not what it should be")
+	}
+}
+
+func TestLoadAndAdoptManyServices(t *testing.T) {
+	ns, snap := newNS(t), manyServices(5000, 10).Build()
+	first := newTarget(t, ns)
+	apply(t, first, snap)
+	if s := first.Stats(); s.Services != 5000 || s.Endpoints != 50000 {
+		t.Errorf("loaded %+v", s)
+	}
+	first.Close()
+	second := newTarget(t, ns)
+	apply(t, second, snap)
+	if s := second.Stats(); s.Transactions != 0 || s.Endpoints != 50000 {
+		t.Errorf("adopted %+v", s)
+	}
+	if got := dump(t, ns); got != stateOf(snap) {
+		t.Error("the dump is not what it should be")
+	}
+	// A table of another layout, as large as this, is still replaced at once.
+	tool(t, ns, "add chain inet fairlead spoiled; flush chain inet fairlead refuse")
+	third := newTarget(t, ns)
+	apply(t, third, snap)
+	if n := third.Stats().Transactions; n != 1 {
+		t.Errorf("replaced in %d transactions, want 1", n)
+	}
+}
+
+// manyServices are v4 Services with one TCP port each.
+func manyServices(services, endpoints int) *model.Builder {
+	b := model.NewBuilder("n1", nil)
+	b.SetNode(node(1))
+	for i := range services {
+		setMany(b, i, endpoints, 0)
+	}
+	return b
+}
+
+// setMany makes Service i; shift moves its first endpoint.
+func setMany(b *model.Builder, i, endpoints, shift int) {
+	spec := clusterIP(i, http)
+	spec.ClusterIPs = spec.ClusterIPs[:1]
+	b.SetService(spec)
+	sl := model.Slice{Name: spec.Name, Service: spec.Name.Name, Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}}}
+	for j := range endpoints {
+		n := i*endpoints + j
+		if j == 0 {
+			n += shift << 18
+		}
+		sl.Endpoints = append(sl.Endpoints, model.Endpoint{Addr: addr("10.%d.%d.%d", 128+n>>16, n>>8&255, n&255), Ready: true, Serving: true})
+	}
+	b.SetSlice(sl)
+}
