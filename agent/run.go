@@ -5,8 +5,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -74,7 +77,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 		})
 	}
 	part(func(ctx context.Context) error {
-		return status.Serve(ctx, socket, status.Handler(n, promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{})))
+		return status.Serve(ctx, socket, status.Handler(n, n.metricsHandler()))
 	})
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
@@ -104,7 +107,7 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	n.names, err = dns.New(dns.Options{
 		Domain:    cfg.ClusterDomain,
 		Reverse:   slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
-		Clients:   cfg.PodCIDRs,
+		Clients:   clients(cfg),
 		Upstreams: cfg.Upstreams,
 		Logger:    log,
 	})
@@ -114,6 +117,16 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	n.metrics.MustRegister(n.names.Collectors()...)
 	n.explain = n.explainer()
 	return n, nil
+}
+
+// clients may ask the DNS besides the cluster's nodes: its pods, and this node's own processes, whose questions to a
+// virtual address that is delivered locally come from that same address.
+func clients(cfg *config.Agent) []netip.Prefix {
+	out := slices.Clone(cfg.PodCIDRs)
+	for _, a := range cfg.DNS {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
 }
 
 // afterFirst does, after the first acknowledged snapshot, what tells others that this node can deliver: it opens the DNS sockets (before that, other
@@ -143,6 +156,11 @@ func (n *Node) afterFirst(ctx context.Context) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- n.names.ServeSockets(ctx, sockets) }()
+	for _, a := range self.Addrs {
+		if err := n.serveMetrics(ctx, netip.AddrPortFrom(a, metricsPort)); err != nil {
+			return err
+		}
+	}
 	if n.cfg.CNIConfDir != "" {
 		if err := writeCNIConf(n.cfg, self.PodCIDRs); err != nil {
 			return err
@@ -152,6 +170,30 @@ func (n *Node) afterFirst(ctx context.Context) error {
 	n.log.Info("ready", "generation", n.state.Acknowledged().Generation, "took", time.Since(n.started))
 	n.announceReady(ctx)
 	return <-served
+}
+
+// metricsPort is where the Service kube-dns leads those who collect its metrics.
+const metricsPort = 9153
+
+func (n *Node) serveMetrics(ctx context.Context, on netip.AddrPort) error {
+	l, err := net.Listen("tcp", on.String())
+	if err != nil {
+		return fmt.Errorf("open metrics port: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", n.metricsHandler())
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	context.AfterFunc(ctx, func() { _ = srv.Close() })
+	go func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			n.log.Error("metrics port closed", "addr", on, "err", err)
+		}
+	}()
+	return nil
+}
+
+func (n *Node) metricsHandler() http.Handler {
+	return promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{})
 }
 
 // announceReady tells the API server, and goes on telling it until it has heard.
