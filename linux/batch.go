@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -284,6 +285,32 @@ func (r *request) answer(answer syscall.NetlinkMessage) (done bool, err error) {
 		return true, fmt.Errorf("%w (%s)", errno, text)
 	}
 	return true, errno
+}
+
+// upTimeout bounds [Batch.WaitUp]: the kernel's worker needs milliseconds, on a
+// machine with much to do more.
+const upTimeout = 5 * time.Second
+
+// WaitUp sends what is in the batch and waits until the interface with this name
+// can send. An end of a veth pair that was set up before the other one drops
+// everything until a worker of the kernel has noticed the other: without waiting,
+// the first packet may be lost. Asking makes kernels since 6.9 do that work at
+// once; with older ones it takes a few tries.
+func (b *Batch) WaitUp(name string) error {
+	for end, pause := time.Now().Add(upTimeout), 100*time.Microsecond; ; pause *= 2 {
+		var link netlink.LinkAttrs
+		b.LinkGet(name, &link)
+		if err := b.Send(); err != nil {
+			return err
+		}
+		if link.OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("wait for interface %s: it is %s after %s", name, link.OperState, upTimeout)
+		}
+		time.Sleep(min(pause, 10*time.Millisecond))
+	}
 }
 
 // extAck returns the kernel's own words for an error: NLMSGERR_ATTR_MSG after

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -158,6 +159,54 @@ func TestRouteDelSparesOthers(t *testing.T) {
 		if err != nil || len(routes) != 1 {
 			t.Errorf("family %d: %v, %v", family, routes, err)
 		}
+	}
+}
+
+// TestWaitUp sends one packet over each of many new pairs as soon as it may, and
+// wants each to arrive.
+func TestWaitUp(t *testing.T) {
+	w := testnet.New(t)
+	a, b := w.Host("a"), w.Host("b")
+	onA, onB := batch(t, a.NS), batch(t, b.NS)
+	macA, macB := net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	for i := range 20 {
+		dev := fmt.Sprint("e", i)
+		addrA, addrB := netip.AddrFrom4([4]byte{10, 0, byte(i), 1}), netip.AddrFrom4([4]byte{10, 0, byte(i), 2})
+		var atA netlink.LinkAttrs
+		onA.VethAdd(linux.VethPair{Name: dev, MAC: macA, PeerName: dev, PeerMAC: macB, PeerNS: b.NS})
+		onA.LinkGet(dev, &atA)
+		send(t, onA)
+		onA.AddrAdd(atA.Index, netip.PrefixFrom(addrA, 24))
+		onA.NeighSet(atA.Index, addrB, macB)
+		send(t, onA)
+		onB.AddrAdd(atA.ParentIndex, netip.PrefixFrom(addrB, 24))
+		onB.LinkUp(atA.ParentIndex)
+		if err := errors.Join(onB.WaitUp(dev), onA.WaitUp(dev)); err != nil {
+			t.Fatal(err)
+		}
+		server, err := b.NS.ListenPacket("udp", netip.AddrPortFrom(addrB, 9).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		client, err := a.Dial(t.Context(), "udp", "", netip.AddrPortFrom(addrB, 9))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.SetReadDeadline(time.Now().Add(testnet.AskTimeout)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := server.ReadFrom(make([]byte, 9)); err != nil {
+			t.Errorf("pair %d: %v", i, err)
+		}
+	}
+	onA.LinkDel("e0")
+	if err := onA.WaitUp("e0"); !errors.Is(err, syscall.ENODEV) {
+		t.Errorf("interface gone: %v", err)
 	}
 }
 

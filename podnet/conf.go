@@ -85,18 +85,23 @@ func (c *Conf) ranges() ([]netip.Prefix, error) {
 	return ranges, nil
 }
 
-// store opens the leases. Without ranges it can only give back.
-func (c *Conf) store(ranges []netip.Prefix) (*ipam.Store, error) {
-	var known []netip.Prefix
+// knownRanges returns those of podCIDRs that can be read: enough to tell this
+// network from another one.
+func (c *Conf) knownRanges() (known []netip.Prefix) {
 	for _, text := range c.PodCIDRs {
 		if r, err := netip.ParsePrefix(text); err == nil {
 			known = append(known, r)
 		}
 	}
+	return known
+}
+
+// store opens the leases. Without ranges it can only give back.
+func (c *Conf) store(ranges []netip.Prefix) (*ipam.Store, error) {
 	store, err := ipam.New(ipam.Config{
 		Dir:    c.DataDir,
 		Ranges: ranges,
-		Live:   func() ([]ipam.Lease, error) { return liveLeases(known) },
+		Live:   func() ([]ipam.Lease, error) { return liveLeases(c.knownRanges()) },
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)), // the runtime logs what a plugin writes there
 	})
 	if err != nil {

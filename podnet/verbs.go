@@ -243,13 +243,34 @@ func gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	orphans, err := conf.orphans(store)
+	if err != nil {
+		return err
+	}
 	var errs []error
-	for _, lease := range leases {
+	for _, lease := range append(leases, orphans...) {
 		if !valid[lease.ID] {
 			errs = append(errs, detach(store, lease.ID))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// orphans finds interfaces of this network without a lease: there are some only
+// if the lease file was lost. The leases are read after the interfaces, so that
+// one which is being made is not among them.
+func (c *Conf) orphans(store *ipam.Store) ([]ipam.Lease, error) {
+	wired, err := liveLeases(c.knownRanges())
+	if err != nil {
+		return nil, err
+	}
+	leases, err := store.Leases()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(wired, func(w ipam.Lease) bool {
+		return slices.ContainsFunc(leases, func(l ipam.Lease) bool { return l.ID == w.ID })
+	}), nil
 }
 
 // status is CNI STATUS. A full range is no reason for "not available": that would

@@ -141,7 +141,10 @@ func (w *wiring) connect(node *linux.Batch, veth netlink.LinkAttrs) error {
 		}
 		return err
 	}
-	return w.ns.Do(func() error { return w.connectPod(veth.ParentIndex) })
+	if err := w.ns.Do(func() error { return w.connectPod(veth.ParentIndex) }); err != nil {
+		return err
+	}
+	return node.WaitUp(w.host)
 }
 
 // connectPod runs in the pod's namespace.
@@ -161,7 +164,7 @@ func (w *wiring) connectPod(index int) error {
 		pod.NeighSet(index, gateway, w.hostMAC)
 		pod.RouteAdd(linux.Route{Dst: all, Via: gateway, Index: index})
 	}
-	return pod.Send()
+	return pod.WaitUp(w.name)
 }
 
 // nodeSysctls: the reverse path of a pod's packet is the route to the pod, but the

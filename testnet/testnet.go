@@ -80,7 +80,7 @@ func (w *World) Host(name string) *Host {
 	return h
 }
 
-// Cable connects two hosts by a veth pair, both ends up.
+// Cable connects two hosts by a veth pair, both ends up and ready to send.
 func (w *World) Cable(a *Host, aDev string, b *Host, bDev string) {
 	w.t.Helper()
 	batch, err := a.NS.Batch()
@@ -89,6 +89,10 @@ func (w *World) Cable(a *Host, aDev string, b *Host, bDev string) {
 	batch.VethAdd(linux.VethPair{Name: aDev, PeerName: bDev, PeerNS: b.NS})
 	w.ok(batch.Send())
 	b.Up(bDev)
+	w.ok(batch.WaitUp(aDev))
+	other := b.batch()
+	defer other.Close()
+	w.ok(other.WaitUp(bDev))
 }
 
 // Switch makes a bridge on the host and puts the given interfaces into it.
