@@ -84,8 +84,11 @@ func (q *query) read(req []byte) int {
 	if count(0) != 1 || count(1) != 0 || count(2) > 1 || count(3) > 3 {
 		return mdns.RcodeFormatError
 	}
-	if err := q.msg.Unpack(req); err != nil || len(q.msg.Question) != 1 {
+	if !wholeQuestion(req) {
 		return mdns.RcodeFormatError
+	}
+	if err := q.msg.Unpack(req); err != nil || len(q.msg.Ns) != int(count(2)) || len(q.msg.Extra) != int(count(3)) {
+		return mdns.RcodeFormatError // the library is content with less than is announced
 	}
 	for _, rr := range q.msg.Extra {
 		opt, ok := rr.(*mdns.OPT)
@@ -100,11 +103,24 @@ func (q *query) read(req []byte) int {
 	return mdns.RcodeSuccess
 }
 
+// wholeQuestion reports whether a message has its whole question. The name must be spelled out: there is nothing before it to point to.
+func wholeQuestion(req []byte) bool {
+	at := headerSize
+	for at < len(req) && req[at] != 0 {
+		if req[at] > 63 || at-headerSize > 253 {
+			return false
+		}
+		at += 1 + int(req[at])
+	}
+	return at+5 <= len(req)
+}
+
 // refuse decides about a well-formed query before its name is looked at.
 func (q *query) refuse() (rcode int, code uint16, why string) {
 	if st := q.s.gate.state.Load(); !st.announced.clients.allow(q.client) {
+		// No words here: who is not known may have a forged address, and must not get more than was sent in its name.
 		q.s.strangers.Add(1)
-		return mdns.RcodeRefused, mdns.ExtendedErrorCodeProhibited, "only this cluster's pods and nodes are answered"
+		return mdns.RcodeRefused, mdns.ExtendedErrorCodeProhibited, ""
 	}
 	if q.opt != nil && q.opt.Version() != 0 {
 		return mdns.RcodeBadVers, 0, ""
@@ -160,7 +176,7 @@ func (q *query) addOPT(m *mdns.Msg, code uint16, why string) {
 	if q.opt.Do() {
 		opt.SetDo()
 	}
-	if why != "" {
+	if code != 0 || why != "" {
 		opt.Option = []mdns.EDNS0{&mdns.EDNS0_EDE{InfoCode: code, ExtraText: why}}
 	}
 	m.Extra = append(m.Extra, opt)
