@@ -59,6 +59,14 @@ func (g ControlGroup) Kill() error {
 	return nil
 }
 
+// Leave moves the calling process from the group, or one below it, to the group's parent.
+func (g ControlGroup) Leave() error {
+	if err := os.WriteFile(filepath.Join(filepath.Dir(string(g)), "cgroup.procs"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("leave control group: %w", err)
+	}
+	return nil
+}
+
 // Populated says whether a process is left in the group or below it. A group that does not exist is empty.
 func (g ControlGroup) Populated() bool {
 	b, err := os.ReadFile(filepath.Join(string(g), "cgroup.events"))

@@ -83,6 +83,8 @@ type LogsRequest struct {
 	Container string `json:"container,omitempty"`
 	// Previous asks for the run before the current one.
 	Previous bool `json:"previous,omitempty"`
+	// Wait asks for an answer only when the current run has ended.
+	Wait bool `json:"wait,omitempty"`
 }
 
 // Logs says where a container's output is.
