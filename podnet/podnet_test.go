@@ -37,14 +37,14 @@ func TestMain(m *testing.M) {
 // node is one node with its plugin configuration.
 type node struct {
 	*testnet.Host
-	t     *testing.T
+	t     testing.TB
 	world *testnet.World
 	dir   string         // the plugin's dataDir
 	conf  map[string]any // changed by tests
 }
 
 // newNode makes a node that forwards, with the given pod CIDRs.
-func newNode(t *testing.T, podCIDRs ...string) *node {
+func newNode(t testing.TB, podCIDRs ...string) *node {
 	t.Helper()
 	w := testnet.New(t)
 	n := &node{Host: w.Host("node"), t: t, world: w, dir: filepath.Join(t.TempDir(), "ipam")}
@@ -69,7 +69,7 @@ func (n *node) command(verb string, p *pod, conf map[string]any) *exec.Cmd {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command(pluginPath())
 	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Env = []string{"CNI_COMMAND=" + verb, "CNI_PATH=/nowhere"}
 	if p != nil {
@@ -80,6 +80,14 @@ func (n *node) command(verb string, p *pod, conf map[string]any) *exec.Cmd {
 		}
 	}
 	return cmd
+}
+
+// pluginPath is the test program, or what FAIRLEAD_PLUGIN names.
+func pluginPath() string {
+	if path := os.Getenv("FAIRLEAD_PLUGIN"); path != "" {
+		return path
+	}
+	return os.Args[0]
 }
 
 // start starts the process in the node's namespace.
@@ -231,6 +239,29 @@ func (n *node) fakeAgent(handler http.HandlerFunc) {
 	go func() { server.Serve(listener); close(done) }()
 	n.t.Cleanup(func() { server.Close(); <-done })
 	n.conf["agent"] = socket
+}
+
+// BenchmarkAdd is an ADD from the start of the process to its result, with 50 pods
+// on the node; FAIRLEAD_PLUGIN=bin/fairlead measures the real program. VERSION is
+// the same without doing anything: what starting a process costs.
+func BenchmarkAdd(b *testing.B) {
+	n := newNode(b, dual...)
+	for i := range 50 {
+		n.mustAdd(n.pod(fmt.Sprint("old", i)))
+	}
+	p := n.pod("new")
+	for _, verb := range []string{"ADD", "VERSION"} {
+		b.Run(verb, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := n.run(verb, p, n.conf); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				n.mustDel(p)
+				b.StartTimer()
+			}
+		})
+	}
 }
 
 var families = []struct {

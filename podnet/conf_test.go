@@ -1,0 +1,68 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package podnet
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"github.com/fairlead/fairlead/ipam"
+)
+
+func TestParseArgs(t *testing.T) {
+	for args, want := range map[string]ipam.Lease{
+		"":  {},
+		";": {},
+		"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=orders-1;K8S_POD_UID=7;OTHER=x": {PodNamespace: "shop", PodName: "orders-1", PodUID: "7"},
+		"K8S_POD_NAME=a=b;K8S_POD_UID;nonsense":                                              {PodName: "a=b"},
+	} {
+		got := parseArgs(&skel.CmdArgs{ContainerID: "c", IfName: "eth0", Netns: "/n", Args: args})
+		want.ID, want.ContainerID, want.IfName, want.NetNS = hostName("c", "eth0"), "c", "eth0", "/n"
+		if got.ID != want.ID || got.ContainerID != "c" || got.IfName != "eth0" || got.NetNS != "/n" ||
+			got.PodNamespace != want.PodNamespace || got.PodName != want.PodName || got.PodUID != want.PodUID {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+}
+
+// FuzzParseConf wants an error or a configuration that can be used, and no panic.
+func FuzzParseConf(f *testing.F) {
+	for _, text := range []string{
+		``, `{}`, `[]`, `null`, `{"dataDir":"/d"}`, `{"dataDir":"d"}`,
+		`{"cniVersion":"1.1.0","name":"fairlead","podCIDRs":["10.0.0.0/24","fd00::/64"],"dataDir":"/d","mtu":1400,"agent":"/a"}`,
+		`{"cniVersion":"1.1.0","dataDir":"/d","prevResult":{"ips":[{"address":"10.0.0.1/32","interface":0}],"interfaces":[{"name":"x"}]}}`,
+		`{"cniVersion":"0.3.1","dataDir":"/d","prevResult":{"ips":[{"version":"4","address":"10.0.0.1/32"}]}}`,
+		`{"cniVersion":"1.1.0","dataDir":"/d","cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}`,
+		`{"cniVersion":"1.1.0","dataDir":"/d","podCIDRs":["10.0.0.0/33"]}`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		conf, err := parseConf(data)
+		if err != nil {
+			if code(err) == 0 {
+				t.Fatalf("error without a code: %v", err)
+			}
+			return
+		}
+		if !filepath.IsAbs(conf.DataDir) || conf.MTU < 0 || conf.MTU > maxMTU {
+			t.Fatalf("took %+v", conf)
+		}
+		if _, err := conf.prev(); err != nil && code(err) == 0 {
+			t.Fatalf("error without a code: %v", err)
+		}
+		ranges, err := conf.ranges()
+		if err != nil {
+			if code(err) == 0 {
+				t.Fatalf("error without a code: %v", err)
+			}
+			return
+		}
+		if _, err := conf.store(ranges); err != nil && code(err) == 0 {
+			t.Fatalf("error without a code: %v", err)
+		}
+	})
+}
