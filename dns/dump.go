@@ -45,13 +45,21 @@ func (v *View) Dump() string {
 		text[r] = r.String()
 	}
 	slices.SortFunc(lines, func(a, b Record) int {
-		return cmp.Or(compareNames(a.Name, b.Name), cmp.Compare(a.Type, b.Type), a.Addr.Compare(b.Addr), cmp.Compare(text[a], text[b]))
+		return cmp.Or(compareNames(a.Name, b.Name), cmp.Compare(rank(a), rank(b)), a.Addr.Compare(b.Addr), cmp.Compare(text[a], text[b]))
 	})
 	var b strings.Builder
 	for _, r := range lines {
 		b.WriteString(text[r] + "\n")
 	}
 	return b.String()
+}
+
+// rank orders the records of a name by type, with the SOA first, as zone files have it.
+func rank(r Record) uint16 {
+	if r.Type == mdns.TypeSOA {
+		return 0
+	}
+	return r.Type
 }
 
 // compareNames puts the reverse zones last, a zone's own name before what is below it and related names together (the canonical order of RFC 4034).
