@@ -286,7 +286,7 @@ func (s *Server) readMessage(ctx context.Context, conn *net.TCPConn, buf []byte)
 	if n > len(buf) {
 		buf = make([]byte, n)
 	}
-	if err := deadline(bodyTimeout); err != nil {
+	if err := deadline(min(bodyTimeout, s.options.IdleTimeout)); err != nil {
 		return nil, err
 	}
 	_, err := io.ReadFull(conn, buf[:n])

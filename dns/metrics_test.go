@@ -1,0 +1,64 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	mdns "github.com/miekg/dns"
+)
+
+func TestMetrics(t *testing.T) {
+	start := time.Unix(0, 0)
+	s := dual(t, func(o *Options) { o.Now = func() time.Time { return start } })
+	for range 3 {
+		s.respond("udp", loopback, message(t, nil))
+	}
+	s.respond("tcp", loopback, message(t, nil))
+	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.SetQuestion("www.example.com.", mdns.TypeCAA) }))
+	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.SetQuestion("1.0.96.10.in-addr.arpa.", typePTR) }))
+	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.Opcode = mdns.OpcodeUpdate }))
+	s.respond("udp", loopback, nil)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]float64)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			v := m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			got[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = v
+		}
+	}
+	for k, want := range map[string]float64{
+		"coredns_dns_requests_total{family=1,proto=udp,server=dns://test,type=A,view=,zone=cluster.local.}":      3,
+		"coredns_dns_requests_total{family=1,proto=tcp,server=dns://test,type=A,view=,zone=cluster.local.}":      1,
+		"coredns_dns_requests_total{family=1,proto=udp,server=dns://test,type=other,view=,zone=.}":               2,
+		"coredns_dns_requests_total{family=1,proto=udp,server=dns://test,type=PTR,view=,zone=in-addr.arpa.}":     1,
+		"coredns_dns_responses_total{plugin=fairlead,rcode=NOERROR,server=dns://test,view=,zone=cluster.local.}": 4,
+		"coredns_dns_responses_total{plugin=fairlead,rcode=REFUSED,server=dns://test,view=,zone=.}":              1,
+		"coredns_dns_responses_total{plugin=fairlead,rcode=NOTIMP,server=dns://test,view=,zone=.}":               1,
+		"coredns_dns_request_duration_seconds{server=dns://test,view=,zone=cluster.local.}":                      4,
+		"fairlead_dns_dropped_total{proto=udp,server=dns://test}":                                                1,
+		"fairlead_dns_waits_total{reason=programming}":                                                           0,
+		"fairlead_dns_generation{stage=published}":                                                               1,
+	} {
+		if v, ok := got[k]; !ok || v != want {
+			t.Errorf("%s is %v (there: %t), want %v", k, v, ok, want)
+		}
+	}
+	if t.Failed() {
+		t.Log(got)
+	}
+}
