@@ -1,0 +1,266 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/fairlead/fairlead/pki"
+)
+
+// patience bounds what a test waits for.
+const patience = 60 * time.Second
+
+// asProgram makes the test binary be the program itself.
+const asProgram = "FAIRLEAD_SERVER_TEST_RUN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// program is the program with arguments and nothing of the environment that
+// would lead it elsewhere.
+func program(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asProgram+"=1", "KUBECONFIG=")
+	return cmd
+}
+
+// running is an API server in a process of its own.
+type running struct {
+	cmd    *exec.Cmd
+	log    *bytes.Buffer
+	state  string
+	client kubernetes.Interface
+}
+
+// serverOn starts the server on a state directory and waits until it answers.
+// A listener, if there is one, is inherited.
+func serverOn(t testing.TB, state string, listeners ...*net.TCPListener) *running {
+	t.Helper()
+	args := []string{"apiserver", "--state", state}
+	r := &running{log: &bytes.Buffer{}, state: state}
+	if len(listeners) == 0 {
+		r.cmd = program(context.Background(), append(args, "--listen", "127.0.0.1:0")...)
+	} else {
+		r.cmd = program(context.Background(), append(args, "--listen-fds", string(rune('0'+len(listeners))))...)
+		for _, l := range listeners {
+			file, err := l.File()
+			must(t, err)
+			defer file.Close()
+			r.cmd.ExtraFiles = append(r.cmd.ExtraFiles, file)
+		}
+	}
+	r.cmd.Stderr = r.log
+	must(t, r.cmd.Start())
+	t.Cleanup(func() {
+		if r.cmd.ProcessState == nil {
+			r.cmd.Process.Kill()
+			r.cmd.Wait()
+		}
+		if t.Failed() {
+			t.Logf("server:\n%s", r.log)
+		}
+	})
+	kubeconfig := filepath.Join(state, "kubeconfig")
+	if len(listeners) > 0 {
+		authority, err := pki.Ensure(filepath.Join(state, "pki"), pki.Options{})
+		must(t, err)
+		admin, err := authority.Client("admin", "system:masters")
+		must(t, err)
+		must(t, pki.WriteKubeconfig(kubeconfig, pki.Kubeconfig{
+			Server: "https://" + listeners[0].Addr().String(), CA: authority.CA, Client: admin}))
+	}
+	r.await(t, kubeconfig)
+	return r
+}
+
+// await waits until the server answers on the address in the kubeconfig, which
+// it writes itself, before it listens, when it has no inherited sockets.
+func (r *running) await(t testing.TB, kubeconfig string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+		if err == nil {
+			config.Timeout = patience
+			r.client, err = kubernetes.NewForConfig(config)
+			must(t, err)
+			_, err = r.client.CoreV1().Namespaces().Get(t.Context(), metav1.NamespaceDefault, metav1.GetOptions{})
+		}
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the server does not answer: %v\n%s", err, r.log)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// stop sends a signal and waits for the end.
+func (r *running) stop(t testing.TB, signal os.Signal) error {
+	t.Helper()
+	must(t, r.cmd.Process.Signal(signal))
+	done := make(chan error, 1)
+	go func() { done <- r.cmd.Wait() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		t.Fatal("the server does not end")
+		return nil
+	}
+}
+
+// TestUsage checks what is said about wrong arguments, and the exit codes.
+func TestUsage(t *testing.T) {
+	state := t.TempDir()
+	for _, row := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{nil, 2, "Usage: fairlead-server COMMAND"},
+		{[]string{"help"}, 0, "apiserver  "},
+		{[]string{"bake"}, 2, `there is no command "bake"`},
+		{[]string{"apiserver", "-h"}, 0, "-listen-fds"},
+		{[]string{"apiserver", "--no-such-flag"}, 2, "no-such-flag"},
+		{[]string{"apiserver", "extra"}, 2, `takes no argument "extra"`},
+		{[]string{"apiserver", "--state", state}, 1, "exactly one of --listen-fds and --listen"},
+		{[]string{"apiserver", "--state", state, "--listen", "127.0.0.1:0", "--listen-fds", "1"}, 1, "exactly one of --listen-fds and --listen"},
+		{[]string{"apiserver", "--state", state, "--listen", "127.0.0.1:99999"}, 1, "listen: "},
+		{[]string{"apiserver", "--state", state, "--listen-fds", "1"}, 1, "inherited file descriptor 3"},
+		{[]string{"apiserver", "--state", state, "--service-cidr", "10.96.0.1/16"}, 2, "did you mean 10.96.0.0/16?"},
+		{[]string{"apiserver", "--state", state, "--service-cidr", "10.96.0.0/16,10.97.0.0/16", "--listen", "127.0.0.1:0"}, 1, "different families"},
+		{[]string{"apiserver", "--state", state, "--pod-cidr", "many"}, 2, "pod-cidr"},
+		{[]string{"apiserver", "--state", state, "--advertise-address", "here"}, 2, "advertise-address"},
+		{[]string{"apiserver", "--state", "/dev/null/x", "--listen", "127.0.0.1:0"}, 1, "create pki directory"},
+		{[]string{"kubectl", "frobnicate"}, 1, `unknown command "frobnicate"`},
+	} {
+		t.Run(strings.Join(row.args, " "), func(t *testing.T) {
+			out, err := program(t.Context(), row.args...).CombinedOutput()
+			code := 0
+			var exit *exec.ExitError
+			if errors.As(err, &exit) {
+				code = exit.ExitCode()
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if code != row.code || !strings.Contains(string(out), row.want) {
+				t.Errorf("exit code %d, want %d with %q:\n%s", code, row.code, row.want, out)
+			}
+		})
+	}
+}
+
+// TestLife kills a server, which loses nothing, and ends another, which ends
+// cleanly, all with the same inherited sockets: no connection is refused in
+// between, it only waits.
+func TestLife(t *testing.T) {
+	state := t.TempDir()
+	var listeners []*net.TCPListener
+	for range 2 {
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+		must(t, err)
+		defer l.Close()
+		listeners = append(listeners, l)
+	}
+	first := serverOn(t, state, listeners...)
+	svc, err := first.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		svc, err = first.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	}
+	must(t, err)
+	if svc.Spec.ClusterIP != "10.96.0.1" {
+		t.Errorf("default/kubernetes is %s", svc.Spec.ClusterIP)
+	}
+	if err := first.stop(t, syscall.SIGKILL); err == nil {
+		t.Error("killed, but no error")
+	}
+
+	// A client that comes now waits for the next server.
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := first.client.CoreV1().Services("default").Get(context.Background(), "kubernetes", metav1.GetOptions{})
+		waiting <- err
+	}()
+	second := serverOn(t, state, listeners...)
+	select {
+	case err := <-waiting:
+		if err != nil && !strings.Contains(err.Error(), "connection reset") && !strings.Contains(err.Error(), "EOF") {
+			t.Errorf("a client that came between two servers: %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("a client that came between two servers waits for ever")
+	}
+	again, err := second.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	must(t, err)
+	if again.UID != svc.UID {
+		t.Error("another default/kubernetes")
+	}
+	if out, err := program(t.Context(), "apiserver", "--state", state, "--listen", "127.0.0.1:0").CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "in use by another API server") {
+		t.Errorf("a second server on the state directory: %v\n%s", err, out)
+	}
+	if err := second.stop(t, syscall.SIGTERM); err != nil {
+		t.Errorf("told to end: %v\n%s", err, second.log)
+	}
+	if log := second.log.String(); strings.Contains(log, "level=ERROR") || strings.Contains(log, "panic") {
+		t.Errorf("it complains:\n%s", log)
+	}
+}
+
+// TestPrefixes checks how ranges are read.
+func TestPrefixes(t *testing.T) {
+	for _, row := range []struct {
+		text string
+		want []string
+	}{
+		{"10.96.0.0/16", []string{"10.96.0.0/16"}},
+		{"10.96.0.0/16,fd00:96::/112", []string{"10.96.0.0/16", "fd00:96::/112"}},
+		{"", nil}, {"10.96.0.0", nil}, {"10.96.0.0/33", nil}, {"10.96.1.0/16", nil}, {"10.96.0.0/16,", nil},
+	} {
+		var got []netip.Prefix
+		err := prefixes(&got)(row.text)
+		if (err == nil) != (row.want != nil) {
+			t.Errorf("%q: %v", row.text, err)
+			continue
+		}
+		var text []string
+		for _, p := range got {
+			text = append(text, p.String())
+		}
+		if err == nil && !slices.Equal(text, row.want) {
+			t.Errorf("%q: %v", row.text, text)
+		}
+	}
+}
