@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/test/queries"
+	"github.com/fairlead/fairlead/testnet"
 )
 
 // optionsOf are the settings of a group of rows.
@@ -143,9 +146,16 @@ func TestTablePure(t *testing.T) {
 	})
 }
 
+var started atomic.Int32
+
 // start serves on a loopback port until the test ends.
 func start(t testing.TB, s *Server, ip string) netip.AddrPort {
 	t.Helper()
+	if ip == "127.0.0.1" {
+		// An address of this process's own: the sockets share their port with whoever may, and other tests run beside this one.
+		pid := os.Getpid()
+		ip = fmt.Sprintf("127.%d.%d.%d", 1+pid>>8%250, pid%256, 1+started.Add(1)%250)
+	}
 	sockets, err := s.Listen([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 0)})
 	for try := 0; try < 10 && errors.Is(err, unix.EADDRINUSE); try++ {
 		// The port that was free for UDP was not for TCP.
@@ -228,7 +238,7 @@ func wireOutcome(m *mdns.Msg) outcome {
 func TestTableDig(t *testing.T) {
 	path, err := exec.LookPath("dig")
 	if err != nil {
-		t.Skip("needs dig (package bind9-dnsutils)")
+		testnet.Skip(t, "needs dig (package bind9-dnsutils)")
 	}
 	for _, transport := range []string{"+notcp", "+tcp"} {
 		t.Run(transport, func(t *testing.T) {
