@@ -320,15 +320,10 @@ func extAck(answer syscall.NetlinkMessage) string {
 	if answer.Header.Flags&unix.NLM_F_ACK_TLVS == 0 || len(answer.Data) < attrsAt {
 		return ""
 	}
-	for data := answer.Data[attrsAt:]; len(data) >= unix.SizeofRtAttr; {
-		size := int(binary.NativeEndian.Uint16(data))
-		if size < unix.SizeofRtAttr || size > len(data) {
-			return ""
+	for kind, value := range attrs(answer.Data[attrsAt:]) {
+		if kind == attrMsg {
+			return unix.ByteSliceToString(value)
 		}
-		if binary.NativeEndian.Uint16(data[2:]) == attrMsg {
-			return unix.ByteSliceToString(data[unix.SizeofRtAttr:size])
-		}
-		data = data[min(align(size), len(data)):]
 	}
 	return ""
 }

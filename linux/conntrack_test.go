@@ -4,6 +4,7 @@
 package linux_test
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 
@@ -139,6 +140,53 @@ func TestDeleteConntrack(t *testing.T) {
 	if got := n.count(t); got != 0 {
 		t.Errorf("tracked at the end: %d", got)
 	}
+}
+
+// TestDeleteConntrackMany uses more matches than are looked for one by one.
+func TestDeleteConntrackMany(t *testing.T) {
+	n := newNATWorld(t)
+	n.ask(t, "udp", n.virtual[0])
+	n.ask(t, "tcp", n.virtual[0])
+	n.ask(t, "udp", n.virtual[1])
+	n.ask(t, "udp", n.backend[0])
+	var matches []linux.ConntrackMatch
+	for port := range uint16(100) {
+		for _, virtual := range n.virtual {
+			matches = append(matches, linux.ConntrackMatch{Proto: unix.IPPROTO_UDP, OrigDst: netip.AddrPortFrom(virtual.Addr(), port+1)})
+		}
+	}
+	n.remove(t, "many", 2, matches...)
+	if got := n.count(t); got != 2 {
+		t.Errorf("tracked at the end: %d", got)
+	}
+	mapped := netip.AddrPortFrom(netip.AddrFrom16(n.virtual[0].Addr().As16()), 53)
+	n.remove(t, "IPv4 as IPv6", 1, linux.ConntrackMatch{OrigDst: mapped})
+}
+
+// TestConntrackAmong finds one entry among thousands of others.
+func TestConntrackAmong(t *testing.T) {
+	n := newNATWorld(t)
+	conn, err := n.client.NS.ListenPacket("udp", "10.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const others = 3000
+	for port := 1; port <= others; port++ {
+		if _, err := conn.WriteTo(nil, &net.UDPAddr{IP: net.IPv4(10, 0, 1, 3), Port: port}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.ask(t, "udp", n.virtual[0])
+	before := n.count(t)
+	if before < others/2 { // some packets may be lost on the way
+		t.Fatalf("tracked: %d", before)
+	}
+	n.remove(t, "one among many", 1, linux.ConntrackMatch{Proto: unix.IPPROTO_UDP, ReplySrc: n.backend[0]})
+	if got := n.count(t); got != before-1 {
+		t.Errorf("tracked %d, before %d", got, before)
+	}
+	n.remove(t, "the others", before-1, linux.ConntrackMatch{OrigDst: netip.MustParseAddrPort("10.0.1.3:0")})
 }
 
 func TestDeleteConntrackRefuses(t *testing.T) {
