@@ -136,17 +136,69 @@ func commentOf(userdata []byte) string {
 	return cString(userdata[2 : 2+int(userdata[1])])
 }
 
-// elements hands every element of a set to each: key, value (for verdicts the chain's name), and whether it ends an interval.
-func (c *conn) elements(s *set, each func(key, val []byte, end bool)) error {
-	m := get(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, func(m *message) {
-		m.putString(unix.NFTA_SET_ELEM_LIST_TABLE, Table)
-		m.putString(unix.NFTA_SET_ELEM_LIST_SET, s.name())
+// count is the number of elements of a set; -1 if the kernel does not tell (before 6.16).
+func (c *conn) count(s *set) (n int, err error) {
+	n = -1
+	m := get(unix.NFT_MSG_GETSET, unix.NLM_F_ACK, func(m *message) {
+		m.putString(unix.NFTA_SET_TABLE, Table)
+		m.putString(unix.NFTA_SET_NAME, s.name())
 	})
-	_, err := c.request(m, func(data []byte) error { return parseElements(s, data, each) })
+	_, err = c.request(m, func(data []byte) error {
+		if v := attribute(data, setCount); len(v) == 4 {
+			n = int(binary.BigEndian.Uint32(v))
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("read set %s: %w", s.name(), err)
+		return -1, fmt.Errorf("read set %s: %w", s.name(), err)
 	}
-	return nil
+	return n, nil
+}
+
+// setCount is NFTA_SET_COUNT.
+const setCount = 20
+
+// elements hands every element of a set to each, once: key, value (for verdicts the chain's name), and whether it ends an
+// interval.
+//
+// A reading may miss elements while the kernel resizes its hash table, which it does in the background after many were added. So it is
+// repeated until there are as many as the kernel says.
+func (c *conn) elements(s *set, each func(key, val []byte, end bool)) error {
+	count, err := c.count(s)
+	if err != nil {
+		return err
+	}
+	if s.flags&unix.NFT_SET_INTERVAL != 0 {
+		count = -1 // a tree, which has no such moments, and counts in its own way
+	}
+	type seenKey struct {
+		key string
+		end bool
+	}
+	seen := make(map[seenKey]struct{}, max(count, 0))
+	for try := 0; ; try++ {
+		m := get(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, func(m *message) {
+			m.putString(unix.NFTA_SET_ELEM_LIST_TABLE, Table)
+			m.putString(unix.NFTA_SET_ELEM_LIST_SET, s.name())
+		})
+		_, err := c.request(m, func(data []byte) error {
+			return parseElements(s, data, func(key, val []byte, end bool) {
+				k := seenKey{string(key), end}
+				if _, again := seen[k]; !again {
+					seen[k] = struct{}{}
+					each(key, val, end)
+				}
+			})
+		})
+		switch {
+		case err != nil:
+			return fmt.Errorf("read set %s: %w", s.name(), err)
+		case count < 0 || len(seen) == count:
+			return nil
+		case try == readTries:
+			return fmt.Errorf("read set %s: %d elements found of %d", s.name(), len(seen), count)
+		}
+	}
 }
 
 func parseElements(s *set, data []byte, each func(key, val []byte, end bool)) error {
@@ -204,14 +256,63 @@ func (s *state) readServices(c *conn, f *family) error {
 	})
 }
 
-// readEndpoints sorts the endpoints under their frontends. Those behind a gap in the indexes, or twice, are strays: they
-// are written again if they are wanted.
+// readEndpoints reads the endpoints of all services. It asks for each by its key, because reading the whole map costs
+// the square of its size: the kernel goes through it from the start for every 32 KB. Only when that does not account for all
+// elements, something is there that no service leads to, and the whole map is read.
 func (s *state) readEndpoints(c *conn, f *family) error {
+	m := sets[endpoints][f.index]
+	count, err := c.count(m)
+	if err != nil {
+		return err
+	}
+	type place struct {
+		k frontend
+		i int
+	}
+	var places []place
+	for k, e := range s.ports {
+		if k.family() != f {
+			continue
+		}
+		if uint64(len(places))+uint64(e.n) > maxEndpoints {
+			return s.readAllEndpoints(c, m)
+		}
+		for i := range int(e.n) {
+			places = append(places, place{k, i})
+		}
+		e.dests = make([]dest, 0, e.n)
+		s.ports[k] = e
+	}
+	found := 0
+	err = c.lookup(m, len(places), func(b []byte, i int) []byte { return f.endpointKey(b, places[i].k, places[i].i) },
+		func(i int, val []byte) {
+			p := places[i]
+			if e := s.ports[p.k]; len(e.dests) == p.i {
+				e.dests = append(e.dests, f.parseDest(val))
+				s.ports[p.k] = e
+				found++
+			}
+		})
+	if err != nil {
+		return fmt.Errorf("read set %s: %w", m.name(), err)
+	}
+	if found != len(places) || count >= 0 && found != count {
+		return s.readAllEndpoints(c, m)
+	}
+	return nil
+}
+
+// maxEndpoints is what no cluster has: more can only come from numbers that somebody else wrote into the map.
+const maxEndpoints = 1 << 24
+
+// readAllEndpoints sorts the endpoints under their frontends. Those behind a gap in the indexes are strays: they are
+// written again if they are wanted.
+func (s *state) readAllEndpoints(c *conn, m *set) error {
 	type indexed struct {
 		index int
 		dest  dest
 	}
-	m, found := sets[endpoints][f.index], make(map[frontend][]indexed)
+	f, found := m.f, make(map[frontend][]indexed)
 	err := c.elements(m, func(key, val []byte, _ bool) {
 		k, i := f.parseEndpointKey(key)
 		if string(f.endpointKey(nil, k, i)) != string(key) {
@@ -331,29 +432,43 @@ func (s *state) readPicks(c *conn, f *family, shape *shape) error {
 	})
 }
 
-// lookup reads single elements by their keys.
-func (c *conn) lookup(s *set, keys [][]byte, each func(key, val []byte)) error {
-	for len(keys) > 0 {
-		n := min(len(keys), 100) // bounded by the receive buffer: every element is answered by a message
-		m := get(unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, func(m *message) {
-			m.putString(unix.NFTA_SET_ELEM_LIST_TABLE, Table)
-			m.putString(unix.NFTA_SET_ELEM_LIST_SET, s.name())
-			at := m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-			for _, k := range keys[:n] {
-				element(m, k, nil, false)
-			}
-			m.close(at)
-		})
-		_, err := c.request(m, func(data []byte) error {
-			return parseElements(s, data, func(key, val []byte, _ bool) { each(key, val) })
-		})
-		if err != nil {
-			return err
+// lookup reads n single elements by their keys, and hands those that are there to each, in order.
+func (c *conn) lookup(s *set, n int, key func(b []byte, i int) []byte, each func(i int, val []byte)) error {
+	var buf, scratch []byte
+	for next := 0; next < n; {
+		part := min(n-next, maxLookup)
+		m := message{buf: buf[:0]}
+		m.begin(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, unix.NFPROTO_INET, 0)
+		m.putString(unix.NFTA_SET_ELEM_LIST_TABLE, Table)
+		m.putString(unix.NFTA_SET_ELEM_LIST_SET, s.name())
+		at := m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+		for i := range part {
+			scratch = key(scratch[:0], next+i)
+			element(&m, scratch, nil, false)
 		}
-		keys = keys[n:]
+		m.close(at)
+		end := next + part
+		_, err := c.request(&m, func(data []byte) error {
+			return parseElements(s, data, func(_, val []byte, _ bool) {
+				each(next, val)
+				next++
+			})
+		})
+		buf = m.buf
+		switch {
+		case errors.Is(err, unix.ENOENT): // the kernel stops at the first that is missing
+			next++
+		case err != nil:
+			return err
+		case next != end:
+			return fmt.Errorf("%d elements asked for, %d answered", part, part-(end-next))
+		}
 	}
 	return nil
 }
+
+// maxLookup is bounded by a receive buffer of the default size: every element is answered by a message of its own.
+const maxLookup = 64
 
 // Read asks the kernel for the endpoints of one Service port: two look-ups by key, whatever else the table holds. ok is
 // false if the map has no such entry (or there is no table): the port is refused if vip is a virtual address. An index without
@@ -375,24 +490,17 @@ func Read(o Options, vip netip.AddrPort, proto model.Protocol) (backends []netip
 }
 
 func (c *conn) readPort(k frontend) (backends []netip.AddrPort, ok bool, err error) {
-	f := k.family()
-	n := 0
-	err = c.lookup(sets[services][f.index], [][]byte{f.portKey(nil, k)}, func(_, val []byte) {
-		n = int(binary.NativeEndian.Uint32(val))
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, false, nil
-	}
-	if err != nil {
+	f, n := k.family(), 0
+	err = c.lookup(sets[services][f.index], 1, func(b []byte, _ int) []byte { return f.portKey(b, k) },
+		func(_ int, val []byte) { n = int(binary.NativeEndian.Uint32(val)) })
+	if err != nil || n == 0 {
 		return nil, false, err
 	}
-	keys := make([][]byte, n)
-	for i := range n {
-		keys[i] = f.endpointKey(nil, k, i)
+	err = c.lookup(sets[endpoints][f.index], n, func(b []byte, i int) []byte { return f.endpointKey(b, k, i) },
+		func(_ int, val []byte) { backends = append(backends, f.parseDest(val).addrPort(f)) })
+	if err == nil && len(backends) != n {
+		err = fmt.Errorf("%d of %d endpoints are missing", n-len(backends), n)
 	}
-	err = c.lookup(sets[endpoints][f.index], keys, func(_, val []byte) {
-		backends = append(backends, f.parseDest(val).addrPort(f))
-	})
 	slices.SortFunc(backends, netip.AddrPort.Compare)
 	return backends, true, err
 }

@@ -94,16 +94,18 @@ func place(have []dest, want []model.Backend) []dest {
 	for _, b := range want {
 		missing[destOf(b.AddrPort())] = struct{}{}
 	}
-	out := slices.Clone(have)
 	var holes []int
-	for i, d := range out {
+	for i, d := range have {
 		if _, ok := missing[d]; ok {
 			delete(missing, d) // a second one of the same is a hole
 		} else {
 			holes = append(holes, i)
 		}
 	}
-	fresh := slices.SortedFunc(maps.Keys(missing), compareDests)
+	if len(holes) == 0 && len(missing) == 0 {
+		return have
+	}
+	out, fresh := slices.Clone(have), slices.SortedFunc(maps.Keys(missing), compareDests)
 	for len(fresh) > 0 && len(holes) > 0 {
 		out[holes[0]] = fresh[0]
 		holes, fresh = holes[1:], fresh[1:]

@@ -53,7 +53,7 @@ func dial(ns *linux.NetNS) (c *conn, err error) {
 }
 
 func dialHere() (*conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
@@ -113,21 +113,15 @@ type reply struct {
 
 // receive reads what one datagram holds. It returns EAGAIN when nothing is waiting.
 func (c *conn) receive(each func(reply) error) error {
-	var n int
-	for {
-		var flags int
-		var err error
-		n, _, flags, _, err = unix.Recvmsg(c.fd, c.in, nil, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if flags&unix.MSG_TRUNC != 0 {
-			return errors.New("netlink message larger than the buffer")
-		}
-		break
+	n, err := unix.Read(c.fd, c.in)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Read(c.fd, c.in)
+	}
+	if err != nil {
+		return err
+	}
+	if n == len(c.in) {
+		return errors.New("netlink message larger than the buffer")
 	}
 	for b := c.in[:n]; len(b) >= unix.NLMSG_HDRLEN; {
 		size := int(binary.NativeEndian.Uint32(b))
