@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -252,14 +253,18 @@ func BenchmarkAdd(b *testing.B) {
 	p := n.pod("new")
 	for _, verb := range []string{"ADD", "VERSION"} {
 		b.Run(verb, func(b *testing.B) {
+			var cpu time.Duration
 			for b.Loop() {
-				if _, err := n.run(verb, p, n.conf); err != nil {
+				cmd := n.command(verb, p, n.conf)
+				if _, err := n.runCommand(cmd); err != nil {
 					b.Fatal(err)
 				}
 				b.StopTimer()
+				cpu += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 				n.mustDel(p)
 				b.StartTimer()
 			}
+			b.ReportMetric(float64(cpu.Microseconds())/float64(b.N)/1000, "cpu-ms/op")
 		})
 	}
 }

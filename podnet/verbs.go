@@ -98,15 +98,17 @@ func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (le
 		if err == nil {
 			return lease, made, nil
 		}
-		if !errors.Is(err, errTaken) || try > 0 {
-			_, releaseErr := store.Release(lease.ID)
-			return lease, false, errors.Join(err, releaseErr)
+		if errors.Is(err, errTaken) && try == 0 {
+			// If this takes the lease away, the next round makes a new one. If not, the
+			// route is a stranger's and the next round says so.
+			adoptErr := store.Adopt()
+			if adoptErr == nil {
+				continue
+			}
+			err = errors.Join(err, adoptErr)
 		}
-		if err := store.Adopt(); err != nil {
-			return lease, false, err
-		}
-		// If that took the lease away, the next round makes a new one. If not, the
-		// route is a stranger's and the next round says so.
+		_, releaseErr := store.Release(lease.ID)
+		return lease, false, errors.Join(err, releaseErr)
 	}
 }
 
