@@ -30,11 +30,11 @@ const maxSaid = 4096
 // deliver waits until the node can deliver for the pod. Without a name, as when a
 // person calls the plugin, it asks for the node as a whole.
 func deliver(socket, podNamespace, podName string) error {
-	query := ""
+	query := url.Values{"timeout": {(deliverTimeout - time.Second).String()}} // so that it is the agent who says why
 	if podName != "" {
-		query = "?pod=" + url.QueryEscape(podNamespace+"/"+podName)
+		query.Set("pod", podNamespace+"/"+podName)
 	}
-	return ask(socket, "/v1/deliver"+query, deliverTimeout)
+	return ask(socket, "/v1/deliver?"+query.Encode(), deliverTimeout)
 }
 
 // ready asks whether the agent has set up the node.

@@ -359,7 +359,7 @@ func TestAgent(t *testing.T) {
 	if _, err := n.run("STATUS", nil, n.conf); err != nil {
 		t.Errorf("STATUS: %v", err)
 	}
-	if want := []string{"/v1/deliver?pod=shop%2Fa", "/v1/deliver?pod=shop%2Fa", "/v1/ready"}; !slices.Equal(asked, want) {
+	if want := []string{"/v1/deliver?pod=shop%2Fa&timeout=9s", "/v1/deliver?pod=shop%2Fa&timeout=9s", "/v1/ready"}; !slices.Equal(asked, want) {
 		t.Errorf("asked %v, want %v", asked, want)
 	}
 	answer = http.StatusServiceUnavailable
