@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 	"github.com/fairlead/fairlead/nodenet"
@@ -103,6 +104,12 @@ func forwards(s *model.Snapshot, addr netip.Addr) bool {
 // Explain implements status.Agent.
 func (n *Node) Explain(ctx context.Context, pod model.Name, target explain.Target) (*explain.Walk, error) {
 	return n.explain.Walk(ctx, pod, target)
+}
+
+// Tracked implements status.Agent.
+func (n *Node) Tracked(proto model.Protocol, from, to netip.AddrPort) (status.Translation, bool, error) {
+	t, ok, err := linux.Tracked(uint8(proto), from, to)
+	return status.Translation{Server: t.Server, Client: t.Client}, ok, err
 }
 
 func (n *Node) explainer() *explain.Explainer {

@@ -109,8 +109,42 @@ type Walk struct {
 	Ways      []Way      `json:"ways"`
 	// Findings are disagreements and obstacles, each a sentence. Without any, the connection should work.
 	Findings []string `json:"findings,omitempty"`
-	// Probe is what became of a real connection, if one was asked for.
-	Probe string `json:"probe,omitempty"`
+	// Probe is what became of a real connection, if one was made.
+	Probe *Probe `json:"probe,omitempty"`
+}
+
+// Probe is a connection that was really made from inside the pod.
+type Probe struct {
+	// From and To are its ends as the client knows them.
+	From netip.AddrPort `json:"from,omitzero"`
+	To   netip.AddrPort `json:"to,omitzero"`
+	// Resolved and Connected are how long the two steps took, in milliseconds.
+	Resolved  float64 `json:"resolvedMs"`
+	Connected float64 `json:"connectedMs"`
+	// Silent says that nothing answered, which over UDP is no error.
+	Silent bool   `json:"silent,omitempty"`
+	Error  string `json:"error,omitempty"`
+
+	// Server is the endpoint that was chosen, and Client the address that it saw, both read from the kernel's connection tracking.
+	Server netip.AddrPort `json:"server,omitzero"`
+	Client netip.AddrPort `json:"client,omitzero"`
+	Pod    string         `json:"pod,omitempty"`
+	Node   string         `json:"node,omitempty"`
+}
+
+// AddProbe completes the walk with a connection that the pod has made.
+func (w *Walk) AddProbe(p Probe) {
+	if p.Error != "" {
+		w.find("the probe failed: %s", p.Error)
+	}
+	for _, way := range w.Ways {
+		for _, b := range way.Backends {
+			if b.Address == p.Server {
+				p.Pod, p.Node = b.Pod, b.Node
+			}
+		}
+	}
+	w.Probe = &p
 }
 
 // Question is one question put to the DNS, and its answer.

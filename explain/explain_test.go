@@ -188,6 +188,31 @@ func TestWalkFindings(t *testing.T) {
 	}
 }
 
+func TestProbe(t *testing.T) {
+	at := netip.MustParseAddrPort
+	for _, tt := range []struct {
+		name  string
+		probe Probe
+		want  string
+	}{
+		{"chosen", Probe{From: at("10.244.0.9:40000"), To: at("10.96.1.1:80"), Resolved: 0.5, Connected: 0.25, Server: at("10.244.1.5:8080"), Client: at("10.244.0.9:40000")},
+			"connected to 10.96.1.1:80 from 10.244.0.9:40000 in 0.25 ms, name resolved in 0.50 ms\n" +
+				" 8  chosen     10.244.1.5:8080, pod shop/orders-a on n2, which saw 10.244.0.9:40000 (kept)\n"},
+		{"masqueraded", Probe{From: at("10.244.0.9:40000"), To: at("10.96.1.1:80"), Server: at("10.244.9.9:8080"), Client: at("172.30.0.11:40000")},
+			"chosen     10.244.9.9:8080, which saw 172.30.0.11:40000 (not kept)"},
+		{"silent", Probe{From: at("10.244.0.9:40000"), To: at("10.96.1.1:80"), Silent: true}, "sent, neither answered nor refused, to 10.96.1.1:80"},
+		{"failed", Probe{Error: "connection refused"}, "finding: the probe failed: connection refused"},
+	} {
+		w, _ := walk(t, bed(t), "orders:80")
+		w.AddProbe(tt.probe)
+		var b strings.Builder
+		w.Print(&b)
+		if !strings.Contains(b.String(), tt.want) {
+			t.Errorf("%s: want %q in\n%s", tt.name, tt.want, b.String())
+		}
+	}
+}
+
 func TestWalkSearchOrder(t *testing.T) {
 	w, _ := walk(t, bed(t), "a.b.c.d.e.f:80")
 	if w.Questions[0].Name != "a.b.c.d.e.f." {

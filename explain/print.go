@@ -41,8 +41,11 @@ func (w *Walk) Print(out io.Writer) {
 			line("endpoint", "%s", b.describe())
 		}
 	}
-	if w.Probe != "" {
+	if w.Probe != nil && w.Probe.Error == "" {
 		line("probe", "%s", w.Probe)
+		if w.Probe.Server.IsValid() {
+			line("chosen", "%s", w.Probe.chosen())
+		}
 	}
 	fmt.Fprintln(out)
 	if len(w.Findings) == 0 {
@@ -104,4 +107,28 @@ func join[T fmt.Stringer](in []T) string {
 		out[i] = v.String()
 	}
 	return strings.Join(out, ", ")
+}
+
+// String says what was done and how long it took.
+func (p *Probe) String() string {
+	verb := "connected to"
+	if p.Silent {
+		verb = "sent, neither answered nor refused, to"
+	}
+	return fmt.Sprintf("%s %s from %s in %.2f ms, name resolved in %.2f ms", verb, p.To, p.From, p.Connected, p.Resolved)
+}
+
+func (p *Probe) chosen() string {
+	s := p.Server.String()
+	if p.Pod != "" {
+		s += ", pod " + p.Pod
+	}
+	if p.Node != "" {
+		s += " on " + p.Node
+	}
+	seen := "kept"
+	if p.Client != p.From {
+		seen = "not kept"
+	}
+	return fmt.Sprintf("%s, which saw %s (%s)", s, p.Client, seen)
 }

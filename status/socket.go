@@ -31,8 +31,16 @@ type Agent interface {
 	// WaitGone returns when no Service sends new connections to the address any more.
 	WaitGone(context.Context, netip.Addr) error
 	Explain(context.Context, model.Name, explain.Target) (*explain.Walk, error)
+	// Tracked reads the real ends of a connection from the kernel's connection tracking; ok is false if it is not tracked.
+	Tracked(proto model.Protocol, from, to netip.AddrPort) (t Translation, ok bool, err error)
 	// Dump prints one part of the state: model, nft, routes or dns.
 	Dump(what string) (string, error)
+}
+
+// Translation is what the kernel has made of a connection: where it really goes, and the address that is seen there.
+type Translation struct {
+	Server netip.AddrPort `json:"server"`
+	Client netip.AddrPort `json:"client"`
 }
 
 const (
@@ -47,6 +55,7 @@ const (
 //	GET /v1/deliver?pod=NS/NAME[&timeout=D]        200 once the node can deliver for a new pod, or 504
 //	GET /v1/wait?gone=ADDR[&timeout=D]             200 once no Service sends new connections to ADDR, or 504
 //	GET /v1/explain?pod=NS/NAME&target=NAME:PORT   the walk, as JSON
+//	GET /v1/tracked?proto=P&from=A:P&to=A:P         the Translation of a connection, or 404
 //	GET /v1/dump?what=model|nft|routes|dns         text
 //	GET /metrics                                   Prometheus text
 func Handler(a Agent, metrics http.Handler) http.Handler {
@@ -71,6 +80,7 @@ func Handler(a Agent, metrics http.Handler) http.Handler {
 			func() string { return fmt.Sprintf("a Service still sends new connections to %s", addr) })
 	})
 	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) { serveExplain(w, r, a) })
+	mux.HandleFunc("GET /v1/tracked", func(w http.ResponseWriter, r *http.Request) { serveTracked(w, r, a) })
 	mux.HandleFunc("GET /v1/dump", func(w http.ResponseWriter, r *http.Request) {
 		text, err := a.Dump(r.FormValue("what"))
 		if err != nil {
@@ -99,6 +109,25 @@ func serveExplain(w http.ResponseWriter, r *http.Request, a Agent) {
 		return
 	}
 	reply(w, walk)
+}
+
+func serveTracked(w http.ResponseWriter, r *http.Request, a Agent) {
+	proto, ok := model.ParseProtocol(strings.ToUpper(r.FormValue("proto")))
+	from, err1 := netip.ParseAddrPort(r.FormValue("from"))
+	to, err2 := netip.ParseAddrPort(r.FormValue("to"))
+	if err := errors.Join(err1, err2); err != nil || !ok {
+		http.Error(w, "tracked: want proto, and from and to as ADDR:PORT", http.StatusBadRequest)
+		return
+	}
+	t, ok, err := a.Tracked(proto, from, to)
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	case !ok:
+		http.Error(w, "the connection is not tracked", http.StatusNotFound)
+	default:
+		reply(w, t)
+	}
 }
 
 // waitFor blocks for at most the request's timeout.

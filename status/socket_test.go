@@ -51,6 +51,13 @@ func (a *agent) Explain(_ context.Context, pod model.Name, t explain.Target) (*e
 	return &explain.Walk{Pod: pod.String(), Target: t.String()}, nil
 }
 
+func (a *agent) Tracked(proto model.Protocol, from, to netip.AddrPort) (Translation, bool, error) {
+	if from.Port() == 666 {
+		return Translation{}, false, errors.New("cannot read")
+	}
+	return Translation{Server: netip.AddrPortFrom(to.Addr(), 8080), Client: from}, proto == model.UDP, nil
+}
+
 func (a *agent) Dump(what string) (string, error) {
 	if what != "model" {
 		return "", fmt.Errorf("there is no %q to dump", what)
@@ -103,6 +110,10 @@ func TestSocket(t *testing.T) {
 		{"/v1/explain", "pod=x/client&target=a", `error: parse target "a": want NAME:PORT, for example orders:80`},
 		{"/v1/explain", "pod=client&target=a:1", "error: pod: want NAMESPACE/NAME"},
 		{"/v1/explain", "pod=x/other&target=a:1", "error: explain: no such pod here"},
+		{"/v1/tracked", "proto=tcp&from=10.0.0.1:1&to=10.0.0.2:2", "error: the connection is not tracked"},
+		{"/v1/tracked", "proto=udp&from=10.0.0.1:666&to=10.0.0.2:2", "error: cannot read"},
+		{"/v1/tracked", "proto=udp&from=10.0.0.1&to=10.0.0.2:2", "error: tracked: want proto, and from and to as ADDR:PORT"},
+		{"/v1/tracked", "proto=x&from=10.0.0.1:1&to=10.0.0.2:2", "error: tracked: want proto, and from and to as ADDR:PORT"},
 		{"/v1/nothing", "", "error: 404 page not found"},
 	} {
 		query, err := url.ParseQuery(tt.query)
@@ -116,6 +127,10 @@ func TestSocket(t *testing.T) {
 		if text != tt.want {
 			t.Errorf("%s?%s: got %q, want %q", tt.path, tt.query, text, tt.want)
 		}
+	}
+	var tr Translation
+	if err := c.Get(t.Context(), "/v1/tracked", url.Values{"proto": {"udp"}, "from": {"10.0.0.1:1"}, "to": {"10.0.0.2:2"}}, &tr); err != nil || tr.Server.String() != "10.0.0.2:8080" {
+		t.Errorf("tracked: %+v, %v", tr, err)
 	}
 	var walk explain.Walk
 	if err := c.Get(t.Context(), "/v1/explain", url.Values{"pod": {"x/client"}, "target": {"a:1"}}, &walk); err != nil || walk.Target != "a:1" {

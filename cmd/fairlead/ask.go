@@ -150,7 +150,8 @@ func runExplain(ctx context.Context, w *where, pod, target string, probe, asJSON
 	if !ok || namespace == "" || name == "" {
 		return fmt.Errorf("explain %q: want NAMESPACE/POD, for example shop/front", pod)
 	}
-	if _, err := explain.ParseTarget(target); err != nil {
+	parsed, err := explain.ParseTarget(target)
+	if err != nil {
 		return err
 	}
 	if w.socket == "" {
@@ -173,7 +174,7 @@ func runExplain(ctx context.Context, w *where, pod, target string, probe, asJSON
 		return err
 	}
 	if probe {
-		if err := probeFrom(ctx, w.state, namespace, name, target, walk); err != nil {
+		if err := probeFrom(ctx, w.state, namespace, name, parsed, agents[0].client, walk); err != nil {
 			return err
 		}
 	}
