@@ -130,7 +130,10 @@ func (c *conn) flows(f *family, k frontend, each func(flow)) error {
 	flags := uint32(ctFilterNum)
 	tuple := m.nest(ctTupleOrig)
 	if k.addr.IsValid() {
-		flags |= ctFilterIPDst | ctFilterPortDst
+		flags |= ctFilterPortDst
+	}
+	if k.addr.IsValid() && f == v4 { // for IPv6 the kernel (seen in 6.18) gives those with any other address
+		flags |= ctFilterIPDst
 		ip := m.nest(ctTupleIP)
 		m.put(f.ctDst(), k.addr.Addr().AsSlice())
 		m.close(ip)
