@@ -144,7 +144,7 @@ func TestRollingKeepsItsBounds(t *testing.T) {
 		}
 		return strconv.Itoa(rnd.IntN(101)) + "%"
 	}
-	for range 150 {
+	for range 60 {
 		replicas := int32(1 + rnd.IntN(20))
 		d := testDeployment(replicas, percent(), percent(), "1")
 		first := testSet("1", replicas, replicas)
