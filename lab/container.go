@@ -228,8 +228,12 @@ func (p *process) stopRun(hook func(context.Context), hold <-chan struct{}, grac
 	<-p.done
 }
 
-// maxExecOutput is how much of a probe's or hook's output is kept for messages.
-const maxExecOutput = 4 << 10
+const (
+	// maxExecOutput is how much of a probe's or hook's output is kept for messages.
+	maxExecOutput = 4 << 10
+	// execDrain is how long output is waited for after the command has ended.
+	execDrain = 100 * time.Millisecond
+)
 
 // exec runs a command beside the container's main process, in its environment, and returns its exit code and the beginning of what it
 // wrote. The command is killed when ctx ends.
@@ -255,7 +259,9 @@ func (p *process) exec(ctx context.Context, argv []string) (int, string, error) 
 	}
 	var out bytes.Buffer
 	var mu sync.Mutex
+	copied := make(chan struct{})
 	go func() {
+		defer close(copied)
 		buf := make([]byte, 1024)
 		for {
 			n, err := r.Read(buf)
@@ -272,6 +278,11 @@ func (p *process) exec(ctx context.Context, argv []string) (int, string, error) 
 	state, err := proc.Wait()
 	if err != nil {
 		return 0, "", fmt.Errorf("run command: %w", err)
+	}
+	select {
+	case <-copied:
+	case <-time.After(execDrain):
+		// Something that the command started holds its output open; what it wrote itself is here.
 	}
 	code, _ := exitOf(state)
 	mu.Lock()

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -133,21 +132,4 @@ func dropOldRuns(podDir, name string, run int) {
 			os.Remove(filepath.Join(dir, e.Name()))
 		}
 	}
-}
-
-// lastRun is the greatest run that left a log, 0 when there is none: run numbers go on after a restart of the cluster, because the pod's
-// directory stays.
-func lastRun(podDir, name string) int {
-	entries, _ := os.ReadDir(filepath.Join(podDir, name))
-	var runs []int
-	for _, e := range entries {
-		number, _, _ := strings.Cut(e.Name(), ".")
-		if n, err := strconv.Atoi(number); err == nil {
-			runs = append(runs, n)
-		}
-	}
-	if len(runs) == 0 {
-		return 0
-	}
-	return slices.Max(runs)
 }

@@ -6,6 +6,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"syscall"
@@ -45,3 +46,6 @@ func TestMain(m *testing.M) {
 	fmt.Fprintln(os.Stderr, "run tests in namespaces of their own:", err)
 	os.Exit(1)
 }
+
+// quietLog is for what a test does not look at.
+func quietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -90,26 +90,21 @@ func (n *apiNode) register(ctx context.Context) (*corev1.Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register node %s: %w", n.host.name, err)
 	}
-	var patch corev1.Node
-	patch.Labels = n.labels()
-	if err := n.patch(ctx, patch, ""); err != nil {
+	if err := n.patch(ctx, map[string]any{"metadata": map[string]any{"labels": n.labels()}}); err != nil {
 		return nil, err
 	}
-	patch = corev1.Node{Status: n.facts()}
-	patch.Status.Conditions = n.conditions(node)
-	return node, n.patch(ctx, patch, "status")
+	status := n.facts()
+	status.Conditions = n.conditions(node)
+	return node, n.patch(ctx, map[string]any{"status": status}, "status")
 }
 
-func (n *apiNode) patch(ctx context.Context, node corev1.Node, subresource string) error {
-	body, err := json.Marshal(node)
+// patch merges part of a Node into the object. It is a map because a Node value would also carry what it does not mean to say.
+func (n *apiNode) patch(ctx context.Context, part map[string]any, subresource ...string) error {
+	body, err := json.Marshal(part)
 	if err != nil {
 		return fmt.Errorf("encode node: %w", err)
 	}
-	var sub []string
-	if subresource != "" {
-		sub = []string{subresource}
-	}
-	_, err = n.client.CoreV1().Nodes().Patch(ctx, n.host.name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, sub...)
+	_, err = n.client.CoreV1().Nodes().Patch(ctx, n.host.name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, subresource...)
 	if err != nil {
 		return fmt.Errorf("patch node %s: %w", n.host.name, err)
 	}
@@ -224,7 +219,7 @@ func (n *apiNode) publish(ctx context.Context, get func() *corev1.Node) error {
 	if n.agrees(node) {
 		return nil
 	}
-	return n.patch(ctx, corev1.Node{Status: corev1.NodeStatus{Conditions: n.conditions(node)}}, "status")
+	return n.patch(ctx, map[string]any{"status": map[string]any{"conditions": n.conditions(node)}}, "status")
 }
 
 // run keeps the Node's condition and its Lease. get returns the object as the watch has it.

@@ -338,8 +338,8 @@ func TestRuns(t *testing.T) {
 			stop: func(p *process) { waitLog(t, h, "on"); p.stopRun(none, closed, time.Minute, nil) }, code: 0, reason: reasonCompleted, log: "on\nbye\n"},
 		{script: "trap '' TERM; sleep 1000 & echo deaf; while :; do sleep 1; done",
 			stop: func(p *process) { waitLog(t, h, "deaf"); p.stopRun(none, closed, time.Millisecond, nil) }, code: 137, signal: 9, reason: reasonError, log: "deaf\n"},
-		{script: "trap '' TERM; while :; do sleep 1; done",
-			stop: func(p *process) { p.stopRun(none, make(chan struct{}), time.Hour, closed) }, code: 137, signal: 9, reason: reasonError},
+		{script: "trap '' TERM; echo deaf; while :; do sleep 1; done",
+			stop: func(p *process) { waitLog(t, h, "deaf"); p.stopRun(none, make(chan struct{}), time.Hour, closed) }, code: 137, signal: 9, reason: reasonError, log: "deaf\n"},
 	} {
 		run := i + 1
 		waitLogRun = run
