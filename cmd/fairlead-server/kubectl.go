@@ -7,10 +7,12 @@ import (
 	"context"
 	"os"
 	"slices"
+	"strings"
 
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/component-base/cli"
+	baseversion "k8s.io/component-base/version"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/plugin"
 	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
@@ -31,6 +33,7 @@ func runKubectl(_ context.Context, args []string, io streams) error {
 	if err := defaultKubeconfig(); err != nil {
 		return err
 	}
+	nameVersion()
 	std := genericiooptions.IOStreams{In: io.in, Out: io.out, ErrOut: io.err}
 	flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().
 		WithDiscoveryBurst(300).WithDiscoveryQPS(50).WithWarningPrinter(std)
@@ -46,6 +49,15 @@ func runKubectl(_ context.Context, args []string, io streams) error {
 		kubectlutil.CheckErr(err)
 	}
 	return nil
+}
+
+// nameVersion gives kubectl a version that it can read if the linker has given
+// it none: kubectl's own placeholder makes `kubectl version` fail.
+func nameVersion() {
+	if strings.Contains(baseversion.Get().GitVersion, "$") {
+		// Only the placeholder's numbers are accepted.
+		_ = baseversion.SetDynamicVersion("v0.0.0-fairlead")
+	}
 }
 
 // defaultKubeconfig makes the one-machine cluster's kubeconfig the default, if
