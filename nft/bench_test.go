@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/model"
 )
 
 // cpu reports the processor time of a benchmark's operation beside the time on the clock: that of the whole process, and of the
@@ -24,7 +26,7 @@ func cpu(b *testing.B) (stop func()) {
 	return func() { b.ReportMetric(float64(used()-start)/float64(b.N), "cpu-ns/op") }
 }
 
-// BenchmarkOneEndpoint is the cost of one endpoint that is replaced by another, in a cluster of some size: snapshot, transaction,
+// BenchmarkOneEndpoint is the cost of one endpoint that is replaced by another, in a cluster of some size: comparison, transaction,
 // kernel. It should not depend on the size.
 //
 //	go test ./nft -run - -bench OneEndpoint
@@ -33,15 +35,16 @@ func BenchmarkOneEndpoint(b *testing.B) {
 		b.Run(fmt.Sprint(services), func(b *testing.B) {
 			builder := manyServices(services, 10)
 			target := newTarget(b, newNS(b))
-			apply(b, target, builder.Build())
-			i := 0
-			for b.Loop() {
-				i++
-				b.StopTimer()
-				setMany(builder, i%services, 10, 1+i/services%2)
-				snap := builder.Build()
-				b.StartTimer()
-				apply(b, target, snap)
+			// Two snapshots that differ in the endpoint of one Service, and the building of neither.
+			var snaps [2]*model.Snapshot
+			for i := range snaps {
+				setMany(builder, services/2, 10, i)
+				snaps[i] = builder.Build()
+				apply(b, target, snaps[i])
+			}
+			defer cpu(b)()
+			for i := 0; b.Loop(); i++ {
+				apply(b, target, snaps[i%2])
 			}
 		})
 	}

@@ -90,6 +90,9 @@ func usable(k frontend) bool { return k.addr.Port() != 0 }
 // place decides which index each endpoint has, given the present ones: those that stay keep theirs, new ones fill the
 // holes, and holes that remain are filled from the end. So a change of one endpoint moves at most one other.
 func place(have []dest, want []model.Backend) []dest {
+	if same(have, want) {
+		return have
+	}
 	missing := make(map[dest]struct{}, len(want))
 	for _, b := range want {
 		missing[destOf(b.AddrPort())] = struct{}{}
@@ -102,9 +105,6 @@ func place(have []dest, want []model.Backend) []dest {
 			holes = append(holes, i)
 		}
 	}
-	if len(holes) == 0 && len(missing) == 0 {
-		return have
-	}
 	out, fresh := slices.Clone(have), slices.SortedFunc(maps.Keys(missing), compareDests)
 	for len(fresh) > 0 && len(holes) > 0 {
 		out[holes[0]] = fresh[0]
@@ -116,6 +116,11 @@ func place(have []dest, want []model.Backend) []dest {
 		out = out[:last]
 	}
 	return append(out, fresh...)
+}
+
+// same reports whether the endpoints are the wanted ones in the wanted order, which is how most are all the time.
+func same(have []dest, want []model.Backend) bool {
+	return slices.EqualFunc(have, want, func(d dest, b model.Backend) bool { return d == destOf(b.AddrPort()) })
 }
 
 func compareDests(a, b dest) int {

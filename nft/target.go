@@ -100,6 +100,7 @@ type Target struct {
 	answering  bool // see AnswerDNS
 	answered   []frontend
 	stats      Stats
+	scratch    []byte // for the next transaction's messages
 
 	// poison, in tests, makes the kernel refuse a Service.
 	poison func(model.Name) bool
@@ -284,9 +285,14 @@ func (us units) sorted() []*unit {
 // changes are the Services that two snapshots differ in. An address that goes from one Service to another concerns both.
 func changes(from, to *model.Snapshot) units {
 	us := make(units)
-	for _, c := range model.Diff(from.Services, to.Services) {
-		us.service(c.Old)
-		us.service(c.New)
+	if from.Services != to.Services {
+		for _, c := range model.Diff(from.Services, to.Services) {
+			us.service(c.Old)
+			us.service(c.New)
+		}
+	}
+	if from.VIPs == to.VIPs {
+		return us
 	}
 	for _, c := range model.Diff(from.VIPs, to.VIPs) {
 		for _, side := range []struct {
@@ -328,6 +334,9 @@ func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 }
 
 func differ[K, V comparable](a, b model.Table[K, V]) bool {
+	if a == b {
+		return false
+	}
 	for range model.Diff(a, b) {
 		return true
 	}
@@ -526,8 +535,13 @@ func (t *Target) finish(x *tx) error {
 		return nil
 	}
 	b := newBatch()
+	b.buf = append(t.scratch[:0], b.buf...)
 	x.encode(b)
-	if err := t.commit(b, x.elements); err != nil {
+	err := t.commit(b, x.elements)
+	if t.scratch = b.buf; cap(t.scratch) > sendBuffer {
+		t.scratch = nil
+	}
+	if err != nil {
 		return err
 	}
 	for k := range x.ports {

@@ -27,8 +27,8 @@ func seeded(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(a, b))
 }
 
-// same fails the test if the kernel holds anything else than what a fresh start makes of the snapshot.
-func same(t *testing.T, ns *linux.NetNS, snap *model.Snapshot, when string) {
+// sameAsFresh fails the test if the kernel holds anything else than what a fresh start makes of the snapshot.
+func sameAsFresh(t *testing.T, ns *linux.NetNS, snap *model.Snapshot, when string) {
 	t.Helper()
 	if got, want := dump(t, ns), fresh(t, snap); got != want {
 		t.Fatalf("%s:\n%s", when, differenceOf(got, want))
@@ -86,7 +86,7 @@ func TestRandomTransitionsEndAsAFreshStart(t *testing.T) {
 				t.Fatalf("round %d step %d: %s", round, step, differenceOf(got, want))
 			}
 		}
-		same(t, ns, w.Build(), fmt.Sprint("round ", round))
+		sameAsFresh(t, ns, w.Build(), fmt.Sprint("round ", round))
 	}
 }
 
@@ -196,7 +196,7 @@ func TestOneEndpointWritesFewElements(t *testing.T) {
 		if n := set(c.eps...); n > c.most {
 			t.Errorf("%s: %d elements written, want at most %d", c.what, n, c.most)
 		}
-		same(t, ns, w.Build(), c.what)
+		sameAsFresh(t, ns, w.Build(), c.what)
 	}
 }
 
@@ -269,7 +269,7 @@ func TestChangeMendsWhatStandsInItsWay(t *testing.T) {
 	if err := target.Verify(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	same(t, ns, w.Build(), "after verification")
+	sameAsFresh(t, ns, w.Build(), "after verification")
 }
 
 // A table of another layout is replaced in one transaction.
@@ -284,7 +284,7 @@ func TestOldLayoutIsReplacedAtOnce(t *testing.T) {
 	if n := target.Stats().Transactions; n != 1 {
 		t.Errorf("%d transactions, want 1", n)
 	}
-	same(t, ns, w.Build(), "after replacing")
+	sameAsFresh(t, ns, w.Build(), "after replacing")
 }
 
 func TestOneBadServiceHarmsOnlyItself(t *testing.T) {
@@ -334,7 +334,7 @@ func TestOneBadServiceHarmsOnlyItself(t *testing.T) {
 	if q := target.Quarantined(); len(q) != 0 {
 		t.Errorf("still quarantined: %v", q)
 	}
-	same(t, ns, b.Build(), "at the end")
+	sameAsFresh(t, ns, b.Build(), "at the end")
 }
 
 // An old version of a Service that the kernel refuses stays as it was, and goes when the Service goes.
@@ -359,7 +359,7 @@ func TestQuarantinedServiceKeepsItsOldEndpoints(t *testing.T) {
 	poisoned = false
 	b.DeleteService(spec.Name)
 	apply(t, target, b.Build())
-	same(t, ns, b.Build(), "after deletion")
+	sameAsFresh(t, ns, b.Build(), "after deletion")
 }
 
 func TestCleanup(t *testing.T) {

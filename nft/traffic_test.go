@@ -349,10 +349,16 @@ func TestDNSConnectionFromAPortUsedBefore(t *testing.T) {
 	r, open := dnsRoad(t)
 	defer open()()
 	for range 3 {
-		got, err := r.pod.Ask("tcp", "10.244.1.5:4444", netip.AddrPortFrom(dnsAddrs[0], 53))
-		if err != nil || got.Name != "here" {
-			t.Errorf("%v %v", got, err)
+		conn, err := r.pod.Dial(t.Context(), "tcp", "10.244.1.5:4444", netip.AddrPortFrom(dnsAddrs[0], 53))
+		if err != nil {
+			t.Fatal(err)
 		}
+		_, _ = conn.Write([]byte("?\n"))
+		// The client ends after the server, so that it is the server's side that waits.
+		if answer, err := io.ReadAll(conn); err != nil || string(answer) != "here 10.244.1.5:4444\n" {
+			t.Errorf("%q %v", answer, err)
+		}
+		conn.Close()
 	}
 	if n := tracked(t, r.node); n != 0 {
 		t.Errorf("%d connections tracked", n)

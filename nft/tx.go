@@ -16,6 +16,7 @@ type tx struct {
 	on       *state
 	del, add [kinds][2]message
 	elements int
+	key, val []byte // scratch
 
 	ports map[frontend]entry // new values
 	vips  map[netip.Addr]bool
@@ -24,14 +25,14 @@ type tx struct {
 	gone  int // strays deleted
 }
 
-func (s *state) begin() *tx {
-	return &tx{
-		on:    s,
-		ports: make(map[frontend]entry),
-		vips:  make(map[netip.Addr]bool),
-		plain: make(map[plain]bool),
-		picks: make(map[pick]bool),
+func (s *state) begin() *tx { return &tx{on: s} }
+
+// note records a new value; the map is made when it is first needed, because most transactions need only one of them.
+func note[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
 	}
+	(*m)[k] = v
 }
 
 func (x *tx) empty() bool { return x.elements == 0 }
@@ -60,19 +61,19 @@ func (x *tx) setPort(snap *model.Snapshot, k frontend) {
 	changed := now.n != have.n
 	m := sets[endpoints][f.index]
 	for i := range max(len(have.dests), len(now.dests)) {
-		key := f.endpointKey(nil, k, i)
-		switch {
-		case i >= len(now.dests):
-			x.drop(m, key)
-		case i >= len(have.dests):
-			x.put(m, key, f.destData(nil, now.dests[i]))
-		case have.dests[i] != now.dests[i]:
-			x.drop(m, key)
-			x.put(m, key, f.destData(nil, now.dests[i]))
-		default:
+		old, new := i < len(have.dests), i < len(now.dests)
+		if old && new && have.dests[i] == now.dests[i] {
 			continue
 		}
 		changed = true
+		x.key = f.endpointKey(x.key[:0], k, i)
+		if old {
+			x.drop(m, x.key)
+		}
+		if new {
+			x.val = f.destData(x.val[:0], now.dests[i])
+			x.put(m, x.key, x.val)
+		}
 	}
 	if !changed {
 		return
@@ -80,7 +81,7 @@ func (x *tx) setPort(snap *model.Snapshot, k frontend) {
 	if now.n != have.n {
 		x.setCount(f, k, have.n, now.n)
 	}
-	x.ports[k] = now
+	note(&x.ports, k, now)
 }
 
 func (x *tx) setCount(f *family, k frontend, have, now uint32) {
@@ -97,14 +98,14 @@ func (x *tx) needPick(p pick) {
 	if _, ok := x.on.picks[p]; ok || x.picks[p] {
 		return
 	}
-	x.picks[p] = true
+	note(&x.picks, p, true)
 	verdictElement(&x.add[picks][p.f.index], appendNumber(nil, uint32(p.n)), p.f.chainPick(p.n))
 	x.elements++
 }
 
 // dropPick removes a pick chain that nothing uses.
 func (x *tx) dropPick(p pick) {
-	x.picks[p] = false
+	note(&x.picks, p, false)
 	x.drop(sets[picks][p.f.index], appendNumber(nil, uint32(p.n)))
 }
 
@@ -116,7 +117,7 @@ func (x *tx) setVIP(snap *model.Snapshot, a netip.Addr) {
 		return
 	}
 	f := familyOf(a)
-	x.vips[a] = want
+	note(&x.vips, a, want)
 	x.toggle(sets[vips][f.index], f.appendAddr(nil, a), want)
 }
 
@@ -155,7 +156,7 @@ func (x *tx) setPlains(snap *model.Snapshot, of part) {
 
 // setPlain adds or deletes a plain element.
 func (x *tx) setPlain(p plain, on bool) {
-	x.plain[p] = on
+	note(&x.plain, p, on)
 	if p.s.flags&unix.NFT_SET_INTERVAL == 0 {
 		x.toggle(p.s, []byte(p.key), on)
 		return
