@@ -61,6 +61,12 @@ func namespaceFinalizers(n *corev1.Namespace) (errs field.ErrorList) {
 func Node(n *corev1.Node) field.ErrorList {
 	errs := created(&n.ObjectMeta, false, apivalidation.NameIsDNSSubdomain)
 	errs = append(errs, taints(n.Spec.Taints, specPath.Child("taints"))...)
+	if n.Spec.ConfigSource != nil {
+		errs = append(errs, forbidden(specPath.Child("configSource"), "a node's settings are given when it is started"))
+	}
+	if n.Spec.PodPreemptionPolicy != nil {
+		errs = append(errs, forbidden(specPath.Child("podPreemptionPolicy"), "all pods are alike"))
+	}
 	return append(errs, podCIDRs(n.Spec.PodCIDR, n.Spec.PodCIDRs)...)
 }
 
