@@ -13,6 +13,7 @@
 //	scheduler       Pods without a node → binding, spread
 //	podcidr         Nodes → their part of the pod network
 //	nodelifecycle   node Leases → Node readiness, taints, pods marked not ready
+//	eviction        NoExecute taints → Pods that do not tolerate them deleted
 //	namespace       Terminating namespaces → emptied and finalized
 //	gc              owner references → dependents of gone owners deleted, orphaned or waited for
 //	podgc           Pods of gone nodes → deleted
@@ -204,6 +205,7 @@ func (h *hub) startAll() {
 	newScheduler(h)
 	newPodCIDRs(h)
 	newNodeLifecycle(h)
+	newEvictions(h)
 	newNamespaces(h)
 	newCollector(h)
 	newPodGC(h)

@@ -217,6 +217,80 @@ func TestPodFound(t *testing.T) {
 	}
 }
 
+func TestToleration(t *testing.T) {
+	seconds := func(n int64) edit {
+		return func(p *corev1.Pod) { p.Spec.Tolerations[len(p.Spec.Tolerations)-1].TolerationSeconds = &n }
+	}
+	const any = corev1.TaintEffect("")
+	for _, c := range []struct {
+		name    string
+		pod     *corev1.Pod
+		taint   string
+		stay    time.Duration
+		forever bool
+	}{
+		{"no toleration", testPod("p"), "k", 0, false},
+		{"no toleration of a lost node", testPod("p"), corev1.TaintNodeUnreachable, 300 * time.Second, false},
+		{"for ever", testPod("p", tolerating("k", any)), "k", 0, true},
+		{"for a while", testPod("p", tolerating("k", any), seconds(60)), "k", time.Minute, false},
+		{"less than nothing", testPod("p", tolerating("k", any), seconds(-1)), "k", 0, false},
+		{"the shortest counts", testPod("p", tolerating("k", any), seconds(60), tolerating("k", corev1.TaintEffectNoExecute), seconds(9), tolerating("", any)), "k", 9 * time.Second, false},
+		{"another taint", testPod("p", tolerating("other", any)), "k", 0, false},
+		{"a lost node, for a while", testPod("p", tolerating(corev1.TaintNodeUnreachable, any), seconds(5)), corev1.TaintNodeUnreachable, 5 * time.Second, false},
+	} {
+		stay, forever := toleration(c.pod, &corev1.Taint{Key: c.taint, Effect: corev1.TaintEffectNoExecute})
+		if stay != c.stay || forever != c.forever {
+			t.Errorf("%s: got %v %v, want %v %v", c.name, stay, forever, c.stay, c.forever)
+		}
+	}
+}
+
+// TestEviction loses a node: its pods leave the endpoints soon, and the node after their toleration, unless it
+// comes back.
+func TestEviction(t *testing.T) {
+	objects := []runtime.Object{
+		testNode("n1"), testPod("p", on("n1"), readyFor(time.Minute)),
+		testPod("patient", on("n1"), tolerating(corev1.TaintNodeUnreachable, "")),
+	}
+	left := func(client *fake.Clientset) int {
+		list, err := client.CoreV1().Pods("shop").List(context.Background(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Items)
+	}
+	inWorld(t, Options{}, objects, func(h *hub) { newNodeLifecycle(h); newEvictions(h) }, func(client *fake.Clientset, _ *syncBuffer) {
+		renew(t, client, "n1")
+		time.Sleep(300 * time.Second) // lost after 40 s, due after 340 s
+		renew(t, client, "n1")
+		time.Sleep(39 * time.Second)
+		if got := left(client); got != 2 {
+			t.Errorf("%d pods are left although the node came back", got)
+		}
+		time.Sleep(300 * time.Second) // lost after 1 s more
+		if got := left(client); got != 2 {
+			t.Errorf("%d pods are left before their time", got)
+		}
+		time.Sleep(10 * time.Second)
+		if got := left(client); got != 1 {
+			t.Errorf("%d pods are left, want the patient one", got)
+		}
+		// a taint by hand, which nobody tolerates
+		node, err := client.CoreV1().Nodes().Get(context.Background(), "n1", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		taint("k", corev1.TaintEffectNoExecute)(node)
+		if _, err := client.CoreV1().Nodes().Update(context.Background(), node, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if got := left(client); got != 0 {
+			t.Errorf("%d pods are left on a node that nobody tolerates", got)
+		}
+	})
+}
+
 func TestPodGC(t *testing.T) {
 	objects := []runtime.Object{
 		testNode("n1"), testNode("n2"),
