@@ -41,6 +41,7 @@ type server struct {
 	upstreams []string
 	client    *http.Client
 	draining  atomic.Bool
+	owed      owed
 }
 
 // newServer describes this pod from the environment that the manifests fill
@@ -165,13 +166,18 @@ func serveMain(ctx context.Context, args []string, out io.Writer) error {
 
 // serve answers on every listener until ctx ends, and returns once the
 // requests in hand are finished or grace has passed.
+//
+// http.Server.Shutdown alone would not do: it drops a request that arrives, on
+// a connection it has accepted, after the shutdown began. Such a client did
+// nothing wrong and must get its answer, so the listeners are closed first and
+// Shutdown comes when no connection is owed one.
 func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time.Duration) error {
-	srv := &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second, ConnState: s.owed.note}
 	failed := make(chan error, len(listeners))
 	var wg sync.WaitGroup
 	for _, ln := range listeners {
 		wg.Go(func() {
-			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(ln); !s.draining.Load() {
 				failed <- err
 			}
 		})
@@ -186,7 +192,41 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time
 	s.draining.Store(true)
 	end, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
+	for _, ln := range listeners {
+		ln.Close()
+	}
+	srv.SetKeepAlivesEnabled(false)
+	for s.owed.count() > 0 && sleepUntil(end, time.Now().Add(5*time.Millisecond)) {
+	}
 	return srv.Shutdown(end)
+}
+
+// owed is the set of connections that may expect an answer: new ones, and those
+// with a request.
+type owed struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+// note keeps the set; it is an http.Server's ConnState.
+func (o *owed) note(c net.Conn, state http.ConnState) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if state == http.StateNew || state == http.StateActive {
+		if o.conns == nil {
+			o.conns = map[net.Conn]bool{}
+		}
+		o.conns[c] = true
+	} else {
+		delete(o.conns, c)
+	}
+}
+
+// count is the size of the set.
+func (o *owed) count() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.conns)
 }
 
 // list splits a comma-separated flag, leaving out what is empty.

@@ -206,6 +206,42 @@ func TestShutdownFinishesRequests(t *testing.T) {
 	}
 }
 
+// A connection that was accepted before the shutdown gets its answer, even when
+// its request arrives after it.
+func TestShutdownAnswersWhoIsConnected(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer("v1", nil, func(string) string { return "x" })
+	ctx, term := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.serve(ctx, []net.Listener{ln}, 30*time.Second) }()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for s.owed.count() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	term()
+	for !s.draining.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Fprint(c, "GET /self HTTP/1.1\r\nHost: x\r\n\r\n")
+	text, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 200") || !strings.Contains(string(text), "Connection: close") {
+		t.Errorf("answer %q, %v", text, err)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+	if n := s.owed.count(); n != 0 {
+		t.Errorf("%d connections still owed an answer", n)
+	}
+}
+
 func TestReady(t *testing.T) {
 	s := newServer("v1", nil, func(string) string { return "x" })
 	for _, want := range []int{http.StatusOK, http.StatusServiceUnavailable} {

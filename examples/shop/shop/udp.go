@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 )
 
 // datagram sends one datagram to target from a socket of its own and returns
@@ -25,10 +26,17 @@ func datagram(ctx context.Context, target, text string) ([]byte, error) {
 	if end, ok := ctx.Deadline(); ok {
 		conn.SetDeadline(end)
 	}
-	if _, err := conn.Write([]byte(text)); err != nil {
+	buf := make([]byte, 64*1024)
+	if _, err := conn.Write([]byte(text)); errors.Is(err, syscall.EPERM) {
+		// The machine's own packet filter rejected it on the way out. Linux then
+		// fails the write, and keeps the ICMP message for whoever reads.
+		if _, said := conn.Read(buf); errors.Is(said, syscall.ECONNREFUSED) {
+			return nil, said
+		}
+		return nil, err
+	} else if err != nil {
 		return nil, err
 	}
-	buf := make([]byte, 64*1024)
 	n, err := conn.Read(buf)
 	if err != nil {
 		return nil, err
