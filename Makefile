@@ -7,7 +7,9 @@ export CGO_ENABLED = 0
 export GOFLAGS = -trimpath
 GO = go
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS = -s -w -X main.version=$(VERSION)
+# The Kubernetes version that the libraries are of, for kubectl version: v0.37.2 is Kubernetes v1.37.2.
+KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print $$2 }' go.mod)
+LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
 .PHONY: help build demo demo-down test test-unit test-race test-cluster check lint fmt generate deps clean

@@ -32,38 +32,43 @@ func TestWrongManifests(t *testing.T) {
 	for _, tc := range []struct {
 		name, manifest string
 		want           []string
+		serverSide     []string // instead, with --server-side, which checks against the schema first
 	}{
-		{"unknown field", service("wrong", "portz: [{port: 80}], ports: [{port: 80}]"), []string{"unknown field", "spec.portz"}},
-		{"no ports", service("wrong", "selector: {a: b}"), []string{"spec.ports: Required value"}},
-		{"port 70000", service("wrong", "ports: [{port: 70000}]"), []string{"spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"}},
-		{"port 0", service("wrong", "ports: [{port: 0}]"), []string{"spec.ports[0].port", "must be between 1 and 65535"}},
-		{"port of words", service("wrong", "ports: [{port: http}]"), []string{"port"}},
-		{"targetPort 70000", service("wrong", "ports: [{port: 80, targetPort: 70000}]"), []string{"spec.ports[0].targetPort", "between 1 and 65535"}},
-		{"duplicate port names", service("wrong", "ports: [{name: a, port: 80}, {name: a, port: 81}]"), []string{`spec.ports[1].name: Duplicate value: "a"`}},
-		{"second port without a name", service("wrong", "ports: [{name: a, port: 80}, {port: 81}]"), []string{"spec.ports[1].name: Required value"}},
-		{"duplicate ports", service("wrong", "ports: [{name: a, port: 80}, {name: b, port: 80}]"), []string{"spec.ports[1]: Duplicate value"}},
-		{"unknown protocol", service("wrong", "ports: [{port: 80, protocol: QUIC}]"), []string{"spec.ports[0].protocol", "Unsupported value", "QUIC"}},
-		{"ClusterIP of words", service("wrong", "clusterIP: here, ports: [{port: 80}]"), []string{"spec.clusterIP", "here"}},
-		{"ClusterIP outside the range", service("wrong", "clusterIP: 192.0.2.1, ports: [{port: 80}]"), []string{"192.0.2.1", "not in the valid range", "10.96.0.0/16"}},
-		{"taken ClusterIP", service("wrong", "clusterIP: "+taken+", ports: [{port: 80}]"), []string{taken, "already allocated"}},
-		{"name that DNS cannot carry", service("Wrong_Name", "ports: [{port: 80}]"), []string{"metadata.name", "Wrong_Name"}},
-		{"changed ClusterIP", service("orders", "clusterIP: 10.96.77.77, selector: {app: orders}, ports: [{name: http, port: 80}]"), []string{"may not change once set"}},
-		{"changed selector of a Deployment", strings.ReplaceAll(readExample(t, "client.yaml"), "{app: client}", "{app: clients}"), []string{"spec.selector", "field is immutable"}},
-		{"selector that is not the template's", `{apiVersion: apps/v1, kind: Deployment, metadata: {name: wrong, namespace: shop}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: c, image: host, command: ["true"]}]}}}}`, []string{"`selector` does not match template `labels`"}},
-		{"pod without containers", `{apiVersion: v1, kind: Pod, metadata: {name: wrong, namespace: shop}, spec: {containers: []}}`, []string{"spec.containers: Required value"}},
-		{"not supported: NodePort", service("wrong", "type: NodePort, ports: [{port: 80}]"), []string{"spec.type", "support"}},
-		{"not supported: affinity", service("wrong", "sessionAffinity: ClientIP, ports: [{port: 80}]"), []string{"spec.sessionAffinity", "support"}},
-		{"unknown kind", `{apiVersion: batch/v1, kind: Job, metadata: {name: wrong, namespace: shop}}`, []string{"no matches for kind", "Job"}},
-		{"unknown namespace", `{apiVersion: v1, kind: ConfigMap, metadata: {name: wrong, namespace: nowhere}}`, []string{`namespaces "nowhere" not found`}},
-		{"not YAML", "a: b: c\n", []string{"error"}},
+		{"unknown field", service("wrong", "portz: [{port: 80}], ports: [{port: 80}]"), []string{"unknown field", "spec.portz"}, []string{".spec.portz: field not declared in schema"}},
+		{"no ports", service("wrong", "selector: {a: b}"), []string{"spec.ports: Required value"}, nil},
+		{"port 70000", service("wrong", "ports: [{port: 70000}]"), []string{"spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"}, nil},
+		{"port 0", service("wrong", "ports: [{port: 0}]"), []string{"spec.ports[0].port", "must be between 1 and 65535"}, nil},
+		{"port of words", service("wrong", "ports: [{port: http}]"), []string{"port"}, nil},
+		{"targetPort 70000", service("wrong", "ports: [{port: 80, targetPort: 70000}]"), []string{"spec.ports[0].targetPort", "between 1 and 65535"}, nil},
+		{"duplicate port names", service("wrong", "ports: [{name: a, port: 80}, {name: a, port: 81}]"), []string{`spec.ports[1].name: Duplicate value: "a"`}, nil},
+		{"second port without a name", service("wrong", "ports: [{name: a, port: 80}, {port: 81}]"), []string{"spec.ports[1].name: Required value"}, nil},
+		{"duplicate ports", service("wrong", "ports: [{name: a, port: 80}, {name: b, port: 80}]"), []string{"spec.ports[1]: Duplicate value"}, []string{".spec.ports: duplicate entries for key"}},
+		{"unknown protocol", service("wrong", "ports: [{port: 80, protocol: QUIC}]"), []string{"spec.ports[0].protocol", "Unsupported value", "QUIC"}, nil},
+		{"ClusterIP of words", service("wrong", "clusterIP: here, ports: [{port: 80}]"), []string{"spec.clusterIP", "here"}, nil},
+		{"ClusterIP outside the range", service("wrong", "clusterIP: 192.0.2.1, ports: [{port: 80}]"), []string{"192.0.2.1", "spec.clusterIPs", "failed to allocate IP", "10.96.0.0/16"}, nil},
+		{"taken ClusterIP", service("wrong", "clusterIP: "+taken+", ports: [{port: 80}]"), []string{taken, "already allocated"}, nil},
+		{"name that DNS cannot carry", service("Wrong_Name", "ports: [{port: 80}]"), []string{"metadata.name", "Wrong_Name"}, nil},
+		{"changed ClusterIP", service("orders", "clusterIP: 10.96.77.77, selector: {app: orders}, ports: [{name: http, port: 80}]"), []string{"may not change once set"}, nil},
+		{"changed selector of a Deployment", strings.ReplaceAll(readExample(t, "client.yaml"), "{app: client}", "{app: clients}"), []string{"spec.selector", "field is immutable"}, nil},
+		{"selector that is not the template's", `{apiVersion: apps/v1, kind: Deployment, metadata: {name: wrong, namespace: shop}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: c, image: host, command: ["true"]}]}}}}`, []string{"`selector` does not match template `labels`"}, nil},
+		{"pod without containers", `{apiVersion: v1, kind: Pod, metadata: {name: wrong, namespace: shop}, spec: {containers: []}}`, []string{"spec.containers: Required value"}, nil},
+		{"not supported: NodePort", service("wrong", "type: NodePort, ports: [{port: 80}]"), []string{"spec.type", "support"}, nil},
+		{"not supported: affinity", service("wrong", "sessionAffinity: ClientIP, ports: [{port: 80}]"), []string{"spec.sessionAffinity", "support"}, nil},
+		{"unknown kind", `{apiVersion: batch/v1, kind: Job, metadata: {name: wrong, namespace: shop}}`, []string{"no matches for kind", "Job"}, nil},
+		{"unknown namespace", `{apiVersion: v1, kind: ConfigMap, metadata: {name: wrong, namespace: nowhere}}`, []string{`namespaces "nowhere" not found`}, nil},
+		{"not YAML", "a: b: c\n", []string{"error"}, nil},
 	} {
-		for _, mode := range [][]string{{"apply", "-f", "-"}, {"apply", "--server-side", "--force-conflicts", "-f", "-"}} {
-			r := w.run(t, tc.manifest, "fairlead-server", append([]string{"kubectl"}, mode...)...)
+		for _, mode := range []string{"apply -f -", "apply --server-side --force-conflicts -f -"} {
+			r := w.run(t, tc.manifest, "fairlead-server", append([]string{"kubectl"}, strings.Fields(mode)...)...)
 			if r.code == 0 {
 				t.Errorf("%s: accepted\n%s", tc.name, r)
 				continue
 			}
-			for _, want := range tc.want {
+			wants := tc.want
+			if tc.serverSide != nil && strings.Contains(mode, "--server-side") {
+				wants = tc.serverSide
+			}
+			for _, want := range wants {
 				if !strings.Contains(r.stderr, want) {
 					t.Errorf("%s: want %q\n%s", tc.name, want, r)
 				}

@@ -279,7 +279,7 @@ func (w *world) onNode(t testing.TB, node string, args ...string) result {
 // their names.
 func (w *world) pods(t testing.TB, selector string) []corev1.Pod {
 	t.Helper()
-	list, err := w.kube.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: selector})
+	list, err := w.kube.CoreV1().Pods(namespace).List(context.Background(), metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +307,7 @@ func (w *world) clientOn(t testing.TB, node string) string {
 // service returns a Service of the shop.
 func (w *world) service(t testing.TB, name string) *corev1.Service {
 	t.Helper()
-	s, err := w.kube.CoreV1().Services(namespace).Get(t.Context(), name, metav1.GetOptions{})
+	s, err := w.kube.CoreV1().Services(namespace).Get(context.Background(), name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func (w *world) service(t testing.TB, name string) *corev1.Service {
 // report asks a node's agent for its report.
 func (w *world) report(t testing.TB, node string) *status.Report {
 	t.Helper()
-	r, err := status.Dial(w.dir.Node(node).AgentSocket()).Report(t.Context())
+	r, err := status.Dial(w.dir.Node(node).AgentSocket()).Report(context.Background())
 	if err != nil {
 		t.Fatalf("report of %s: %v", node, err)
 	}

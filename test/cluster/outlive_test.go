@@ -4,6 +4,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -20,7 +21,7 @@ import (
 // child returns the state of one of the cluster's own processes.
 func (w *world) child(t testing.TB, name string) layout.ChildStatus {
 	t.Helper()
-	s, err := w.client.Status(t.Context())
+	s, err := w.client.Status(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +37,7 @@ func (w *world) child(t testing.TB, name string) layout.ChildStatus {
 // act acts on one of the cluster's own processes.
 func (w *world) act(t testing.TB, action, name string) {
 	t.Helper()
-	if err := w.client.Child(t.Context(), action, name); err != nil {
+	if err := w.client.Child(context.Background(), action, name); err != nil {
 		t.Fatalf("%s %s: %v", action, name, err)
 	}
 }
@@ -137,7 +138,7 @@ func TestAgentsKilled(t *testing.T) {
 	ip := w.service(t, "orders").Spec.ClusterIP
 	for i, node := range nodes {
 		pod, other := w.clientOn(t, node), nodes[(i+1)%len(nodes)]
-		n, err := w.kube.CoreV1().Nodes().Get(t.Context(), other, metav1.GetOptions{})
+		n, err := w.kube.CoreV1().Nodes().Get(context.Background(), other, metav1.GetOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -192,7 +193,7 @@ spec: {selector: {app: catalog}, ports: [{port: 80, targetPort: http}]}
 	}
 	w.act(t, layout.ActionStop, "agent-"+node)
 	t.Cleanup(func() {
-		w.client.Child(t.Context(), layout.ActionStart, "agent-"+node)
+		w.client.Child(context.Background(), layout.ActionStart, "agent-"+node)
 	})
 	w.kubectl(t, "-n", namespace, "delete", "service", "leaving")
 	w.apply(t, `
@@ -245,14 +246,14 @@ func TestAPIServerAway(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	w.act(t, layout.ActionStop, "apiserver")
 	stopped := time.Now()
-	t.Cleanup(func() { w.client.Child(t.Context(), layout.ActionStart, "apiserver") })
+	t.Cleanup(func() { w.client.Child(context.Background(), layout.ActionStart, "apiserver") })
 	time.Sleep(3 * time.Second)
 	if r := w.exec(t, pod, "getent", "hosts", "orders"); r.code != 0 {
 		t.Errorf("without the API server: %s", r)
 	}
 	w.act(t, layout.ActionStart, "apiserver")
 	eventually(t, 30*time.Second, "API server", func() error {
-		_, err := w.kube.CoreV1().Services(namespace).Get(t.Context(), "orders", metav1.GetOptions{})
+		_, err := w.kube.CoreV1().Services(namespace).Get(context.Background(), "orders", metav1.GetOptions{})
 		return err
 	})
 	away := time.Since(stopped)
@@ -284,14 +285,14 @@ func TestRestartOfEverything(t *testing.T) {
 	w := shared(t)
 	state := func() []string {
 		var out []string
-		services, err := w.kube.CoreV1().Services("").List(t.Context(), metav1.ListOptions{})
+		services, err := w.kube.CoreV1().Services("").List(context.Background(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, s := range services.Items {
 			out = append(out, fmt.Sprintf("service %s/%s %s %v", s.Namespace, s.Name, s.UID, s.Spec.ClusterIPs))
 		}
-		pods, err := w.kube.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
+		pods, err := w.kube.CoreV1().Pods("").List(context.Background(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
