@@ -15,8 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// containers checks those that run side by side.
-func containers(list []corev1.Container, path *field.Path) (errs field.ErrorList) {
+// containers checks those that run side by side. grace is the pod's, in
+// seconds.
+func containers(list []corev1.Container, grace int64, path *field.Path) (errs field.ErrorList) {
 	if len(list) == 0 {
 		return field.ErrorList{field.Required(path, "")}
 	}
@@ -30,13 +31,14 @@ func containers(list []corev1.Container, path *field.Path) (errs field.ErrorList
 			errs = append(errs, field.Forbidden(at.Child("restartPolicy"), "may not be set for non-init containers"))
 		}
 		errs = append(errs, probes(c, at)...)
+		errs = append(errs, lifecycle(c.Lifecycle, grace, at.Child("lifecycle"))...)
 	}
 	return errs
 }
 
 // initContainers checks those that run before, one after the other, and those
 // among them that go on running (restartPolicy Always).
-func initContainers(list, others []corev1.Container, path *field.Path) (errs field.ErrorList) {
+func initContainers(list, others []corev1.Container, grace int64, path *field.Path) (errs field.ErrorList) {
 	for i := range list {
 		c, at := &list[i], path.Index(i)
 		errs = append(errs, container(c, at)...)
@@ -48,9 +50,13 @@ func initContainers(list, others []corev1.Container, path *field.Path) (errs fie
 		}
 		if restartable(c) {
 			errs = append(errs, probes(c, at)...)
+			errs = append(errs, lifecycle(c.Lifecycle, grace, at.Child("lifecycle"))...)
 			continue
 		}
 		const message = "may not be set for init containers without restartPolicy=Always"
+		if c.Lifecycle != nil {
+			errs = append(errs, field.Forbidden(at.Child("lifecycle"), message))
+		}
 		if c.LivenessProbe != nil {
 			errs = append(errs, field.Forbidden(at.Child("livenessProbe"), message))
 		}
@@ -81,6 +87,9 @@ func container(c *corev1.Container, path *field.Path) (errs field.ErrorList) {
 	} else {
 		errs = append(errs, dnsLabel(c.Name, path.Child("name"))...)
 	}
+	if c.Name == "pause" {
+		errs = append(errs, unsupported(path.Child("name"), c.Name, "the first process of every pod has that name"))
+	}
 	if c.Image == "" {
 		errs = append(errs, field.Required(path.Child("image"), ""))
 	} else if strings.TrimSpace(c.Image) != c.Image {
@@ -105,21 +114,11 @@ func containerRefusals(c *corev1.Container, path *field.Path) (errs field.ErrorL
 	for i := range c.VolumeDevices {
 		errs = append(errs, forbidden(path.Child("volumeDevices").Index(i), "process pods have no volumes, they see the host's file system"))
 	}
-	if c.Lifecycle != nil {
-		errs = append(errs, forbidden(path.Child("lifecycle"), "containers have no hooks; act on SIGTERM, and set terminationGracePeriodSeconds"))
-	}
 	if len(c.RestartPolicyRules) > 0 {
 		errs = append(errs, forbidden(path.Child("restartPolicyRules"), "use the pod's restartPolicy"))
 	}
-	if s := c.SecurityContext; s != nil {
-		// Saying what is so anyway is no wish.
-		rest := *s
-		if rest.Privileged != nil && !*rest.Privileged {
-			rest.Privileged = nil
-		}
-		if rest != (corev1.SecurityContext{}) {
-			errs = append(errs, forbidden(path.Child("securityContext"), "process pods run with the rights of the node; leave it out"))
-		}
+	if c.SecurityContext != nil {
+		errs = append(errs, securityContext(c.SecurityContext, path.Child("securityContext"))...)
 	}
 	for _, f := range []struct {
 		set  bool
@@ -128,6 +127,50 @@ func containerRefusals(c *corev1.Container, path *field.Path) (errs field.ErrorL
 		if f.set {
 			errs = append(errs, forbidden(path.Child(f.name), "nothing can be attached to a container; use fairlead exec"))
 		}
+	}
+	return errs
+}
+
+// securityContext checks what is followed of a container's, and refuses the
+// rest: to ignore a restriction would be worse.
+func securityContext(c *corev1.SecurityContext, path *field.Path) field.ErrorList {
+	errs := user(c.RunAsUser, c.RunAsGroup, path)
+	rest := *c
+	rest.RunAsUser, rest.RunAsGroup, rest.RunAsNonRoot = nil, nil, nil
+	// To say what is so anyway is no wish.
+	if rest.Privileged != nil && !*rest.Privileged {
+		rest.Privileged = nil
+	}
+	if rest != (corev1.SecurityContext{}) {
+		errs = append(errs, forbidden(path, "of it, only runAsUser, runAsGroup and runAsNonRoot are; leave out the rest"))
+	}
+	return errs
+}
+
+func user(uid, gid *int64, path *field.Path) (errs field.ErrorList) {
+	if uid != nil {
+		errs = append(errs, invalid(path.Child("runAsUser"), *uid, validation.IsValidUserID(*uid))...)
+	}
+	if gid != nil {
+		errs = append(errs, invalid(path.Child("runAsGroup"), *gid, validation.IsValidGroupID(*gid))...)
+	}
+	return errs
+}
+
+// lifecycle checks the hooks of a container that goes on running.
+func lifecycle(l *corev1.Lifecycle, grace int64, path *field.Path) (errs field.ErrorList) {
+	if l == nil {
+		return nil
+	}
+	hook := func(h *corev1.LifecycleHandler, path *field.Path) {
+		if h != nil {
+			errs = append(errs, handler(h.Exec, h.HTTPGet, h.TCPSocket, nil, h.Sleep, grace, path)...)
+		}
+	}
+	hook(l.PostStart, path.Child("postStart"))
+	hook(l.PreStop, path.Child("preStop"))
+	if l.StopSignal != nil {
+		errs = append(errs, forbidden(path.Child("stopSignal"), "containers are stopped with SIGTERM"))
 	}
 	return errs
 }
@@ -171,7 +214,7 @@ func probe(p *corev1.Probe, path *field.Path, fatal bool) (errs field.ErrorList)
 	if p == nil {
 		return nil
 	}
-	errs = append(errs, probeHandler(&p.ProbeHandler, path)...)
+	errs = append(errs, handler(p.Exec, p.HTTPGet, p.TCPSocket, p.GRPC, nil, 0, path)...)
 	errs = append(errs, nonNegative(&p.InitialDelaySeconds, path.Child("initialDelaySeconds"))...)
 	errs = append(errs, nonNegative(&p.TimeoutSeconds, path.Child("timeoutSeconds"))...)
 	errs = append(errs, nonNegative(&p.PeriodSeconds, path.Child("periodSeconds"))...)
@@ -191,7 +234,9 @@ func probe(p *corev1.Probe, path *field.Path, fatal bool) (errs field.ErrorList)
 	return errs
 }
 
-func probeHandler(h *corev1.ProbeHandler, path *field.Path) (errs field.ErrorList) {
+// handler checks the one thing that a probe or a hook does.
+func handler(exec *corev1.ExecAction, get *corev1.HTTPGetAction, tcp *corev1.TCPSocketAction, grpc *corev1.GRPCAction,
+	sleep *corev1.SleepAction, grace int64, path *field.Path) (errs field.ErrorList) {
 	handlers := 0
 	another := func(name string) bool {
 		if handlers++; handlers > 1 {
@@ -199,17 +244,21 @@ func probeHandler(h *corev1.ProbeHandler, path *field.Path) (errs field.ErrorLis
 		}
 		return handlers == 1
 	}
-	if h.Exec != nil && another("exec") && len(h.Exec.Command) == 0 {
+	if exec != nil && another("exec") && len(exec.Command) == 0 {
 		errs = append(errs, field.Required(path.Child("exec", "command"), ""))
 	}
-	if h.HTTPGet != nil && another("httpGet") {
-		errs = append(errs, httpGet(h.HTTPGet, path.Child("httpGet"))...)
+	if get != nil && another("httpGet") {
+		errs = append(errs, httpGet(get, path.Child("httpGet"))...)
 	}
-	if h.TCPSocket != nil && another("tcpSocket") {
-		errs = append(errs, portNumberOrName(h.TCPSocket.Port, path.Child("tcpSocket", "port"))...)
+	if tcp != nil && another("tcpSocket") {
+		errs = append(errs, portNumberOrName(tcp.Port, path.Child("tcpSocket", "port"))...)
 	}
-	if h.GRPC != nil && another("grpc") {
+	if grpc != nil && another("grpc") {
 		errs = append(errs, forbidden(path.Child("grpc"), "use httpGet, tcpSocket or exec"))
+	}
+	if sleep != nil && another("sleep") && (sleep.Seconds < 0 || sleep.Seconds > grace) {
+		errs = append(errs, field.Invalid(path.Child("sleep", "seconds"), sleep.Seconds,
+			fmt.Sprintf("must be non-negative and less than terminationGracePeriodSeconds (%d)", grace)))
 	}
 	if handlers == 0 {
 		errs = append(errs, field.Required(path, "must specify a handler type"))
@@ -235,8 +284,8 @@ func httpGet(h *corev1.HTTPGetAction, path *field.Path) (errs field.ErrorList) {
 // fieldRefs are the fields of a pod that an environment variable can show,
 // apart from single labels and annotations.
 var fieldRefs = []string{
-	"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName",
-	"status.hostIP", "status.podIP", "status.podIPs",
+	"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
+	"status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
 }
 
 func env(vars []corev1.EnvVar, path *field.Path) (errs field.ErrorList) {
@@ -281,7 +330,9 @@ func envSource(s *corev1.EnvVarSource, path *field.Path) (errs field.ErrorList) 
 	}
 	if s.SecretKeyRef != nil {
 		sources++
-		errs = append(errs, forbidden(path.Child("secretKeyRef"), "there are no Secrets; use configMapKeyRef"))
+		if s.SecretKeyRef.Optional == nil || !*s.SecretKeyRef.Optional {
+			errs = append(errs, forbidden(path.Child("secretKeyRef"), "there are no Secrets; use configMapKeyRef"))
+		}
 	}
 	if s.FileKeyRef != nil {
 		sources++
@@ -328,7 +379,8 @@ func envFrom(sources []corev1.EnvFromSource, path *field.Path) (errs field.Error
 		if s.ConfigMapRef != nil {
 			errs = append(errs, configMapName(s.ConfigMapRef.Name, at.Child("configMapRef"))...)
 		}
-		if s.SecretRef != nil {
+		// One that need not exist is as good as one that does not.
+		if s.SecretRef != nil && (s.SecretRef.Optional == nil || !*s.SecretRef.Optional) {
 			errs = append(errs, forbidden(at.Child("secretRef"), "there are no Secrets; use configMapRef"))
 		}
 		switch {

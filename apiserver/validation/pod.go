@@ -181,8 +181,12 @@ func Binding(b *corev1.Binding) (errs field.ErrorList) {
 
 // podSpec checks what pods and templates share.
 func podSpec(s *corev1.PodSpec, path *field.Path) field.ErrorList {
-	errs := containers(s.Containers, path.Child("containers"))
-	errs = append(errs, initContainers(s.InitContainers, s.Containers, path.Child("initContainers"))...)
+	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
+	if s.TerminationGracePeriodSeconds != nil {
+		grace = *s.TerminationGracePeriodSeconds
+	}
+	errs := containers(s.Containers, grace, path.Child("containers"))
+	errs = append(errs, initContainers(s.InitContainers, s.Containers, grace, path.Child("initContainers"))...)
 	errs = append(errs, oneOf(s.RestartPolicy, path.Child("restartPolicy"),
 		corev1.RestartPolicyAlways, corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)...)
 	errs = append(errs, nonNegative(s.TerminationGracePeriodSeconds, path.Child("terminationGracePeriodSeconds"))...)
@@ -225,8 +229,8 @@ func placement(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	}
 	errs = append(errs, metavalidation.ValidateLabels(s.NodeSelector, path.Child("nodeSelector"))...)
 	errs = append(errs, tolerations(s.Tolerations, path.Child("tolerations"))...)
-	if s.Affinity != nil && *s.Affinity != (corev1.Affinity{}) {
-		errs = append(errs, forbidden(path.Child("affinity"), "pods are spread over the nodes; use nodeSelector or nodeName"))
+	if s.Affinity != nil {
+		errs = append(errs, affinity(s.Affinity, path.Child("affinity"))...)
 	}
 	if len(s.TopologySpreadConstraints) > 0 {
 		errs = append(errs, forbidden(path.Child("topologySpreadConstraints"), "pods are spread over the nodes; use nodeSelector or nodeName"))
@@ -245,6 +249,84 @@ func placement(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	}
 	if s.SchedulingGroup != nil {
 		errs = append(errs, forbidden(path.Child("schedulingGroup"), "pods are scheduled one by one"))
+	}
+	return errs
+}
+
+// affinity checks on which nodes a pod must run, and refuses what it would
+// merely like, and which pods it wants to be with.
+func affinity(a *corev1.Affinity, path *field.Path) (errs field.ErrorList) {
+	const why = "pods are spread over the nodes; use requiredDuringSchedulingIgnoredDuringExecution of nodeAffinity, nodeSelector or nodeName"
+	if a.PodAffinity != nil {
+		errs = append(errs, forbidden(path.Child("podAffinity"), why))
+	}
+	if a.PodAntiAffinity != nil {
+		errs = append(errs, forbidden(path.Child("podAntiAffinity"), why))
+	}
+	if a.NodeAffinity == nil {
+		return errs
+	}
+	path = path.Child("nodeAffinity")
+	if len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0 {
+		errs = append(errs, forbidden(path.Child("preferredDuringSchedulingIgnoredDuringExecution"), why))
+	}
+	required := a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	if required == nil {
+		return errs
+	}
+	terms := path.Child("requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
+	if len(required.NodeSelectorTerms) == 0 {
+		errs = append(errs, field.Required(terms, "must have at least one node selector term"))
+	}
+	for i, term := range required.NodeSelectorTerms {
+		for j := range term.MatchExpressions {
+			errs = append(errs, nodeLabel(&term.MatchExpressions[j], terms.Index(i).Child("matchExpressions").Index(j))...)
+		}
+		for j := range term.MatchFields {
+			errs = append(errs, nodeField(&term.MatchFields[j], terms.Index(i).Child("matchFields").Index(j))...)
+		}
+	}
+	return errs
+}
+
+func nodeLabel(r *corev1.NodeSelectorRequirement, path *field.Path) (errs field.ErrorList) {
+	values := path.Child("values")
+	switch r.Operator {
+	case corev1.NodeSelectorOpIn, corev1.NodeSelectorOpNotIn:
+		if len(r.Values) == 0 {
+			errs = append(errs, field.Required(values, "must be specified when `operator` is 'In' or 'NotIn'"))
+		}
+	case corev1.NodeSelectorOpExists, corev1.NodeSelectorOpDoesNotExist:
+		if len(r.Values) > 0 {
+			errs = append(errs, field.Forbidden(values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"))
+		}
+	case corev1.NodeSelectorOpGt, corev1.NodeSelectorOpLt:
+		if len(r.Values) != 1 {
+			errs = append(errs, field.Required(values, "must be specified single value when `operator` is 'Lt' or 'Gt'"))
+		}
+	default:
+		errs = append(errs, field.Invalid(path.Child("operator"), r.Operator, "not a valid selector operator"))
+	}
+	errs = append(errs, metavalidation.ValidateLabelName(r.Key, path.Child("key"))...)
+	for i, value := range r.Values {
+		errs = append(errs, invalid(values.Index(i), value, validation.IsValidLabelValue(value))...)
+	}
+	return errs
+}
+
+// nodeField: the name is the one field that nodes are selected by.
+func nodeField(r *corev1.NodeSelectorRequirement, path *field.Path) (errs field.ErrorList) {
+	switch {
+	case r.Operator != corev1.NodeSelectorOpIn && r.Operator != corev1.NodeSelectorOpNotIn:
+		errs = append(errs, field.Invalid(path.Child("operator"), r.Operator, "not a valid selector operator"))
+	case len(r.Values) != 1:
+		errs = append(errs, field.Required(path.Child("values"), "must be only one value when `operator` is 'In' or 'NotIn' for node field selector"))
+	}
+	if r.Key != "metadata.name" {
+		return append(errs, field.Invalid(path.Child("key"), r.Key, "not a valid field selector key"))
+	}
+	for i, value := range r.Values {
+		errs = append(errs, dnsSubdomain(value, path.Child("values").Index(i))...)
 	}
 	return errs
 }
@@ -334,8 +416,9 @@ func podRefusals(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	refuse(s.HostPID, "hostPID", "every pod has its own processes")
 	refuse(s.HostIPC, "hostIPC", "every pod has its own IPC")
 	refuse(s.HostUsers != nil && !*s.HostUsers, "hostUsers", "process pods run with the rights of the node")
-	refuse(s.SecurityContext != nil && !equality.Semantic.DeepEqual(*s.SecurityContext, corev1.PodSecurityContext{}),
-		"securityContext", "process pods run with the rights of the node; leave it out")
+	if s.SecurityContext != nil {
+		errs = append(errs, podSecurityContext(s.SecurityContext, path.Child("securityContext"))...)
+	}
 	refuse(s.ServiceAccountName != "" && s.ServiceAccountName != "default", "serviceAccountName", "there are no service accounts; leave it out")
 	refuse(s.DeprecatedServiceAccount != "" && s.DeprecatedServiceAccount != "default", "serviceAccount", "there are no service accounts; leave it out")
 	refuse(s.AutomountServiceAccountToken != nil && *s.AutomountServiceAccountToken, "automountServiceAccountToken", "there are no service accounts; leave it out")
@@ -347,5 +430,22 @@ func podRefusals(s *corev1.PodSpec, path *field.Path) (errs field.ErrorList) {
 	refuse(s.OS != nil && s.OS.Name != corev1.Linux, "os", "process pods run on Linux")
 	refuse(len(s.ResourceClaims) > 0, "resourceClaims", "there are no devices to claim")
 	refuse(len(s.EvictionResponders) > 0, "evictionResponders", "pods are deleted, not evicted")
+	return errs
+}
+
+// podSecurityContext checks what is followed of a pod's, and refuses the rest.
+func podSecurityContext(c *corev1.PodSecurityContext, path *field.Path) field.ErrorList {
+	errs := user(c.RunAsUser, c.RunAsGroup, path)
+	for i, gid := range c.SupplementalGroups {
+		errs = append(errs, invalid(path.Child("supplementalGroups").Index(i), gid, validation.IsValidGroupID(gid))...)
+	}
+	if c.FSGroup != nil {
+		errs = append(errs, invalid(path.Child("fsGroup"), *c.FSGroup, validation.IsValidGroupID(*c.FSGroup))...)
+	}
+	rest := *c
+	rest.RunAsUser, rest.RunAsGroup, rest.RunAsNonRoot, rest.SupplementalGroups, rest.FSGroup = nil, nil, nil, nil, nil
+	if !equality.Semantic.DeepEqual(rest, corev1.PodSecurityContext{}) {
+		errs = append(errs, forbidden(path, "of it, only runAsUser, runAsGroup, runAsNonRoot, supplementalGroups and fsGroup are; leave out the rest"))
+	}
 	return errs
 }

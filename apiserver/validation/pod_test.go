@@ -24,10 +24,13 @@ func initCtr(fields string) string {
 
 const (
 	noVolumes   = "Forbidden: not supported yet by Fairlead: process pods have no volumes, they see the host's file system"
-	nodeRights  = "Forbidden: not supported yet by Fairlead: process pods run with the rights of the node; leave it out"
+	onlyUser    = "Forbidden: not supported yet by Fairlead: of it, only runAsUser, runAsGroup and runAsNonRoot are; leave out the rest"
+	onlyUserPod = "Forbidden: not supported yet by Fairlead: of it, only runAsUser, runAsGroup, runAsNonRoot, supplementalGroups and fsGroup are; leave out the rest"
 	noAccounts  = "Forbidden: not supported yet by Fairlead: there are no service accounts; leave it out"
 	allAlike    = "Forbidden: not supported yet by Fairlead: all pods are alike"
 	spreads     = "Forbidden: not supported yet by Fairlead: pods are spread over the nodes; use nodeSelector or nodeName"
+	requires    = "Forbidden: not supported yet by Fairlead: pods are spread over the nodes; use requiredDuringSchedulingIgnoredDuringExecution of nodeAffinity, nodeSelector or nodeName"
+	terms       = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
 	byService   = "Forbidden: not supported yet by Fairlead: reach the pod by a Service"
 	cannotTouch = "Forbidden: not supported yet by Fairlead: nothing can be attached to a container; use fairlead exec"
 	noDevices   = "Forbidden: not supported yet by Fairlead: there are no devices to claim"
@@ -43,6 +46,11 @@ func TestPod(t *testing.T) {
 		{"never restarted", `{"spec":{"restartPolicy":"Never","terminationGracePeriodSeconds":0}}`, nil},
 		{"named", `{"spec":{"hostname":"a","subdomain":"b"}}`, nil},
 		{"placed", `{"spec":{"nodeName":"n1","nodeSelector":{"a":"b"},"tolerations":[{"key":"a","operator":"Exists","effect":"NoExecute","tolerationSeconds":3},{"operator":"Exists"},{"key":"b","value":"c","effect":"NoSchedule"}]}}`, nil},
+		{"placed by labels", `{"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"In","values":["b"]},{"key":"a","operator":"Exists"},{"key":"a","operator":"Gt","values":["1"]}],"matchFields":[{"key":"metadata.name","operator":"In","values":["n1"]}]}]}}}}}`, nil},
+		{"users", `{"spec":{"securityContext":{"runAsUser":1000,"runAsNonRoot":true,"supplementalGroups":[5],"fsGroup":6},"containers":[{"name":"c","image":"host","securityContext":{"runAsUser":1,"runAsGroup":2,"runAsNonRoot":true}}]}}`, nil},
+		{"hooks", ctr(`"lifecycle":{"postStart":{"exec":{"command":["a"]}},"preStop":{"sleep":{"seconds":30}}}`), nil},
+		{"hooks of a sidecar", initCtr(`,"restartPolicy":"Always","lifecycle":{"preStop":{"httpGet":{"port":1}}}`), nil},
+		{"secrets that need not exist", ctr(`"env":[{"name":"A","valueFrom":{"secretKeyRef":{"name":"a","key":"b","optional":true}}}],"envFrom":[{"secretRef":{"name":"a","optional":true}}]`), nil},
 		{"resources are kept", ctr(`"resources":{"requests":{"cpu":"100m"},"limits":{"cpu":"1","memory":"1Gi","example.com/x":"1"}}`), nil},
 		{"pull secrets are kept", `{"spec":{"imagePullSecrets":[{"name":"a"}]}}`, nil},
 		{"default account", `{"spec":{"serviceAccountName":"default","serviceAccount":"default","automountServiceAccountToken":false}}`, nil},
@@ -112,7 +120,7 @@ func TestPod(t *testing.T) {
 		{"variable with value and source", ctr(`"env":[{"name":"A","value":"b","valueFrom":{"fieldRef":{"fieldPath":"metadata.name"}}}]`), []string{"spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty"}},
 		{"variable from nowhere", ctr(`"env":[{"name":"A","valueFrom":{}}]`), []string{"spec.containers[0].env[0].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"}},
 		{"variable from two", ctr(`"env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"metadata.name"},"configMapKeyRef":{"name":"a","key":"b"}}}]`), []string{"spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not have more than one field specified at a time"}},
-		{"variable from an unknown field", ctr(`"env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"spec.x"}}}]`), []string{`spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: "spec.x": supported values: "metadata.annotations['<KEY>']", "metadata.labels['<KEY>']", "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "status.hostIP", "status.podIP", "status.podIPs"`}},
+		{"variable from an unknown field", ctr(`"env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"spec.x"}}}]`), []string{`spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: "spec.x": supported values: "metadata.annotations['<KEY>']", "metadata.labels['<KEY>']", "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"`}},
 		{"variable from all labels", ctr(`"env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"metadata.labels"}}}]`), []string{`spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: "metadata.labels"…`}},
 		{"variable from a half label", ctr(`"env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"metadata.labels['a"}}}]`), []string{`spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: "metadata.labels['a"…`}},
 		{"variable from a bad label", ctr(`"env":[{"name":"A","valueFrom":{"fieldRef":{"fieldPath":"metadata.labels['a b']"}}}]`), []string{`spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: "metadata.labels['a b']": name part must consist of…`}},
@@ -145,6 +153,18 @@ func TestPod(t *testing.T) {
 			`spec.nodeSelector: Invalid value: "b c": a valid label must be…`,
 			`spec.hostname: Invalid value: "A": ` + labelRule,
 			`spec.subdomain: Invalid value: "b.c": must not contain dots`}},
+		{"nodes that cannot be", `{"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[]}}}}}`, []string{terms + `: Required value: must have at least one node selector term`}},
+		{"nodes that cannot be selected", `{"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"In"},{"key":"a","operator":"Exists","values":["b"]},{"key":"a","operator":"Lt"},{"key":"a b","operator":"Like","values":["c d"]}],"matchFields":[{"key":"metadata.name","operator":"Exists"},{"key":"metadata.name","operator":"In"},{"key":"spec.x","operator":"In","values":["a"]},{"key":"metadata.name","operator":"In","values":["N"]}]}]}}}}}`, []string{
+			terms + "[0].matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'",
+			terms + "[0].matchExpressions[1].values: Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+			terms + "[0].matchExpressions[2].values: Required value: must be specified single value when `operator` is 'Lt' or 'Gt'",
+			terms + `[0].matchExpressions[3].operator: Invalid value: "Like": not a valid selector operator`,
+			terms + `[0].matchExpressions[3].key: Invalid value: "a b": name part must consist of…`,
+			terms + `[0].matchExpressions[3].values[0]: Invalid value: "c d": a valid label must be…`,
+			terms + `[0].matchFields[0].operator: Invalid value: "Exists": not a valid selector operator`,
+			terms + "[0].matchFields[1].values: Required value: must be only one value when `operator` is 'In' or 'NotIn' for node field selector",
+			terms + `[0].matchFields[2].key: Invalid value: "spec.x": not a valid field selector key`,
+			terms + `[0].matchFields[3].values[0]: Invalid value: "N": ` + subdomainRule}},
 		{"aliases and gates that are none", `{"spec":{"hostAliases":[{"ip":"x","hostnames":["A"]}],"readinessGates":[{"conditionType":"a b"}],"imagePullSecrets":[{}]}}`, []string{
 			`spec.hostAliases[0].ip: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)`,
 			`spec.hostAliases[0].hostnames[0]: Invalid value: "A": ` + subdomainRule,
@@ -167,11 +187,24 @@ func TestPod(t *testing.T) {
 			`spec.hostPID: Forbidden: not supported yet by Fairlead: every pod has its own processes`,
 			`spec.hostIPC: Forbidden: not supported yet by Fairlead: every pod has its own IPC`,
 			`spec.hostUsers: Forbidden: not supported yet by Fairlead: process pods run with the rights of the node`}},
-		{"not yet: rights", `{"spec":{"securityContext":{"runAsUser":1},"containers":[{"name":"c","image":"host","securityContext":{"privileged":true}},{"name":"d","image":"host","securityContext":{"privileged":false,"readOnlyRootFilesystem":true}}]}}`, []string{
-			`spec.containers[0].securityContext: ` + nodeRights, `spec.containers[1].securityContext: ` + nodeRights, `spec.securityContext: ` + nodeRights}},
+		{"not yet: rights", `{"spec":{"securityContext":{"sysctls":[{"name":"a","value":"b"}]},"containers":[{"name":"c","image":"host","securityContext":{"privileged":true}},{"name":"d","image":"host","securityContext":{"runAsUser":1,"readOnlyRootFilesystem":true}}]}}`, []string{
+			`spec.containers[0].securityContext: ` + onlyUser, `spec.containers[1].securityContext: ` + onlyUser, `spec.securityContext: ` + onlyUserPod}},
+		{"users that are none", `{"spec":{"securityContext":{"runAsUser":-1,"runAsGroup":-2,"supplementalGroups":[-3],"fsGroup":-4},"containers":[{"name":"c","image":"host","securityContext":{"runAsUser":-1,"runAsGroup":4294967296}}]}}`, []string{
+			`spec.containers[0].securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive`,
+			`spec.containers[0].securityContext.runAsGroup: Invalid value: 4294967296: must be between 0 and 2147483647, inclusive`,
+			`spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive`,
+			`spec.securityContext.runAsGroup: Invalid value: -2: must be between 0 and 2147483647, inclusive`,
+			`spec.securityContext.supplementalGroups[0]: Invalid value: -3: must be between 0 and 2147483647, inclusive`,
+			`spec.securityContext.fsGroup: Invalid value: -4: must be between 0 and 2147483647, inclusive`}},
 		{"not yet: accounts", `{"spec":{"serviceAccountName":"a","serviceAccount":"a","automountServiceAccountToken":true}}`, []string{
 			`spec.serviceAccountName: ` + noAccounts, `spec.serviceAccount: ` + noAccounts, `spec.automountServiceAccountToken: ` + noAccounts}},
-		{"not yet: hooks", ctr(`"lifecycle":{"preStop":{"sleep":{"seconds":1}}}`), []string{`spec.containers[0].lifecycle: Forbidden: not supported yet by Fairlead: containers have no hooks; act on SIGTERM, and set terminationGracePeriodSeconds`}},
+		{"hooks that are none", ctr(`"lifecycle":{"postStart":{},"preStop":{"sleep":{"seconds":31}},"stopSignal":"SIGINT"}`), []string{
+			`spec.containers[0].lifecycle.postStart: Required value: must specify a handler type`,
+			`spec.containers[0].lifecycle.preStop.sleep.seconds: Invalid value: 31: must be non-negative and less than terminationGracePeriodSeconds (30)`,
+			`spec.containers[0].lifecycle.stopSignal: Forbidden: not supported yet by Fairlead: containers are stopped with SIGTERM`}},
+		{"hook of two", ctr(`"lifecycle":{"preStop":{"sleep":{"seconds":1},"tcpSocket":{"port":1}}}`), []string{`spec.containers[0].lifecycle.preStop.sleep: Forbidden: may not specify more than 1 handler type`}},
+		{"hooks of an init container", initCtr(`,"lifecycle":{}`), []string{`spec.initContainers[0].lifecycle: Forbidden: may not be set for init containers without restartPolicy=Always`}},
+		{"not yet: a name", `{"spec":{"containers":[{"name":"pause","image":"host"}]}}`, []string{`spec.containers[0].name: Unsupported value: "pause": not supported yet by Fairlead: the first process of every pod has that name`}},
 		{"not yet: gRPC", ctr(`"readinessProbe":{"grpc":{"port":1}}`), []string{`spec.containers[0].readinessProbe.grpc: Forbidden: not supported yet by Fairlead: use httpGet, tcpSocket or exec`}},
 		{"not yet: HTTP 2", ctr(`"readinessProbe":{"httpGet":{"port":1,"protocol":"HTTP2"}}`), []string{`spec.containers[0].readinessProbe.httpGet.protocol: Unsupported value: "HTTP2": not supported yet by Fairlead: use "HTTP1"`}},
 		{"not yet: host ports", ctr(`"ports":[{"containerPort":80,"hostPort":80,"hostIP":"10.0.0.1"}]`), []string{`spec.containers[0].ports[0].hostPort: ` + byService, `spec.containers[0].ports[0].hostIP: ` + byService}},
@@ -187,8 +220,10 @@ func TestPod(t *testing.T) {
 			"spec.containers[0].envFrom[0]: Invalid value: \"\": may not have more than one field specified at a time"}},
 		{"not yet: terminals", ctr(`"stdin":true,"stdinOnce":true,"tty":true`), []string{`spec.containers[0].stdin: ` + cannotTouch, `spec.containers[0].stdinOnce: ` + cannotTouch, `spec.containers[0].tty: ` + cannotTouch}},
 		{"not yet: rules", ctr(`"restartPolicyRules":[{"action":"Restart"}]`), []string{`spec.containers[0].restartPolicyRules: Forbidden: not supported yet by Fairlead: use the pod's restartPolicy`}},
-		{"not yet: placing", `{"spec":{"affinity":{"podAntiAffinity":{}},"topologySpreadConstraints":[{"maxSkew":1}],"schedulingGates":[{"name":"a"}],"priorityClassName":"a","priority":1,"preemptionPolicy":"Never"}}`, []string{
-			`spec.affinity: ` + spreads, `spec.topologySpreadConstraints: ` + spreads,
+		{"not yet: placing", `{"spec":{"affinity":{"podAffinity":{},"podAntiAffinity":{},"nodeAffinity":{"preferredDuringSchedulingIgnoredDuringExecution":[{"weight":1}]}},"topologySpreadConstraints":[{"maxSkew":1}],"schedulingGates":[{"name":"a"}],"priorityClassName":"a","priority":1,"preemptionPolicy":"Never"}}`, []string{
+			`spec.affinity.podAffinity: ` + requires, `spec.affinity.podAntiAffinity: ` + requires,
+			`spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution: ` + requires,
+			`spec.topologySpreadConstraints: ` + spreads,
 			`spec.schedulingGates: Forbidden: not supported yet by Fairlead: create the pod when it may start`,
 			`spec.priorityClassName: ` + allAlike, `spec.priority: ` + allAlike, `spec.preemptionPolicy: ` + allAlike}},
 		{"not yet: the rest", `{"spec":{"activeDeadlineSeconds":5,"runtimeClassName":"a","overhead":{"cpu":"1"},"setHostnameAsFQDN":true,"hostnameOverride":"a","os":{"name":"windows"},"resourceClaims":[{"name":"a"}],"containers":[{"name":"c","image":"host","resources":{"claims":[{"name":"a"}]}}]}}`, []string{
@@ -269,24 +304,30 @@ func TestPodFieldsAreDecided(t *testing.T) {
 		[]string{ // checked
 			"InitContainers", "Containers", "EphemeralContainers", "RestartPolicy", "TerminationGracePeriodSeconds", "DNSPolicy",
 			"NodeSelector", "NodeName", "Hostname", "Subdomain", "SchedulerName", "Tolerations", "HostAliases", "DNSConfig",
-			"ReadinessGates", "Resources", "ImagePullSecrets"},
+			"ReadinessGates", "Resources", "ImagePullSecrets", "SecurityContext", "Affinity"},
 		[]string{ // only kept: process pods share their processes anyway, and have no links
 			"ShareProcessNamespace", "EnableServiceLinks"},
 		[]string{ // refused, or only what is so anyway
 			"Volumes", "ActiveDeadlineSeconds", "ServiceAccountName", "DeprecatedServiceAccount", "AutomountServiceAccountToken",
-			"HostNetwork", "HostPID", "HostIPC", "HostUsers", "SecurityContext", "Affinity", "PriorityClassName", "Priority",
+			"HostNetwork", "HostPID", "HostIPC", "HostUsers", "PriorityClassName", "Priority",
 			"RuntimeClassName", "PreemptionPolicy", "Overhead", "TopologySpreadConstraints", "SetHostnameAsFQDN", "OS",
 			"SchedulingGates", "ResourceClaims", "HostnameOverride", "SchedulingGroup", "EvictionResponders"})
 	decided[corev1.Container](t,
 		[]string{ // checked
 			"Name", "Image", "Ports", "EnvFrom", "Env", "Resources", "RestartPolicy", "LivenessProbe", "ReadinessProbe",
-			"StartupProbe", "TerminationMessagePolicy", "ImagePullPolicy"},
+			"StartupProbe", "TerminationMessagePolicy", "ImagePullPolicy", "Lifecycle", "SecurityContext"},
 		[]string{ // any value will do, or only kept
 			"Command", "Args", "WorkingDir", "TerminationMessagePath", "ResizePolicy"},
 		[]string{ // refused
-			"VolumeMounts", "VolumeDevices", "Lifecycle", "SecurityContext", "Stdin", "StdinOnce", "TTY", "RestartPolicyRules"})
+			"VolumeMounts", "VolumeDevices", "Stdin", "StdinOnce", "TTY", "RestartPolicyRules"})
 	decided[corev1.Probe](t, []string{"ProbeHandler", "InitialDelaySeconds", "TimeoutSeconds", "PeriodSeconds", "SuccessThreshold", "FailureThreshold", "TerminationGracePeriodSeconds"})
 	decided[corev1.ProbeHandler](t, []string{"Exec", "HTTPGet", "TCPSocket"}, []string{"GRPC"})
+	decided[corev1.Lifecycle](t, []string{"PostStart", "PreStop"}, []string{"StopSignal"})
+	decided[corev1.LifecycleHandler](t, []string{"Exec", "HTTPGet", "TCPSocket", "Sleep"})
+	decided[corev1.SecurityContext](t, []string{"RunAsUser", "RunAsGroup", "RunAsNonRoot"}, // followed
+		[]string{"Capabilities", "Privileged", "SELinuxOptions", "WindowsOptions", "ReadOnlyRootFilesystem", "AllowPrivilegeEscalation",
+			"ProcMount", "SeccompProfile", "AppArmorProfile"})
+	decided[corev1.Affinity](t, []string{"NodeAffinity"}, []string{"PodAffinity", "PodAntiAffinity"})
 	decided[corev1.EnvVarSource](t, []string{"FieldRef", "ConfigMapKeyRef"}, []string{"ResourceFieldRef", "SecretKeyRef", "FileKeyRef"})
 	decided[corev1.EnvFromSource](t, []string{"Prefix", "ConfigMapRef"}, []string{"SecretRef"})
 	decided[corev1.ContainerPort](t, []string{"Name", "ContainerPort", "Protocol"}, []string{"HostPort", "HostIP"})
