@@ -269,41 +269,52 @@ func (s *state) readEndpoints(c *conn, f *family) error {
 		k frontend
 		i int
 	}
-	var places []place
+	var asked []place
+	wanted, found := 0, 0
+	ask := func() error {
+		wanted += len(asked)
+		err := c.lookup(m, len(asked), func(b []byte, i int) []byte { return f.endpointKey(b, asked[i].k, asked[i].i) },
+			func(i int, val []byte) {
+				p := asked[i]
+				if e := s.ports[p.k]; len(e.dests) == p.i {
+					e.dests = append(e.dests, f.parseDest(val))
+					s.ports[p.k] = e
+					found++
+				}
+			})
+		asked = asked[:0]
+		return err
+	}
 	for k, e := range s.ports {
 		if k.family() != f {
 			continue
 		}
-		if uint64(len(places))+uint64(e.n) > maxEndpoints {
+		if e.n > maxEndpoints {
 			return s.readAllEndpoints(c, m)
-		}
-		for i := range int(e.n) {
-			places = append(places, place{k, i})
 		}
 		e.dests = make([]dest, 0, e.n)
 		s.ports[k] = e
+		for i := range int(e.n) {
+			asked = append(asked, place{k, i})
+		}
+		if len(asked) < 16*maxLookup {
+			continue
+		}
+		if err := ask(); err != nil {
+			return fmt.Errorf("read set %s: %w", m.name(), err)
+		}
 	}
-	found := 0
-	err = c.lookup(m, len(places), func(b []byte, i int) []byte { return f.endpointKey(b, places[i].k, places[i].i) },
-		func(i int, val []byte) {
-			p := places[i]
-			if e := s.ports[p.k]; len(e.dests) == p.i {
-				e.dests = append(e.dests, f.parseDest(val))
-				s.ports[p.k] = e
-				found++
-			}
-		})
-	if err != nil {
+	if err := ask(); err != nil {
 		return fmt.Errorf("read set %s: %w", m.name(), err)
 	}
-	if found != len(places) || count >= 0 && found != count {
+	if found != wanted || count >= 0 && found != count {
 		return s.readAllEndpoints(c, m)
 	}
 	return nil
 }
 
-// maxEndpoints is what no cluster has: more can only come from numbers that somebody else wrote into the map.
-const maxEndpoints = 1 << 24
+// maxEndpoints is what no Service has: more can only come from numbers that somebody else wrote into the map.
+const maxEndpoints = 1 << 20
 
 // readAllEndpoints sorts the endpoints under their frontends. Those behind a gap in the indexes are strays: they are
 // written again if they are wanted.

@@ -218,6 +218,7 @@ var program = sync.OnceValue(func() []chain {
 	chains := []chain{
 		{name: chainRefuse, rule: []rule{
 			{"as a closed port does", join(proto(model.TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})},
+			v4.refuseOwn(), v6.refuseOwn(),
 			{"other protocols", join(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})},
 		}},
 		{name: chainAnswerHere, rule: []rule{
@@ -248,6 +249,19 @@ func (f *family) serviceChain() chain {
 			&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: sets[picks][f.index].name()})},
 		{"no endpoint, or no such port", join(f.only(), f.load(reg0, f.daddr), f.in(vips), jump(chainRefuse))},
 	}}
+}
+
+// refuseOwn refuses a datagram that this node itself sends. To reject it on its way out would tell the sender "operation not
+// permitted" before any answer; so it goes to loopback's port 0, which no socket can have, and the kernel answers as for
+// any closed port. Only a packet that comes from nowhere is the node's own: it has no input interface.
+func (f *family) refuseOwn() rule {
+	return rule{f.word + " datagram of this node", join(
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, equal(reg0, 0, 0, 0, 0),
+		f.only(), proto(model.UDP),
+		&expr.Immediate{Register: reg0, Data: f.loopback.AsSlice()},
+		&expr.Immediate{Register: f.behind(), Data: []byte{0, 0}},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: reg0, RegProtoMin: f.behind()},
+	)}
 }
 
 func setPriority(reg uint32) expr.Any {

@@ -36,6 +36,9 @@ type conn struct {
 	port uint32
 	size int // of the send buffer
 	in   []byte
+	// hook, in tests, is called with what is about to be sent, and with nil before something is received. It may change the bytes
+	// and make the call fail.
+	hook func(sending []byte) error
 }
 
 // dial opens the socket in a namespace; nil is the process's own.
@@ -94,6 +97,11 @@ func (c *conn) reserve(n int) {
 }
 
 func (c *conn) send(buf []byte) error {
+	if c.hook != nil {
+		if err := c.hook(buf); err != nil {
+			return err
+		}
+	}
 	c.reserve(len(buf) + 4096)
 	for {
 		err := unix.Sendto(c.fd, buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
@@ -113,6 +121,11 @@ type reply struct {
 
 // receive reads what one datagram holds. It returns EAGAIN when nothing is waiting.
 func (c *conn) receive(each func(reply) error) error {
+	if c.hook != nil {
+		if err := c.hook(nil); err != nil {
+			return err
+		}
+	}
 	n, err := unix.Read(c.fd, c.in)
 	for errors.Is(err, unix.EINTR) {
 		n, err = unix.Read(c.fd, c.in)
