@@ -13,7 +13,6 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -339,7 +338,6 @@ func TestScale(t *testing.T) {
 	patch := []byte(`{"spec":{"replicas":4}}`)
 	_, err = deployments.Patch(t.Context(), "d", types.MergePatchType, patch, metav1.PatchOptions{}, "scale")
 	must(t, err)
-	_ = autoscalingv1.Scale{}
 }
 
 // TestSelectors checks every field selector there is, and that others are

@@ -39,6 +39,8 @@ const (
 	etcdPrefix = "/registry"
 	// shutdownGrace bounds how long open watches may delay the end.
 	shutdownGrace = 2 * time.Second
+	// closeGrace bounds how long idle connections may.
+	closeGrace = 3 * time.Second
 	// requestTimeout bounds every request that is not a watch.
 	requestTimeout = 60 * time.Second
 	// bootstrapTimeout bounds the writes that a new server begins with.
@@ -88,6 +90,8 @@ type Server struct {
 	client   kubernetes.Interface
 	services *serviceStore
 	ready    chan struct{}
+	// abort ends Run with a reason. Run sets it before anything can need it.
+	abort context.CancelCauseFunc
 }
 
 // New opens the database and builds the server. It serves nothing until Run.
@@ -175,6 +179,9 @@ func (s *Server) build(backend storagebackend.TransportConfig) error {
 	if s.generic, err = config.Complete(shared).New("fairlead", genericapiserver.NewEmptyDelegate()); err != nil {
 		return fmt.Errorf("make server: %w", err)
 	}
+	// Requests under way are waited for as long as they may take; this is for
+	// connections, of which one that is just being made is never told to go.
+	s.generic.ShutdownTimeout = closeGrace
 	return s.install(config)
 }
 
@@ -295,6 +302,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	s.abort = cancel
 	if s.etcd != nil {
 		go func() {
 			select {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
@@ -75,6 +76,39 @@ func TestInUse(t *testing.T) {
 	must(t, err)
 	must(t, first.stop())
 	started(t, dir)
+}
+
+// TestEarlyEnd checks that a server can be told to end at any moment of its
+// start.
+func TestEarlyEnd(t *testing.T) {
+	authority, err := pki.Ensure(t.TempDir(), pki.Options{})
+	must(t, err)
+	for _, after := range []time.Duration{0, 10, 30, 60, 100, 150} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		server, err := New(t.Context(), Config{StateDir: t.TempDir(), Listeners: []net.Listener{listener}, ServiceCIDRs: testCIDRs, PKI: authority})
+		must(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), after*time.Millisecond)
+		if err := server.Run(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("ended after %d ms: %v", after, err)
+		}
+		cancel()
+	}
+}
+
+// TestRangesChange checks that the default ServiceCIDR tells the ranges that
+// the server was started with last.
+func TestRangesChange(t *testing.T) {
+	dir := t.TempDir()
+	first, err := start(dir)
+	must(t, err)
+	must(t, first.stop())
+	second := started(t, dir, netip.MustParsePrefix("10.97.0.0/16"))
+	cidr, err := second.admin(t).NetworkingV1().ServiceCIDRs().Get(t.Context(), defaultServiceCIDR, metav1.GetOptions{})
+	must(t, err)
+	if len(cidr.Spec.CIDRs) != 1 || cidr.Spec.CIDRs[0] != "10.97.0.0/16" || len(cidr.Status.Conditions) != 1 {
+		t.Errorf("got %v %v", cidr.Spec, cidr.Status)
+	}
 }
 
 func TestConfigErrors(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/fairlead/fairlead/testnet"
 )
 
 // manifests are what the session below applies.
@@ -132,7 +134,7 @@ func TestKubectl(t *testing.T) {
 	t.Run("machine", func(t *testing.T) {
 		path, err := exec.LookPath("kubectl")
 		if err != nil {
-			t.Skip("there is no kubectl on this machine")
+			testnet.Skip(t, "there is no kubectl on this machine")
 		}
 		hold(t, r, func(ctx context.Context, args ...string) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, path, args...)

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -14,12 +15,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/fairlead/fairlead/pki"
@@ -111,7 +115,7 @@ func (r *running) await(t testing.TB, kubeconfig string) {
 	for {
 		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err == nil {
-			config.Timeout = patience
+			config.Timeout, config.QPS = patience, -1
 			r.client, err = kubernetes.NewForConfig(config)
 			must(t, err)
 			_, err = r.client.CoreV1().Namespaces().Get(t.Context(), metav1.NamespaceDefault, metav1.GetOptions{})
@@ -237,6 +241,75 @@ func TestLife(t *testing.T) {
 	if log := second.log.String(); strings.Contains(log, "level=ERROR") || strings.Contains(log, "panic") {
 		t.Errorf("it complains:\n%s", log)
 	}
+}
+
+// TestKilledWhileWriting kills the server in the middle of many writes. What it
+// had confirmed is there afterwards, no address is given twice, then or by the
+// next server, and every address has its lock.
+func TestKilledWhileWriting(t *testing.T) {
+	state := t.TempDir()
+	first := serverOn(t, state)
+	services := first.client.CoreV1().Services("default")
+	create := func(services corev1client.ServiceInterface, name string) (*corev1.Service, error) {
+		return services.Create(context.Background(), &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
+		}, metav1.CreateOptions{})
+	}
+	var mu sync.Mutex
+	confirmed := map[string]string{} // address to name
+	var writers sync.WaitGroup
+	enough := make(chan struct{})
+	for w := range 8 {
+		writers.Go(func() {
+			for n := 0; ; n++ {
+				svc, err := create(services, fmt.Sprintf("s%d-%d", w, n))
+				if err != nil {
+					return // it is dead
+				}
+				mu.Lock()
+				confirmed[svc.Spec.ClusterIP] = svc.Name
+				if len(confirmed) == 100 {
+					close(enough)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	<-enough
+	first.stop(t, syscall.SIGKILL)
+	writers.Wait()
+
+	second := serverOn(t, state)
+	for n := range 50 {
+		_, err := create(second.client.CoreV1().Services("default"), fmt.Sprint("again-", n))
+		must(t, err)
+	}
+	list, err := second.client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	locks, err := second.client.NetworkingV1().IPAddresses().List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	locked := map[string]string{}
+	for _, lock := range locks.Items {
+		locked[lock.Name] = lock.Spec.ParentRef.Name
+	}
+	has := map[string]string{}
+	for _, svc := range list.Items {
+		ip := svc.Spec.ClusterIP
+		if other, twice := has[ip]; twice {
+			t.Errorf("%s is given to %s and %s", ip, other, svc.Name)
+		}
+		if locked[ip] != svc.Name {
+			t.Errorf("%s of %s is locked for %q", ip, svc.Name, locked[ip])
+		}
+		has[ip] = svc.Name
+	}
+	for ip, name := range confirmed {
+		if has[ip] != name {
+			t.Errorf("%s was confirmed with %s, which is %q's", name, ip, has[ip])
+		}
+	}
+	t.Logf("%d services confirmed before the kill, %d found, %d locks", len(confirmed), len(list.Items), len(locks.Items))
 }
 
 // TestPrefixes checks how ranges are read.
