@@ -262,7 +262,11 @@ func (w *worker) step(ctx context.Context) time.Time {
 	}
 	p := next(w.pod.Spec.RestartPolicy, w.containers, time.Now())
 	for _, i := range p.start {
-		w.startContainer(ctx, i)
+		if !w.startContainer(ctx, i) {
+			w.lost(ctx)
+			poke(w.poke)
+			return time.Time{}
+		}
 	}
 	switch {
 	case p.end:

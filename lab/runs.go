@@ -16,8 +16,8 @@ const (
 	configRetryMost  = 30 * time.Second
 )
 
-// startContainer starts the next run of a container.
-func (w *worker) startContainer(ctx context.Context, i int) {
+// startContainer starts the next run of a container. It returns false when there is no sandbox any more to start it in.
+func (w *worker) startContainer(ctx context.Context, i int) bool {
 	c := &w.containers[i]
 	env, err := containerEnv(c.spec, podFacts{
 		pod: w.pod, addrs: w.sandbox.addrs, host: w.host.addrs, params: w.host.params, path: w.host.path(), configs: w.configMap(ctx),
@@ -29,8 +29,9 @@ func (w *worker) startContainer(ctx context.Context, i int) {
 			w.containerEvent(corev1.EventTypeWarning, "Failed", "Error: %v", err)
 		}
 		c.reason, c.message = "CreateContainerConfigError", err.Error()
-		return
+		return true
 	}
+	before := *c
 	if c.stage == ended {
 		e := c.exit
 		c.last = &e
@@ -45,14 +46,19 @@ func (w *worker) startContainer(ctx context.Context, i int) {
 	if err == nil {
 		p, err = w.sandbox.launch(spec)
 	}
+	if err != nil && w.sandbox.dies(err) {
+		*c = before
+		return false
+	}
 	if err != nil {
 		w.notStarted(c, err)
-		return
+		return true
 	}
 	w.procs[i] = p
 	w.count.add("containers_started", 1)
 	w.containerEvent(corev1.EventTypeNormal, "Started", "Started container %s", c.spec.Name)
 	w.watch(i, p)
+	return true
 }
 
 // notStarted records a run that did not get as far as a process.

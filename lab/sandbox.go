@@ -256,6 +256,27 @@ func (s *sandbox) alive() bool {
 	}
 }
 
+// deathTime is how long a failed start waits for the news that the sandbox has died.
+const deathTime = time.Second
+
+// dies says whether a process could not be started because the sandbox is at its end. When the first process is killed the kernel ends all others
+// before it, so the end of a container is known before that of the sandbox; what is started in between fails as if there were no memory, or no
+// such process.
+func (s *sandbox) dies(err error) bool {
+	if !s.alive() {
+		return true
+	}
+	if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ESRCH) {
+		return false
+	}
+	select {
+	case <-s.dead:
+		return true
+	case <-time.After(deathTime):
+		return false
+	}
+}
+
 // run starts a process in the pod.
 func (s *sandbox) run(c command) (*os.Process, error) {
 	if !s.alive() {

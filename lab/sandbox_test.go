@@ -30,7 +30,10 @@ import (
 func newHost(t *testing.T) *host {
 	t.Helper()
 	testnet.MustRoot(t)
-	root, err := os.MkdirTemp("", "fairlead-lab")
+	if err := os.MkdirAll(stateRoot, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.MkdirTemp(stateRoot, "")
 	if err != nil {
 		t.Fatal(err)
 	}
