@@ -42,8 +42,11 @@
 // A look-up and the next one of the same packet may see two generations of the elements. So a packet that finds no endpoint at its index
 // takes the first. In kernels before 6.17 a look-up can, for an instant, miss an element that a transaction replaces.
 //
-// A UDP packet of a process of this node to a Service without endpoints fails in send with EPERM, and the port unreachable
-// message follows: this is how the kernel tells a local sender that its packet was refused.
+// A UDP packet of a process of this node to a Service without endpoints is not rejected but sent to a closed port of loopback (see the chain
+// refuse), and leaves a conntrack entry. It is removed like any other when the Service gets an endpoint.
+//
+// The kernel sends ICMP messages to one host at a limited rate (icmp_ratelimit), so that of many refused datagrams
+// only the first few are answered, as with any closed port.
 //
 // To see what it does: "fairlead dump", or "nft list table inet fairlead", which it can print and read again.
 package nft

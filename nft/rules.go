@@ -197,6 +197,8 @@ func join(parts ...any) (all []expr.Any) {
 // Names of the chains.
 const (
 	chainRefuse     = "refuse"
+	chainQuestions  = "dns-questions"
+	chainAnswers    = "dns-answers"
 	chainAnswerHere = "dns-here"
 )
 
@@ -206,14 +208,14 @@ func (f *family) chainMasquerade() string { return "masquerade" + f.suffix }
 
 // program is the whole of the rules but for the pick chains. Only the elements of the sets ever change.
 var program = sync.OnceValue(func() []chain {
-	var pre, out, post, raw, rawOut []rule
+	var pre, out, post, questions, answers []rule
 	for _, f := range families {
 		guard := f.only()
 		toServices := rule{f.word, join(guard, jump(f.chainServices()))}
 		pre, out = append(pre, toServices), append(out, toServices)
 		post = append(post, rule{f.word, join(guard, jump(f.chainMasquerade()))})
-		raw = append(raw, f.dnsRules()...)
-		rawOut = append(rawOut, f.dnsReplies())
+		questions = append(questions, f.dnsQuestions()...)
+		answers = append(answers, f.dnsAnswers())
 	}
 	chains := []chain{
 		{name: chainRefuse, rule: []rule{
@@ -224,6 +226,8 @@ var program = sync.OnceValue(func() []chain {
 		{name: chainAnswerHere, rule: []rule{
 			{"no conntrack, no NAT", join(&expr.Notrack{}, &expr.Verdict{Kind: expr.VerdictAccept})},
 		}},
+		{name: chainQuestions, rule: questions},
+		{name: chainAnswers, rule: answers},
 	}
 	for _, f := range families {
 		chains = append(chains, f.serviceChain(), f.masqueradeChain())
@@ -232,8 +236,11 @@ var program = sync.OnceValue(func() []chain {
 		chain{"prerouting", &base{"nat", unix.NF_INET_PRE_ROUTING, -100}, pre},
 		chain{"output", &base{"nat", unix.NF_INET_LOCAL_OUT, -100}, out},
 		chain{"postrouting", &base{"nat", unix.NF_INET_POST_ROUTING, 100}, post},
-		chain{"raw-prerouting", &base{"filter", unix.NF_INET_PRE_ROUTING, -300}, raw},
-		chain{"raw-output", &base{"filter", unix.NF_INET_LOCAL_OUT, -300}, rawOut},
+		// These two see every packet, so they look at one port and no more.
+		chain{"raw-prerouting", &base{"filter", unix.NF_INET_PRE_ROUTING, -300},
+			[]rule{{"questions", join(port53(destPort), jump(chainQuestions))}}},
+		chain{"raw-output", &base{"filter", unix.NF_INET_LOCAL_OUT, -300},
+			[]rule{{"answers", join(port53(sourcePort), jump(chainAnswers))}}},
 	)
 })
 
@@ -292,27 +299,30 @@ func (f *family) masqueradeChain() chain {
 	}}
 }
 
-// isDNS matches packets to (or from) port 53 of the cluster DNS. The port is compared first: it tells nearly all other packets.
-func (f *family) isDNS(port, addr uint32) []expr.Any {
-	return join(loadPort(reg0, port), equal(reg0, 0, model.DNSPort), f.only(),
-		f.load(reg0, addr), loadProto(f.behind()), f.in(dnsPorts))
+func port53(end uint32) []expr.Any {
+	return []expr.Any{loadPort(reg0, end), equal(reg0, 0, model.DNSPort)}
 }
 
-// dnsRules let a question reach this node's own socket. A socket that is bound to all addresses is somebody else's. Of a TCP
+// isDNS matches when an address (and the protocol) is the cluster DNS's.
+func (f *family) isDNS(addr uint32) []expr.Any {
+	return join(f.only(), f.load(reg0, addr), loadProto(f.behind()), f.in(dnsPorts))
+}
+
+// dnsQuestions let a question reach this node's own socket. A socket that is bound to all addresses is somebody else's. Of a TCP
 // connection being opened or ended there is no full socket, so that only the last rule knows it; and there is one only
 // if the first packet met a listener that was right.
-func (f *family) dnsRules() []rule {
+func (f *family) dnsQuestions() []rule {
 	socket := func(k expr.SocketKey) expr.Any { return &expr.Socket{Key: k, Register: reg0} }
 	return []rule{
-		{f.word + " socket for the address", join(f.isDNS(destPort, f.daddr), socket(expr.SocketKeyWildcard), equal(reg0, 0), jump(chainAnswerHere))},
-		{f.word + " socket for any address", join(f.isDNS(destPort, f.daddr), socket(expr.SocketKeyWildcard), equal(reg0, 1), &expr.Verdict{Kind: expr.VerdictAccept})},
-		{f.word + " half-open or closing", join(f.isDNS(destPort, f.daddr), proto(model.TCP), socket(expr.SocketKeyTransparent),
+		{f.word + " socket for the address", join(f.isDNS(f.daddr), socket(expr.SocketKeyWildcard), equal(reg0, 0), jump(chainAnswerHere))},
+		{f.word + " socket for any address", join(f.isDNS(f.daddr), socket(expr.SocketKeyWildcard), equal(reg0, 1), &expr.Verdict{Kind: expr.VerdictAccept})},
+		{f.word + " half-open or closing", join(f.isDNS(f.daddr), proto(model.TCP), socket(expr.SocketKeyTransparent),
 			&expr.Cmp{Op: expr.CmpOpLte, Register: reg0, Data: []byte{1}}, jump(chainAnswerHere))},
 	}
 }
 
-func (f *family) dnsReplies() rule {
-	return rule{f.word + " answers", join(f.isDNS(sourcePort, f.saddr), jump(chainAnswerHere))}
+func (f *family) dnsAnswers() rule {
+	return rule{f.word, join(f.isDNS(f.saddr), jump(chainAnswerHere))}
 }
 
 // layout identifies the program: a table with another one was made by another version.

@@ -76,11 +76,17 @@ func (r *road) endpoints(t *testing.T, servers ...int) {
 
 // A client that keeps its socket, and so its flow, is answered by whoever is an endpoint at the time.
 func TestUDPFlowsFollowTheEndpoints(t *testing.T) {
-	r := newRoad(t)
+	for _, from := range []string{"pod", "node"} {
+		r := newRoad(t)
+		t.Run(from, func(t *testing.T) { r.flowsFollow(t, map[string]*testnet.Host{"pod": r.pod, "node": r.node}[from]) })
+	}
+}
+
+func (r *road) flowsFollow(t *testing.T, client *testnet.Host) {
 	for i, vip := range vipAddrs(1) {
 		first, second := podAddrs(2, 1)[i].String(), podAddrs(2, 2)[i].String()
 		apply(t, r.target, r.b.Build())
-		conn, err := r.pod.Dial(context.Background(), "udp", "", netip.AddrPortFrom(vip, 5060))
+		conn, err := client.Dial(context.Background(), "udp", "", netip.AddrPortFrom(vip, 5060))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -221,25 +221,26 @@ func TestBrokenTalkIsMended(t *testing.T) {
 		{"the call fails", false, func([]byte) error { return syscall.ENOBUFS }},
 		{"a message is spoilt", true, spoil},
 	} {
-		for _, adopt := range []bool{false, true} {
+		// A target that knows the table, one that finds it, and one that finds none.
+		for _, start := range []string{"known", "found", "none"} {
 			ns := newNS(t)
 			at, stride := 0, 1
-			if adopt { // there are many more steps, and most are alike
+			if start == "found" { // there are many more steps, and most are alike
 				stride = 4
 				at = r.IntN(stride)
 			}
 			for fired := true; fired; at += stride {
-				if err := Cleanup(Options{NetNS: ns}); err != nil {
+				target := newTarget(t, ns)
+				if start != "none" {
+					apply(t, target, from)
+				} else if err := Cleanup(Options{NetNS: ns}); err != nil {
 					t.Fatal(err)
 				}
-				target := newTarget(t, ns)
-				apply(t, target, from)
-				if adopt {
+				if start == "found" {
 					target.Close()
-					target = newTarget(t, ns)
-					if err := target.connect(); err != nil {
-						t.Fatal(err)
-					}
+				}
+				if err := target.connect(); err != nil {
+					t.Fatal(err)
 				}
 				step := 0
 				fired = false
@@ -257,7 +258,7 @@ func TestBrokenTalkIsMended(t *testing.T) {
 				target.conn.hook = nil
 				apply(t, target, to)
 				if got := dump(t, ns); got != want {
-					t.Fatalf("%s at step %d, adopting %t:\n%s", broken.what, at, adopt, differenceOf(got, want))
+					t.Fatalf("%s at step %d, table %s:\n%s", broken.what, at, start, differenceOf(got, want))
 				}
 				target.Close()
 			}
