@@ -18,6 +18,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/testnet"
@@ -33,6 +34,15 @@ func TestVirtualAddressInNetns(t *testing.T) {
 	pod.Addr("eth0", "172.30.0.12/24", "fd00:30::12/64")
 	pod.Route("0.0.0.0/0", "172.30.0.11", "eth0")
 	pod.Route("::/0", "fd00:30::11", "eth0")
+	for h, addr := range map[*testnet.Host]string{node: "fd00:30::11", pod: "fd00:30::12"} {
+		// The kernel makes the route by which a host delivers to itself later than the address.
+		for {
+			if routes, err := h.Link.RouteGet(net.ParseIP(addr)); err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
 	var addrs []netip.AddrPort
 	for _, a := range []string{"10.96.0.10:53", "[fd00:96::a]:53", "172.30.0.11:53", "[fd00:30::11]:53"} {
 		addrs = append(addrs, netip.MustParseAddrPort(a))
@@ -47,7 +57,7 @@ func TestVirtualAddressInNetns(t *testing.T) {
 		}
 		for _, vip := range addrs[:2] {
 			dst := &net.IPNet{IP: vip.Addr().AsSlice(), Mask: net.CIDRMask(vip.Addr().BitLen(), vip.Addr().BitLen())}
-			err = errors.Join(err, netlink.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: 1, Type: 2, Table: 255, Scope: netlink.SCOPE_HOST, Protocol: linux.RouteProtocol}))
+			err = errors.Join(err, netlink.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: 1, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST, Protocol: linux.RouteProtocol}))
 		}
 		return err
 	})

@@ -85,7 +85,24 @@ func fabric(t *testing.T) [3]*testnet.Host {
 		hosts[i] = h
 	}
 	sw.Switch("br0", ports...)
+	for i, h := range hosts {
+		settle(t, h, fmt.Sprintf("fd00:30::1%d", i+1))
+	}
 	return hosts
+}
+
+// settle waits until a host delivers its own address of IPv6 to itself: the kernel makes the route for that later than the address.
+func settle(t *testing.T, h *testnet.Host, addr string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := h.Link.RouteGet(net.ParseIP(addr))
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s is not this host's: %v, %v", addr, routes, err)
+		}
+	}
 }
 
 func TestRoutes(t *testing.T) {
@@ -101,6 +118,7 @@ func TestRoutes(t *testing.T) {
 	for i, h := range []*testnet.Host{hosts[0], hosts[2]} {
 		n := []int{1, 3}[i]
 		h.Addr("lo", fmt.Sprintf("10.244.%d.5/32", n), fmt.Sprintf("fd00:244:0:%d::5/128", n))
+		settle(t, h, fmt.Sprintf("fd00:244:0:%d::5", n))
 	}
 	for _, pair := range [][2]string{{"10.244.1.5:0", "10.244.3.5:80"}, {"[fd00:244:0:1::5]:0", "[fd00:244:0:3::5]:80"}} {
 		for _, network := range []string{"tcp", "udp"} {
@@ -227,7 +245,7 @@ func netlinkPrefix(s string) (netip.Prefix, *net.IPNet, error) {
 	return p, route{dst: p}.netlink().Dst, err
 }
 
-// watch counts the changes of routes in a host from now on.
+// watch counts the changes of our routes in a host from now on. The kernel's own change by themselves for some time after a device came up.
 func watch(t *testing.T, h *testnet.Host) func() int {
 	t.Helper()
 	updates, done := make(chan netlink.RouteUpdate, 100), make(chan struct{})
@@ -246,7 +264,9 @@ func watch(t *testing.T, h *testnet.Host) func() int {
 			if u.Protocol == 99 {
 				break
 			}
-			n++
+			if u.Protocol == linux.RouteProtocol {
+				n++
+			}
 		}
 		close(done)
 		return n
@@ -320,6 +340,7 @@ func TestVerify(t *testing.T) {
 		return netlink.LinkSetUp(link)
 	})
 	h.Addr("eth0", "fd00:30::11/64") // going down takes away addresses of IPv6
+	settle(t, h, "fd00:30::11")
 	h.Do(func() error { return tg.Verify(context.Background()) })
 	h.Do(func() error {
 		text, err := Dump()
@@ -454,14 +475,18 @@ func TestUnusedAddresses(t *testing.T) {
 			}
 			defer client.Close()
 			buf := make([]byte, 16)
-			client.Write([]byte("ping"))
+			if _, err := client.Write([]byte("ping")); err != nil {
+				return err
+			}
 			server.SetDeadline(time.Now().Add(10 * time.Second))
 			client.SetDeadline(time.Now().Add(10 * time.Second))
 			n, from, err := server.ReadFrom(buf)
 			if err != nil {
 				return fmt.Errorf("%s: %w", vip, err)
 			}
-			server.WriteTo(buf[:n], from)
+			if _, err := server.WriteTo(buf[:n], from); err != nil {
+				return err
+			}
 			if n, err = client.Read(buf); string(buf[:n]) != "ping" {
 				t.Errorf("%s: %q, %v", vip, buf[:n], err)
 			}
