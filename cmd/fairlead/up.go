@@ -108,6 +108,9 @@ func (u *up) run(ctx context.Context) error {
 	if err := u.check(ctx); err != nil {
 		return err
 	}
+	if err := u.sweepKilled(); err != nil {
+		return err
+	}
 	listener, err := u.listen()
 	if err != nil {
 		return err
@@ -312,15 +315,34 @@ func (u *up) claim() (*os.File, error) {
 	return lock, nil
 }
 
-// mend removes what is left of a cluster that was killed, and writes down where the new one is to be found, before there is anything of it.
-func (u *up) mend() error {
-	began := time.Now()
-	left, err := removeLeft(u.dir, u.group)
-	if err != nil {
-		return err
+// sweepKilled removes what is left of a cluster that ran from an existing state directory and was killed. It comes before the port is opened, because an API
+// server that outlived its supervisor holds it.
+func (u *up) sweepKilled() error {
+	if _, err := os.Stat(string(u.group)); err != nil {
+		return nil
 	}
-	if left {
+	began := time.Now()
+	lock, err := u.dir.Lock()
+	switch {
+	case errors.Is(err, cluster.ErrRunning):
+		return alreadyRuns(u.dir)
+	case errors.Is(err, cluster.ErrNoCluster):
+		// The directory was removed under a running cluster.
+		_, err = removeLeft(u.dir, u.group)
+	case err == nil:
+		_, err = removeLeft(u.dir, u.group)
+		lock.Close()
+	}
+	if err == nil {
 		u.done("remains of a killed cluster removed", time.Since(began))
+	}
+	return err
+}
+
+// mend makes sure that nothing of an earlier cluster is left, and writes down where the new one is to be found, before there is anything of it.
+func (u *up) mend() error {
+	if _, err := removeLeft(u.dir, u.group); err != nil {
+		return err
 	}
 	record := cluster.Record{Params: u.params, ControlGroup: string(u.group)}
 	if err := u.dir.WriteRecord(record); err != nil {
