@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -121,16 +122,26 @@ func newWorld(t testing.TB, name string) *world {
 	if os.Geteuid() != 0 {
 		testnet.Skip(t, "needs root to make network namespaces")
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
 	dir, err := layout.Open(filepath.Join(stateRoot, name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &world{dir: dir, port: ln.Addr().(*net.TCPAddr).Port, client: dir.Client()}
+	return &world{dir: dir, port: freePort(t), client: dir.Client()}
+}
+
+// freePort finds a free TCP port on loopback, below those that the kernel gives
+// to outgoing connections: a cluster that is down for a while must find it free.
+func freePort(t testing.TB) int {
+	t.Helper()
+	for range 1000 {
+		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(20_000+rand.IntN(12_000))))
+		if err == nil {
+			defer ln.Close()
+			return ln.Addr().(*net.TCPAddr).Port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
 }
 
 // up runs fairlead up --detach.

@@ -41,6 +41,9 @@ func (w *world) leftovers(t testing.TB) []string {
 		cmdline, _ := os.ReadFile(p + "/cmdline")
 		words := strings.ReplaceAll(string(cmdline), "\x00", " ")
 		mounts, _ := os.ReadFile(p + "/mountinfo")
+		if dead(p) {
+			continue
+		}
 		switch {
 		case strings.Contains(string(cgroup), w.dir.ControlGroupName()), strings.Contains(words, string(w.dir)):
 			out = append(out, "process "+filepath.Base(p)+" "+words)
@@ -49,6 +52,14 @@ func (w *world) leftovers(t testing.TB) []string {
 		}
 	}
 	return append(out, ownInRoot(t)...)
+}
+
+// dead says whether a process (its directory in /proc) has ended: it is gone, or
+// waits for whoever is its parent now to notice.
+func dead(proc string) bool {
+	stat, err := os.ReadFile(proc + "/stat")
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
 }
 
 // ownInRoot lists what the machine's own namespaces have that carries the
@@ -83,12 +94,16 @@ func ownInRoot(t testing.TB) []string {
 	return out
 }
 
-// clean fails the test if the cluster left something.
+// clean fails the test if the cluster left something. Processes that were killed
+// get a moment to finish ending.
 func (w *world) clean(t testing.TB, when string) {
 	t.Helper()
-	if left := w.leftovers(t); len(left) > 0 {
-		t.Errorf("%s, left on the machine:\n%s", when, strings.Join(left, "\n"))
-	}
+	eventually(t, 3*time.Second, when, func() error {
+		if left := w.leftovers(t); len(left) > 0 {
+			return fmt.Errorf("left on the machine:\n%s", strings.Join(left, "\n"))
+		}
+		return nil
+	})
 }
 
 // processes lists the ids of all processes of a cluster.
@@ -197,6 +212,12 @@ func TestDown(t *testing.T) {
 	if err := syscall.Kill(s.Supervisor, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, 10*time.Second, "the supervisor's end", func() error {
+		if !dead(fmt.Sprintf("/proc/%d", s.Supervisor)) {
+			return fmt.Errorf("it runs")
+		}
+		return nil
+	})
 	start()
 	w.rollout(t)
 	pods := w.pods(t, "app=client")

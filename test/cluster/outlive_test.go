@@ -44,7 +44,8 @@ func (w *world) act(t testing.TB, action, name string) {
 
 // ruleset is a node's nftables state as the kernel numbers it: tables, chains,
 // rules and sets with their handles, and every element, one string each, sorted.
-// Counters and remaining times are left out.
+// Counters and remaining times are left out, and so are tables that belong to
+// the agent's process and by design end with it.
 func (w *world) ruleset(t testing.TB, node string) []string {
 	t.Helper()
 	r := w.onNode(t, node, "nft", "-j", "-a", "list", "ruleset")
@@ -60,7 +61,11 @@ func (w *world) ruleset(t testing.TB, node string) []string {
 	var out []string
 	for _, object := range listing.Nftables {
 		for kind, fields := range object {
-			if kind == "metainfo" {
+			table, _ := fields["table"].(string)
+			if name, _ := fields["name"].(string); kind == "table" {
+				table = name
+			}
+			if kind == "metainfo" || strings.HasPrefix(table, "fairlead-dns-") {
 				continue
 			}
 			elements, _ := fields["elem"].([]any)
