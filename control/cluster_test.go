@@ -46,6 +46,7 @@ type cluster struct {
 	client kubernetes.Interface
 	log    *log
 	runner *runner
+	dns    []netip.Addr // of kube-dns, if not the usual ones
 
 	stopServer  context.CancelFunc
 	served      chan error
@@ -169,6 +170,19 @@ func startCluster(dir string, services, pods []netip.Prefix) (*cluster, error) {
 	return c, nil
 }
 
+func newLogger(to io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(to, nil)) }
+
+// refuse is a network on which nobody answers; it tells of each try.
+func refuse(tried chan<- struct{}) func(context.Context, string, string) (net.Conn, error) {
+	return func(context.Context, string, string) (net.Conn, error) {
+		select {
+		case tried <- struct{}{}:
+		default:
+		}
+		return nil, errors.New("nobody is there")
+	}
+}
+
 // startControl runs the controllers until stopControl.
 func (c *cluster) startControl(services, pods []netip.Prefix) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -176,10 +190,10 @@ func (c *cluster) startControl(services, pods []netip.Prefix) {
 	go func() {
 		c.controlled <- control.Run(ctx, control.Options{
 			Config: c.server.LoopbackConfig(), ServiceCIDRs: services, PodCIDRs: pods,
-			APIAddr: netip.MustParseAddrPort("172.30.0.1:6443"),
-			// no node renews a Lease here
-			NodeGrace: time.Hour,
-			Logger:    slog.New(slog.NewTextHandler(c.log, nil)),
+			APIAddr:   netip.MustParseAddrPort("172.30.0.1:6443"),
+			DNSAddrs:  c.dns,
+			NodeGrace: time.Hour, // no node renews a Lease here
+			Logger:    newLogger(c.log),
 		})
 	}()
 }

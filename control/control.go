@@ -20,7 +20,7 @@
 //	wellknown       the objects every cluster has: default/kubernetes, kube-system/kube-dns and their slices
 //
 // The invariant: every decision is a function of what the API holds, so a restart with nothing changed writes
-// nothing, and two controllers never write the same field. What must not be decided twice while an informer
+// nothing, and no two controllers want different things of the same field. What must not be decided twice while an informer
 // lags is guarded where it is decided: expectations (ReplicaSets), assumed bindings (scheduler), held prefixes
 // (podcidr), tracked generations (endpointslice); everything else is guarded by resourceVersion.
 //

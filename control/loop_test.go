@@ -64,24 +64,46 @@ func runLoop(t *testing.T, workers int, sync func(context.Context, string) (time
 	})
 }
 
+// guarded is a value that the test and the loop under test share.
+type guarded[T any] struct {
+	mu sync.Mutex
+	v  T
+}
+
+func (g *guarded[T]) get() T {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.v
+}
+
+func (g *guarded[T]) set(v T) { g.change(func(T) T { return v }) }
+
+func (g *guarded[T]) change(f func(T) T) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.v = f(g.v)
+}
+
+func inc(n int) int { return n + 1 }
+
 func TestLoopFiresAtOnceAndCoalesces(t *testing.T) {
-	var starts []time.Duration
-	var begin time.Time
+	var starts guarded[[]time.Time]
 	sync := func(context.Context, string) (time.Duration, error) {
-		starts = append(starts, time.Since(begin))
+		starts.change(func(s []time.Time) []time.Time { return append(s, time.Now()) })
 		time.Sleep(time.Second) // the work
 		return 0, nil
 	}
 	runLoop(t, 4, sync, func(l *loop[string], _ *syncBuffer) {
-		begin = time.Now()
+		begin := time.Now()
 		l.add("a")
 		synctest.Wait()
 		for range 100 {
 			l.add("a") // while it runs
 		}
 		time.Sleep(time.Minute)
-		if len(starts) != 2 || starts[0] != 0 || starts[1] != time.Second {
-			t.Errorf("ran at %v, want at once and, for all 100 together, right after", starts)
+		got := starts.get()
+		if len(got) != 2 || got[0] != begin || got[1] != begin.Add(time.Second) {
+			t.Errorf("ran at %v, want at once and, for all 100 together, right after", got)
 		}
 	})
 }
@@ -110,17 +132,19 @@ func TestLoopRunsAKeyOnceAtATime(t *testing.T) {
 			}
 			time.Sleep(300 * time.Millisecond)
 		}
+		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
 		if most != 3 {
 			t.Errorf("%d different keys ran together, want 3", most)
 		}
-		time.Sleep(time.Minute)
 	})
 }
 
 func TestLoopLooksAgain(t *testing.T) {
-	runs := 0
+	var runs guarded[int]
 	sync := func(context.Context, string) (time.Duration, error) {
-		if runs++; runs < 4 {
+		if runs.change(inc); runs.get() < 4 {
 			return time.Hour, nil
 		}
 		return 0, nil
@@ -128,51 +152,52 @@ func TestLoopLooksAgain(t *testing.T) {
 	runLoop(t, 1, sync, func(l *loop[string], log *syncBuffer) {
 		l.add("a")
 		time.Sleep(24 * time.Hour)
-		if runs != 4 || log.lines() != 0 {
-			t.Errorf("ran %d times, want 4; log: %s", runs, log)
+		if runs.get() != 4 || log.lines() != 0 {
+			t.Errorf("ran %d times, want 4; log: %s", runs.get(), log)
 		}
 	})
 }
 
 func TestLoopRetries(t *testing.T) {
-	runs := 0
-	var err error
+	var runs guarded[int]
+	var fail guarded[error]
 	sync := func(context.Context, string) (time.Duration, error) {
-		runs++
-		return 0, err
+		runs.change(inc)
+		return 0, fail.get()
 	}
 	runLoop(t, 1, sync, func(l *loop[string], log *syncBuffer) {
 		// what settles by itself is retried soon, and not worth a line
-		for _, err = range []error{errStale, apierrors.NewConflict(schema.GroupResource{Resource: "pods"}, "a", errors.New("changed"))} {
-			runs = 0
+		for _, err := range []error{errStale, apierrors.NewConflict(schema.GroupResource{Resource: "pods"}, "a", errors.New("changed"))} {
+			fail.set(err)
+			runs.set(0)
 			l.add("a")
 			time.Sleep(20 * time.Millisecond)
-			if runs < 3 || log.lines() != 0 {
-				t.Errorf("%v: ran %d times in 20 ms; log: %s", err, runs, log)
+			if runs.get() < 3 || log.lines() != 0 {
+				t.Errorf("%v: ran %d times in 20 ms; log: %s", err, runs.get(), log)
 			}
-			err = nil
+			fail.set(nil)
 			time.Sleep(time.Minute)
 		}
 		// a standing failure is retried for ever, ever slower, and said once
-		err = errors.New("disk is full")
-		runs = 0
+		fail.set(errors.New("disk is full"))
+		runs.set(0)
 		l.add("a")
 		time.Sleep(time.Hour)
-		if runs < 100 || runs > 200 {
-			t.Errorf("ran %d times in an hour", runs)
+		if n := runs.get(); n < 100 || n > 200 {
+			t.Errorf("ran %d times in an hour", n)
 		}
 		if log.lines() != 1 || !strings.Contains(log.String(), "disk is full") {
 			t.Errorf("log: %s", log)
 		}
-		err = nil
+		fail.set(nil)
 		time.Sleep(time.Hour)
-		runs = 0
 		if log.lines() != 2 || !strings.Contains(log.String(), "works again") {
 			t.Errorf("log: %s", log)
 		}
+		runs.set(0)
 		time.Sleep(time.Hour)
-		if runs != 0 {
-			t.Errorf("ran %d times at idle", runs)
+		if runs.get() != 0 {
+			t.Errorf("ran %d times at idle", runs.get())
 		}
 	})
 }

@@ -434,6 +434,9 @@ func TestWellKnown(t *testing.T) {
 		"services deleted": func() error {
 			return errorsOf(api.Delete(ctx, "kubernetes", metav1.DeleteOptions{}), dns.Delete(ctx, "kube-dns", metav1.DeleteOptions{}))
 		},
+		"servicecidr deleted": func() error {
+			return c.client.NetworkingV1().ServiceCIDRs().Delete(ctx, "kubernetes", metav1.DeleteOptions{})
+		},
 		"slices deleted": func() error {
 			return errorsOf(c.client.DiscoveryV1().EndpointSlices("default").Delete(ctx, "kubernetes", metav1.DeleteOptions{}),
 				c.client.DiscoveryV1().EndpointSlices("kube-system").Delete(ctx, "kube-dns-ipv4", metav1.DeleteOptions{}))
