@@ -21,10 +21,11 @@ type Source interface {
 }
 
 // Routes leads to the pods of other nodes. What is added must be there before a Service may point to it, and what is gone may be removed
-// only after no Service does.
+// only after no Service does. Verify mends what a device or somebody else has lost.
 type Routes interface {
 	Add(context.Context, *model.Snapshot) error
 	Prune(context.Context, *model.Snapshot) error
+	Verify(context.Context) error
 }
 
 // Dataplane carries Services' traffic. Apply returns when the kernel has taken the whole snapshot, or all of it but the Services
@@ -105,8 +106,8 @@ func (l *Loop) verify(ctx context.Context) {
 	if l.State.Acknowledged() == nil {
 		return
 	}
-	if err := l.Dataplane.Verify(ctx); err != nil && ctx.Err() == nil {
-		l.Logger.Error("cannot verify the dataplane", "err", err)
+	if err := errors.Join(l.Routes.Verify(ctx), l.Dataplane.Verify(ctx)); err != nil && ctx.Err() == nil {
+		l.Logger.Error("cannot verify what is programmed", "err", err)
 	}
 }
 

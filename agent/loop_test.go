@@ -207,7 +207,7 @@ func TestVerifiesWhatIsApplied(t *testing.T) {
 		s.signal()
 		time.Sleep(2 * verifyEvery)
 		synctest.Wait()
-		if s.verified != 2 {
+		if s.verified != 4 { // routes and dataplane
 			t.Errorf("verified %d times in two periods", s.verified)
 		}
 	})

@@ -4,7 +4,6 @@
 package linux_test
 
 import (
-	"net"
 	"net/netip"
 	"testing"
 
@@ -82,122 +81,40 @@ func dnat(virtual, backend []netip.AddrPort) error {
 	return conn.Flush()
 }
 
-func (n natWorld) ask(t *testing.T, network string, to netip.AddrPort) {
-	t.Helper()
-	if _, err := n.client.Ask(network, "", to); err != nil {
-		t.Fatalf("%s %s: %v", network, to, err)
+// TestTracked: what the client knows of a connection leads to what its server sees, in both families and protocols.
+func TestTracked(t *testing.T) {
+	n := newNATWorld(t)
+	for _, network := range []string{"tcp", "udp"} {
+		proto := map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP}[network]
+		for i, virtual := range n.virtual {
+			answer, err := n.client.Ask(network, "", virtual)
+			if err != nil {
+				t.Fatalf("%s %s: %v", network, virtual, err)
+			}
+			// Nothing on the way replaces the source: the server saw the client's own address and port.
+			client := answer.Client
+			n.router.Do(func() error {
+				got, ok, err := linux.Tracked(proto, client, virtual)
+				if want := (linux.Translation{Server: n.backend[i], Client: client}); !ok || got != want {
+					t.Errorf("%s %s to %s: %+v, %t; want %+v", network, client, virtual, got, ok, want)
+				}
+				for what, ends := range map[string][2]netip.AddrPort{
+					"another port":   {netip.AddrPortFrom(client.Addr(), client.Port()^1), virtual},
+					"another server": {client, n.backend[i]},
+				} {
+					if got, ok, err := linux.Tracked(proto, ends[0], ends[1]); ok || err != nil {
+						t.Errorf("%s %s: %+v, %v", network, what, got, err)
+					}
+				}
+				return err
+			})
+		}
 	}
-}
-
-// remove deletes in the router and wants a number.
-func (n natWorld) remove(t *testing.T, what string, want int, matches ...linux.ConntrackMatch) {
-	t.Helper()
 	n.router.Do(func() error {
-		got, err := linux.DeleteConntrack(matches...)
-		if got != want {
-			t.Errorf("%s: deleted %d, want %d", what, got, want)
+		count, err := linux.ConntrackCount()
+		if count != 4 {
+			t.Errorf("%d connections tracked, want 4", count)
 		}
 		return err
 	})
-}
-
-func (n natWorld) count(t *testing.T) int {
-	t.Helper()
-	count := 0
-	n.router.Do(func() (err error) {
-		count, err = linux.ConntrackCount()
-		return err
-	})
-	return count
-}
-
-// TestDeleteConntrack deletes some entries among others and looks that exactly
-// those are gone.
-func TestDeleteConntrack(t *testing.T) {
-	n := newNATWorld(t)
-	for i, virtual := range n.virtual {
-		for range 3 {
-			n.ask(t, "udp", virtual)
-		}
-		n.ask(t, "udp", n.backend[i]) // the same endpoint, not by the virtual address
-		n.ask(t, "tcp", virtual)
-	}
-	if got := n.count(t); got != 10 {
-		t.Fatalf("tracked: %d", got)
-	}
-	const udp = unix.IPPROTO_UDP
-	other := netip.MustParseAddrPort("10.96.0.11:53")
-	for i, virtual := range n.virtual {
-		n.remove(t, "another port", 0, linux.ConntrackMatch{Proto: udp, OrigDst: netip.AddrPortFrom(virtual.Addr(), 54)})
-		n.remove(t, "the virtual address as endpoint", 0, linux.ConntrackMatch{ReplySrc: virtual})
-		n.remove(t, "another endpoint", 0, linux.ConntrackMatch{OrigDst: virtual, ReplySrc: netip.AddrPortFrom(virtual.Addr(), 5353)})
-		n.remove(t, "virtual address and endpoint, and one that is not used", 3,
-			linux.ConntrackMatch{Proto: udp, OrigDst: virtual, ReplySrc: n.backend[i]}, linux.ConntrackMatch{OrigDst: other})
-		n.remove(t, "again", 0, linux.ConntrackMatch{Proto: udp, OrigDst: virtual, ReplySrc: n.backend[i]})
-		n.remove(t, "endpoint, any port", 1, linux.ConntrackMatch{Proto: udp, ReplySrc: netip.AddrPortFrom(n.backend[i].Addr(), 0)})
-	}
-	n.remove(t, "both families, any protocol", 2, linux.ConntrackMatch{OrigDst: n.virtual[0]}, linux.ConntrackMatch{OrigDst: n.virtual[1]})
-	if got := n.count(t); got != 0 {
-		t.Errorf("tracked at the end: %d", got)
-	}
-}
-
-// TestDeleteConntrackMany uses more matches than are looked for one by one.
-func TestDeleteConntrackMany(t *testing.T) {
-	n := newNATWorld(t)
-	n.ask(t, "udp", n.virtual[0])
-	n.ask(t, "tcp", n.virtual[0])
-	n.ask(t, "udp", n.virtual[1])
-	n.ask(t, "udp", n.backend[0])
-	var matches []linux.ConntrackMatch
-	for port := range uint16(100) {
-		for _, virtual := range n.virtual {
-			matches = append(matches, linux.ConntrackMatch{Proto: unix.IPPROTO_UDP, OrigDst: netip.AddrPortFrom(virtual.Addr(), port+1)})
-		}
-	}
-	n.remove(t, "many", 2, matches...)
-	if got := n.count(t); got != 2 {
-		t.Errorf("tracked at the end: %d", got)
-	}
-	mapped := netip.AddrPortFrom(netip.AddrFrom16(n.virtual[0].Addr().As16()), 53)
-	n.remove(t, "IPv4 as IPv6", 1, linux.ConntrackMatch{OrigDst: mapped})
-}
-
-// TestConntrackAmong finds one entry among thousands of others.
-func TestConntrackAmong(t *testing.T) {
-	n := newNATWorld(t)
-	conn, err := n.client.NS.ListenPacket("udp", "10.0.0.2:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	const others = 3000
-	for port := 1; port <= others; port++ {
-		if _, err := conn.WriteTo(nil, &net.UDPAddr{IP: net.IPv4(10, 0, 1, 3), Port: port}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	n.ask(t, "udp", n.virtual[0])
-	before := n.count(t)
-	if before < others/2 { // some packets may be lost on the way
-		t.Fatalf("tracked: %d", before)
-	}
-	n.remove(t, "one among many", 1, linux.ConntrackMatch{Proto: unix.IPPROTO_UDP, ReplySrc: n.backend[0]})
-	if got := n.count(t); got != before-1 {
-		t.Errorf("tracked %d, before %d", got, before)
-	}
-	n.remove(t, "the others", before-1, linux.ConntrackMatch{OrigDst: netip.MustParseAddrPort("10.0.1.3:0")})
-}
-
-func TestDeleteConntrackRefuses(t *testing.T) {
-	for _, m := range []linux.ConntrackMatch{
-		{},
-		{Proto: 17},
-		{OrigDst: netip.AddrPortFrom(netip.Addr{}, 53)},
-		{OrigDst: netip.MustParseAddrPort("10.0.0.1:53"), ReplySrc: netip.MustParseAddrPort("[::1]:53")},
-	} {
-		if n, err := linux.DeleteConntrack(m); n != 0 || err == nil {
-			t.Errorf("%+v: %d, %v", m, n, err)
-		}
-	}
 }
