@@ -401,6 +401,26 @@ func TestQuarantinedServiceKeepsItsOldEndpoints(t *testing.T) {
 	sameAsFresh(t, ns, b.Build(), "after deletion")
 }
 
+// An operator's tool must be able to show the table, and to save and restore it.
+func TestToolPrintsAndReadsTheTable(t *testing.T) {
+	ns, w := newNS(t), newWorld(seeded(t))
+	for range 60 {
+		w.change()
+	}
+	apply(t, newTarget(t, ns), w.Build())
+	before, text := dump(t, ns), tool(t, ns, "list", "ruleset")
+	tool(t, ns, "flush ruleset")
+	tool(t, ns, text)
+	if after := dump(t, ns); after != before {
+		t.Errorf("restored: %s", differenceOf(after, before))
+	}
+	target := newTarget(t, ns)
+	apply(t, target, w.Build())
+	if n := target.Stats().Transactions; n != 0 {
+		t.Errorf("%d transactions after restoring", n)
+	}
+}
+
 func TestCleanup(t *testing.T) {
 	ns, w := newNS(t), newWorld(seeded(t))
 	other := "table inet other {\n}\n"
