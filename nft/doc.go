@@ -20,10 +20,10 @@
 //
 // # What must be true around it
 //
-// Forwarding is on, and pods' routes are there. For DNS on this node, the virtual address is local, with a source address for the node's own
-// processes, because a packet from a local address is sent with that address otherwise and its answer from another node never
-// returns: "ip route add local 10.96.0.10 dev lo src NODE-ADDRESS". The node's own processes need any route to the service range, which is
-// only used to find out that they may send. Package nodenet sees to both.
+// Forwarding is on, and pods' routes are there. For DNS on this node, the virtual address is local, best with a source address for the node's
+// own processes ("ip route add local 10.96.0.10 dev lo src NODE-ADDRESS"): without one, their questions come from the
+// virtual address itself, and are masqueraded when another node has to answer. The node's own processes need any route to the
+// service range, which is only used to find out that they may send. Package nodenet sees to it.
 //
 // # Cost
 //

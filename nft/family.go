@@ -22,13 +22,15 @@ type family struct {
 	saddr   uint32 // offset in the IP header
 	daddr   uint32
 	addr    datatype
+	// udata is the nft tool's number of the IP header, and in it of the destination address.
+	udata [2]uint32
 
 	loopback netip.Addr
 }
 
 var (
-	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4, netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6, netip.IPv6Loopback()}
+	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4, [2]uint32{12, 12}, netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6, [2]uint32{13, 9}, netip.IPv6Loopback()}
 	families = [...]*family{v4, v6}
 )
 

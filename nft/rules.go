@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables/expr"
@@ -31,7 +32,7 @@ var (
 	typeAddr6   = datatype{8, 16}
 	typeProto   = datatype{12, 4}
 	typePort    = datatype{13, 4}
-	typeNumber  = datatype{19, 4} // a packet mark: the tool has no other plain number
+	typeNumber  = datatype{4, 4}  // an integer, see typeof
 	typeCount   = datatype{23, 4} // a traffic class, see serviceChain
 	typeVerdict = datatype{unix.NFT_DATA_VERDICT, 16}
 )
@@ -262,13 +263,16 @@ func (f *family) serviceChain() chain {
 // permitted" before any answer; so it goes to loopback's port 0, which no socket can have, and the kernel answers as for
 // any closed port. Only a packet that comes from nowhere is the node's own: it has no input interface.
 func (f *family) refuseOwn() rule {
-	return rule{f.word + " datagram of this node", join(
-		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, equal(reg0, 0, 0, 0, 0),
-		f.only(), proto(model.UDP),
+	return rule{f.word + " datagram of this node", join(fromHere(), f.only(), proto(model.UDP),
 		&expr.Immediate{Register: reg0, Data: f.loopback.AsSlice()},
 		&expr.Immediate{Register: f.behind(), Data: []byte{0, 0}},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: reg0, RegProtoMin: f.behind()},
 	)}
+}
+
+// fromHere matches what this node itself sends.
+func fromHere() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, equal(reg0, 0, 0, 0, 0)}
 }
 
 func setPriority(reg uint32) expr.Any {
@@ -295,6 +299,8 @@ func (f *family) pickChain(n int) chain {
 func (f *family) masqueradeChain() chain {
 	return chain{name: f.chainMasquerade(), rule: []rule{
 		{"pod to itself", join(f.only(), f.load(reg0, f.saddr), f.load(f.behind(), f.daddr), f.in(hairpin), &expr.Masq{})},
+		// A question to the local address of the cluster DNS comes from that address, if the route has no other; every node has it.
+		{"question of this node to another", join(fromHere(), f.only(), f.load(reg0, f.saddr), f.in(vips), &expr.Masq{})},
 		{"pod out of the cluster", join(f.only(), f.load(reg0, f.saddr), f.in(pods), f.load(reg0, f.daddr), f.notIn(cluster), &expr.Masq{})},
 	}}
 }
@@ -383,8 +389,8 @@ func addProgram(b *batch) {
 // setUserdata is NFTA_SET_USERDATA.
 const setUserdata = 13
 
-// byteOrders tells the nft tool how to print: plain numbers are in the machine's order, all else in network order.
-func (s *set) byteOrders() []byte {
+// userdata tells the nft tool how to print: plain numbers are in the machine's order, all else in network order.
+func (s *set) userdata() []byte {
 	const keyOrder, dataOrder, machine, network = 0, 1, 1, 2
 	order := func(t datatype) uint32 {
 		if t == typeCount {
@@ -392,12 +398,44 @@ func (s *set) byteOrders() []byte {
 		}
 		return network
 	}
-	u := appendNumber([]byte{keyOrder, 4}, order(s.key))
+	u := tlv32(keyOrder, order(s.key))
 	if s.data != (datatype{}) && s.data != typeVerdict {
-		u = appendNumber(append(u, dataOrder, 4), order(s.data))
+		u = append(u, tlv32(dataOrder, order(s.data))...)
+	}
+	if s.kind == endpoints {
+		u = append(u, s.f.typeof()...)
 	}
 	return u
 }
+
+// typeof tells the nft tool what the endpoints map's key and value are made of. For a bare integer it has no type that it would take in
+// a map, only the expression that the integer comes from. The numbers are the tool's own (struct udata of expressions and protocols).
+func (f *family) typeof() []byte {
+	const (
+		key, data                       = 3, 4
+		concatenation, fromPacket       = 13, 7
+		meta, l4proto, numgen, random   = 9, 16, 23, 1
+		transport, transportDestination = 11, 2
+	)
+	expression := func(kind uint32, about ...[]byte) []byte {
+		return slices.Concat(tlv32(0, kind), tlv(1, slices.Concat(about...)))
+	}
+	of := func(parts ...[]byte) []byte {
+		for i, p := range parts {
+			parts[i] = tlv(byte(i), p)
+		}
+		return expression(concatenation, parts...)
+	}
+	addr := expression(fromPacket, tlv32(0, f.udata[0]), tlv32(1, f.udata[1]))
+	port := expression(fromPacket, tlv32(0, transport), tlv32(1, transportDestination))
+	index := expression(numgen, tlv32(0, random), tlv32(1, 2), tlv32(2, 0))
+	return append(tlv(key, of(addr, expression(meta, tlv32(0, l4proto)), port, index)), tlv(data, of(addr, port))...)
+}
+
+// tlv is an entry of userdata.
+func tlv(typ byte, val []byte) []byte { return append([]byte{typ, byte(len(val))}, val...) }
+
+func tlv32(typ byte, v uint32) []byte { return tlv(typ, appendNumber(nil, v)) }
 
 func addSet(b *batch, table string, s *set, id uint32) {
 	b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, func(m *message) {
@@ -416,7 +454,7 @@ func addSet(b *batch, table string, s *set, id uint32) {
 			m.close(at)
 		}
 		m.put32(unix.NFTA_SET_ID, id)
-		m.put(setUserdata, s.byteOrders())
+		m.put(setUserdata, s.userdata())
 	})
 }
 

@@ -407,6 +407,8 @@ func TestToolPrintsAndReadsTheTable(t *testing.T) {
 	for range 60 {
 		w.change()
 	}
+	w.SetService(clusterIP(1, http, sip))
+	setEndpoints(w.Builder, clusterIP(1, http, sip), 8080, podAddrs(1, 1), podAddrs(1, 2))
 	apply(t, newTarget(t, ns), w.Build())
 	before, text := dump(t, ns), tool(t, ns, "list", "ruleset")
 	tool(t, ns, "flush ruleset")

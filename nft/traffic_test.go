@@ -251,7 +251,8 @@ func TestReplacingTheLayoutLosesNoConnection(t *testing.T) {
 }
 
 // dnsRoad has the cluster DNS's Service with the second server as its endpoint of another node, and sockets of its own.
-func dnsRoad(t *testing.T) (r *road, open func() (shut func())) {
+// With sourced, the local routes name the node's own address for packets of the node.
+func dnsRoad(t *testing.T, sourced bool) (r *road, open func() (shut func())) {
 	r = newRoad(t)
 	lo, err := r.node.Link.LinkByName("lo")
 	if err != nil {
@@ -259,8 +260,10 @@ func dnsRoad(t *testing.T) (r *road, open func() (shut func())) {
 	}
 	for i, a := range dnsAddrs {
 		route := &netlink.Route{Dst: netlink.NewIPNet(a.AsSlice()), LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL,
-			Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
-			Src: netip.MustParseAddr([...]string{"10.244.2.254", "fd00:244:0:2::fe"}[i]).AsSlice()}
+			Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST}
+		if sourced {
+			route.Src = netip.MustParseAddr([...]string{"10.244.2.254", "fd00:244:0:2::fe"}[i]).AsSlice()
+		}
 		if err := r.node.Link.RouteAdd(route); err != nil {
 			t.Fatal(err)
 		}
@@ -342,7 +345,7 @@ var (
 )
 
 func TestDNSSocketThatAnswersAnyAddressIsNotOurs(t *testing.T) {
-	r, _ := dnsRoad(t)
+	r, _ := dnsRoad(t, true)
 	shut := r.openDNS(t, []netip.Addr{netip.IPv6Unspecified()})
 	defer shut()
 	if got := r.askDNS(t, r.pod); !slices.Equal(got, elsewhere) {
@@ -350,9 +353,33 @@ func TestDNSSocketThatAnswersAnyAddressIsNotOurs(t *testing.T) {
 	}
 }
 
+// When another node has to answer, the questions of this node's processes need a source that the answer finds.
+func TestDNSQuestionsOfTheNodeComeFromItsAddress(t *testing.T) {
+	for _, sourced := range []bool{true, false} {
+		r, open := dnsRoad(t, sourced)
+		if got := r.askDNS(t, r.node); !slices.Equal(got, elsewhere) {
+			t.Errorf("route with source %t: answered by %v", sourced, got)
+		}
+		shut := open()
+		if err := r.target.AnswerDNS(true); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.askDNS(t, r.node); !slices.Equal(got, here) {
+			t.Errorf("route with source %t, socket open: answered by %v", sourced, got)
+		}
+		if err := r.target.AnswerDNS(false); err != nil {
+			t.Fatal(err)
+		}
+		shut()
+		if got := r.askDNS(t, r.node); !slices.Equal(got, elsewhere) {
+			t.Errorf("route with source %t, socket closed: answered by %v", sourced, got)
+		}
+	}
+}
+
 // TCP connections one after another from the same port: the socket of the one before is still waiting for stray packets.
 func TestDNSConnectionFromAPortUsedBefore(t *testing.T) {
-	r, open := dnsRoad(t)
+	r, open := dnsRoad(t, true)
 	defer open()()
 	for range 3 {
 		conn, err := r.pod.Dial(t.Context(), "tcp", "10.244.1.5:4444", netip.AddrPortFrom(dnsAddrs[0], 53))
@@ -377,7 +404,7 @@ func TestDNSTableDiesWithItsProcess(t *testing.T) {
 		holdDNS(t)
 		return
 	}
-	r, open := dnsRoad(t)
+	r, open := dnsRoad(t, true)
 	defer open()()
 	if got := r.askDNS(t, r.node); !slices.Equal(got, elsewhere) {
 		t.Errorf("before anybody says so, the node's questions go to %v", got)
