@@ -128,14 +128,21 @@ func (w *world) processes(t testing.TB) []int {
 }
 
 // killAll kills every process of the cluster with -9, in random order, until
-// none is left.
+// none is left, and waits until the kernel is done with them.
 func (w *world) killAll(t testing.TB, rnd *rand.Rand) {
 	t.Helper()
+	killed := map[int]bool{}
 	eventually(t, 20*time.Second, "all killed", func() error {
 		pids := w.processes(t)
 		rnd.Shuffle(len(pids), func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
 		for _, pid := range pids {
+			killed[pid] = true
 			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		for pid := range killed {
+			if !dead(fmt.Sprintf("/proc/%d", pid)) {
+				return fmt.Errorf("process %d", pid)
+			}
 		}
 		if len(pids) > 0 {
 			return fmt.Errorf("%d processes", len(pids))
