@@ -39,13 +39,16 @@ func Open(path string) (Dir, error) {
 	if err != nil {
 		return "", fmt.Errorf("open state directory: %w", err)
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		return Dir(real), nil
+	rest := ""
+	for existing := abs; ; existing = filepath.Dir(existing) {
+		if real, err := filepath.EvalSymlinks(existing); err == nil {
+			return Dir(filepath.Join(real, rest)), nil
+		}
+		if existing == filepath.Dir(existing) {
+			return Dir(abs), nil
+		}
+		rest = filepath.Join(filepath.Base(existing), rest)
 	}
-	if real, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-		return Dir(filepath.Join(real, filepath.Base(abs))), nil
-	}
-	return Dir(abs), nil
 }
 
 // Path joins names below the state directory.
