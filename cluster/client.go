@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -298,41 +299,56 @@ func (c Client) Exec(ctx context.Context, r ExecRequest, files [3]*os.File, sign
 	return reply.Exit, err
 }
 
-// ReadRequest reads the request of a new connection, with the files that came with it. It is the supervisor's half of the protocol. The
-// caller closes the files. What the client sent after the request stays in the connection.
-func ReadRequest(conn *net.UnixConn) (Request, []*os.File, error) {
-	var (
-		r     Request
-		files []*os.File
-		line  []byte
-		buf   = make([]byte, 32<<10)
-		oob   = make([]byte, unix.CmsgSpace(3*4))
-	)
-	fail := func(err error) (Request, []*os.File, error) {
-		for _, f := range files {
-			f.Close()
-		}
-		return r, nil, fmt.Errorf("read request: %w", err)
+// Incoming is a request as it came to the supervisor.
+type Incoming struct {
+	Request
+	// Files came with the request. The receiver closes them.
+	Files []*os.File
+	// Rest is what the client sends after the request: lines of [Signal].
+	Rest io.Reader
+}
+
+// Close closes the files.
+func (in *Incoming) Close() {
+	for _, f := range in.Files {
+		f.Close()
 	}
-	for !bytes.HasSuffix(line, []byte("\n")) {
+}
+
+// maxRequest bounds a request in bytes.
+const maxRequest = 1 << 20
+
+// ReadRequest reads the request of a new connection. It is the supervisor's half of the protocol.
+func ReadRequest(conn *net.UnixConn) (*Incoming, error) {
+	in := &Incoming{}
+	var line []byte
+	buf, oob := make([]byte, 32<<10), make([]byte, unix.CmsgSpace(3*4))
+	for {
 		n, oobn, _, _, err := conn.ReadMsgUnix(buf, oob)
-		if err != nil {
-			return fail(err)
+		if err == nil && n == 0 || len(line)+n > maxRequest {
+			err = fmt.Errorf("no line of at most %d bytes", maxRequest)
 		}
-		if n == 0 || len(line)+n > 1<<20 {
-			return fail(errors.New("no line of at most 1 MiB"))
+		if err == nil {
+			var got []*os.File
+			got, err = rights(oob[:oobn])
+			in.Files = append(in.Files, got...)
 		}
-		got, err := rights(oob[:oobn])
-		files = append(files, got...)
 		if err != nil {
-			return fail(err)
+			in.Close()
+			return nil, fmt.Errorf("read request: %w", err)
 		}
 		line = append(line, buf[:n]...)
+		end := bytes.IndexByte(line, '\n')
+		if end < 0 {
+			continue
+		}
+		in.Rest = io.MultiReader(bytes.NewReader(line[end+1:]), conn)
+		if err := json.Unmarshal(line[:end], &in.Request); err != nil {
+			in.Close()
+			return nil, fmt.Errorf("read request: %w", err)
+		}
+		return in, nil
 	}
-	if err := json.Unmarshal(line, &r); err != nil {
-		return fail(err)
-	}
-	return r, files, nil
 }
 
 // rights takes the descriptors out of control messages.

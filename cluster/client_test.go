@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,7 @@ import (
 )
 
 // serve answers every request on a socket by f.
-func serve(t *testing.T, d Dir, f func(*net.UnixConn, Request, []*os.File) Reply) {
+func serve(t *testing.T, d Dir, f func(*net.UnixConn, *Incoming) Reply) {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.Socket(), Net: "unix"})
 	if err != nil {
@@ -34,14 +35,12 @@ func serve(t *testing.T, d Dir, f func(*net.UnixConn, Request, []*os.File) Reply
 			}
 			go func() {
 				defer c.Close()
-				r, files, err := ReadRequest(c)
+				r, err := ReadRequest(c)
 				if err != nil {
 					return
 				}
-				WriteLine(c, f(c, r, files))
-				for _, file := range files {
-					file.Close()
-				}
+				defer r.Close()
+				WriteLine(c, f(c, r))
 			}()
 		}
 	}()
@@ -70,8 +69,8 @@ func TestClient(t *testing.T) {
 		t.Errorf("status of nothing: %v", err)
 	}
 	var asked []Request
-	serve(t, d, func(_ *net.UnixConn, r Request, _ []*os.File) Reply {
-		asked = append(asked, r)
+	serve(t, d, func(_ *net.UnixConn, r *Incoming) Reply {
+		asked = append(asked, r.Request)
 		switch r.Op {
 		case OpStatus:
 			return Reply{Status: &Status{Supervisor: 7, Params: DefaultParams()}}
@@ -105,7 +104,7 @@ func TestClientEnds(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	reached := make(chan struct{}, 1)
-	serve(t, d, func(c *net.UnixConn, r Request, _ []*os.File) Reply {
+	serve(t, d, func(c *net.UnixConn, r *Incoming) Reply {
 		if r.Op == OpStatus {
 			c.Close()
 			return Reply{}
@@ -130,7 +129,8 @@ func TestClientEnds(t *testing.T) {
 // TestExec: the standard files travel to the supervisor, signals follow them, and the exit code comes back.
 func TestExec(t *testing.T) {
 	d := newDir(t)
-	serve(t, d, func(c *net.UnixConn, r Request, files []*os.File) Reply {
+	serve(t, d, func(_ *net.UnixConn, r *Incoming) Reply {
+		files := r.Files
 		if len(files) != 3 {
 			return Reply{Error: fmt.Sprint(len(files), " files")}
 		}
@@ -138,7 +138,7 @@ func TestExec(t *testing.T) {
 		fmt.Fprintf(files[1], "out: %s%s\n", in, strings.Join(r.Exec.Command, " "))
 		fmt.Fprintf(files[2], "err\n")
 		var s Signal
-		if err := json.NewDecoder(c).Decode(&s); err != nil {
+		if err := json.NewDecoder(r.Rest).Decode(&s); err != nil {
 			return Reply{Error: err.Error()}
 		}
 		return Reply{Exit: 128 + s.Signal}
@@ -229,9 +229,14 @@ func FuzzReadRequest(f *testing.F) {
 			conns[0].Write(data)
 			conns[0].CloseWrite()
 		}()
-		r, _, err := ReadRequest(conns[1])
-		if err == nil && !json.Valid(data) {
-			t.Errorf("%q was read as %+v", data, r)
+		r, err := ReadRequest(conns[1])
+		if err != nil {
+			return
+		}
+		rest, _ := io.ReadAll(r.Rest)
+		line, after, _ := bytes.Cut(data, []byte("\n"))
+		if !json.Valid(line) || !bytes.Equal(rest, after) {
+			t.Errorf("%q was read as %+v, then %q", data, r, rest)
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -64,24 +65,20 @@ const requestTimeout = 10 * time.Second
 
 func (s *supervisor) answer(ctx context.Context, conn *net.UnixConn) {
 	conn.SetReadDeadline(time.Now().Add(requestTimeout))
-	r, files, err := cluster.ReadRequest(conn)
+	r, err := cluster.ReadRequest(conn)
 	if err != nil {
 		return
 	}
+	defer r.Close()
 	conn.SetReadDeadline(time.Time{})
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	reply, err := s.reply(ctx, conn, r, files)
+	reply, err := s.reply(ctx, r)
 	if err != nil {
 		reply.Error = err.Error()
 	}
 	cluster.WriteLine(conn, reply)
 }
 
-func (s *supervisor) reply(ctx context.Context, conn *net.UnixConn, r cluster.Request, files []*os.File) (cluster.Reply, error) {
+func (s *supervisor) reply(ctx context.Context, r *cluster.Incoming) (cluster.Reply, error) {
 	switch {
 	case r.Op == cluster.OpStatus:
 		return cluster.Reply{Status: s.status()}, nil
@@ -101,24 +98,24 @@ func (s *supervisor) reply(ctx context.Context, conn *net.UnixConn, r cluster.Re
 		}
 		if r.Logs.Wait {
 			if p, err := w.running(r.Logs.Container); err == nil {
-				wait(conn, p.done)
+				wait(r.Rest, p.done)
 			}
 		}
 		logs, err := w.logsOf(r.Logs.Container, r.Logs.Previous)
 		return cluster.Reply{Logs: &logs}, err
 	case r.Op == cluster.OpExec && r.Exec != nil:
-		code, err := s.exec(ctx, conn, *r.Exec, files)
+		code, err := s.exec(ctx, r)
 		return cluster.Reply{Exit: code}, err
 	}
 	return cluster.Reply{}, fmt.Errorf("unknown request %q", r.Op)
 }
 
 // wait returns when done is closed or the client has gone.
-func wait(conn net.Conn, done <-chan struct{}) {
+func wait(client io.Reader, done <-chan struct{}) {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		conn.Read(make([]byte, 1))
+		client.Read(make([]byte, 1))
 	}()
 	select {
 	case <-done:
@@ -144,25 +141,23 @@ func (s *supervisor) pod(namespace, name string) (*worker, error) {
 }
 
 // exec runs a command with the client's files and returns its exit code. The command ends with the connection.
-func (s *supervisor) exec(ctx context.Context, conn *net.UnixConn, r cluster.ExecRequest, files []*os.File) (int, error) {
-	if len(r.Command) == 0 {
+func (s *supervisor) exec(ctx context.Context, r *cluster.Incoming) (int, error) {
+	if len(r.Exec.Command) == 0 {
 		return 0, errors.New("the command is empty")
 	}
-	if len(files) != 3 {
-		return 0, fmt.Errorf("three files are needed, not %d", len(files))
+	if len(r.Files) != 3 {
+		return 0, fmt.Errorf("three files are needed, not %d", len(r.Files))
 	}
-	proc, err := s.startExec(r, [3]*os.File(files))
+	proc, err := s.startExec(*r.Exec, [3]*os.File(r.Files))
 	if err != nil {
 		return 0, err
 	}
-	for _, f := range files {
-		f.Close() // the command has its own copies; a pipe must end with it
-	}
+	r.Close() // the command has its own copies; a pipe must end with it
 	s.count.add("execs", 1)
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		lines := bufio.NewScanner(conn)
+		lines := bufio.NewScanner(r.Rest)
 		for lines.Scan() {
 			var sig cluster.Signal
 			if json.Unmarshal(lines.Bytes(), &sig) == nil && sig.Signal > 0 {
