@@ -108,7 +108,7 @@ func (u *up) run(ctx context.Context) error {
 	if err := u.check(ctx); err != nil {
 		return err
 	}
-	if err := u.sweepKilled(); err != nil {
+	if err := u.sweepKilled(ctx); err != nil {
 		return err
 	}
 	listener, err := u.listen()
@@ -116,7 +116,7 @@ func (u *up) run(ctx context.Context) error {
 		return err
 	}
 	defer listener.Close()
-	lock, err := u.claim()
+	lock, err := u.claim(ctx)
 	if err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func (u *up) check(ctx context.Context) error {
 	if err := u.settle(); err != nil {
 		return err
 	}
-	if err := running(u.dir); err != nil {
+	if err := running(ctx, u.dir); err != nil {
 		return err
 	}
 	if u.server, err = beside(serverProgram); err != nil {
@@ -244,18 +244,35 @@ func stateHint(dir cluster.Dir) string {
 }
 
 // running returns an error when a cluster runs from the directory.
-func running(dir cluster.Dir) error {
+func running(ctx context.Context, dir cluster.Dir) error {
 	if _, err := os.Stat(dir.LockPath()); err != nil {
 		return nil
 	}
-	lock, err := dir.Lock()
-	if err == nil {
-		return lock.Close()
-	}
-	if !errors.Is(err, cluster.ErrRunning) {
+	lock, err := claimLock(ctx, dir)
+	if err != nil {
 		return err
 	}
-	return alreadyRuns(dir)
+	return lock.Close()
+}
+
+// dyingTime is how long a lock without anybody behind it is waited for.
+const dyingTime = 2 * time.Second
+
+// claimLock takes the directory's lock. A supervisor that was killed a moment ago may still hold it: the kernel gives a process's files back a little after
+// its end can be seen. So a lock whose holder does not answer is asked for again.
+func claimLock(ctx context.Context, dir cluster.Dir) (*os.File, error) {
+	for end := time.Now().Add(dyingTime); ; time.Sleep(10 * time.Millisecond) {
+		lock, err := dir.Lock()
+		if !errors.Is(err, cluster.ErrRunning) {
+			return lock, err
+		}
+		ask, cancel := context.WithDeadline(ctx, end)
+		_, err = dir.Client().Status(ask)
+		cancel()
+		if !errors.Is(err, cluster.ErrNotRunning) && !errors.Is(err, cluster.ErrNoReply) || time.Now().After(end) {
+			return nil, alreadyRuns(dir)
+		}
+	}
 }
 
 func alreadyRuns(dir cluster.Dir) error {
@@ -299,33 +316,28 @@ func (u *up) listen() (*os.File, error) {
 }
 
 // claim makes the state directory and takes its lock.
-func (u *up) claim() (*os.File, error) {
+func (u *up) claim(ctx context.Context) (*os.File, error) {
 	var err error
 	if u.created, err = u.dir.Make(); err != nil {
 		return nil, u.fail(err)
 	}
-	lock, err := u.dir.Lock()
-	if errors.Is(err, cluster.ErrRunning) {
-		u.created = false
-		return nil, alreadyRuns(u.dir)
-	}
+	lock, err := claimLock(ctx, u.dir)
 	if err != nil {
-		return nil, u.fail(err)
+		// Somebody else runs a cluster in the directory that was not there a moment ago.
+		return nil, err
 	}
 	return lock, nil
 }
 
 // sweepKilled removes what is left of a cluster that ran from an existing state directory and was killed. It comes before the port is opened, because an API
 // server that outlived its supervisor holds it.
-func (u *up) sweepKilled() error {
+func (u *up) sweepKilled(ctx context.Context) error {
 	if _, err := os.Stat(string(u.group)); err != nil {
 		return nil
 	}
 	began := time.Now()
-	lock, err := u.dir.Lock()
+	lock, err := claimLock(ctx, u.dir)
 	switch {
-	case errors.Is(err, cluster.ErrRunning):
-		return alreadyRuns(u.dir)
 	case errors.Is(err, cluster.ErrNoCluster):
 		// The directory was removed under a running cluster.
 		_, err = removeLeft(u.dir, u.group)
