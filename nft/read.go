@@ -26,6 +26,7 @@ type shape struct {
 	exists bool
 	layout string
 	chains map[string][]string // chain → comments of its rules
+	vips   []*set              // those of the virtual addresses that exist
 }
 
 // sound reports whether the table was made by this version of the program and nobody has changed its rules.
@@ -125,6 +126,18 @@ func (c *conn) readShape() (*shape, error) {
 		})
 	if err != nil {
 		return nil, fmt.Errorf("read rules: %w", err)
+	}
+	_, err = c.request(get(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, func(m *message) { m.putString(unix.NFTA_SET_TABLE, Table) }),
+		func(data []byte) error {
+			for _, f := range families {
+				if cString(attribute(data, unix.NFTA_SET_TABLE)) == Table && cString(attribute(data, unix.NFTA_SET_NAME)) == sets[vips][f.index].name() {
+					s.vips = append(s.vips, sets[vips][f.index])
+				}
+			}
+			return nil
+		})
+	if err != nil {
+		return nil, fmt.Errorf("read sets: %w", err)
 	}
 	return s, nil
 }

@@ -280,7 +280,8 @@ func setPriority(reg uint32) expr.Any {
 }
 
 // pickChain chooses one of n endpoints. A packet may have read the number of endpoints just before a transaction that
-// lowers it, and then find none at its index: the second rule takes the first endpoint instead.
+// lowers it, and then find none at its index: the second rule takes the first endpoint instead. If it was the whole table that was
+// replaced, the packet falls through to the new one.
 func (f *family) pickChain(n int) chain {
 	index := f.behind() + 2
 	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: result, RegProtoMin: result + uint32(f.size)/4}
@@ -291,7 +292,7 @@ func (f *family) pickChain(n int) chain {
 	return chain{name: f.chainPick(n), rule: []rule{
 		{"any", join(unset, f.only(), f.loadService(), random(n), f.find(endpoints), dnat)},
 		{"number changed meanwhile", join(f.only(), f.loadService(), random(1), f.find(endpoints), dnat)},
-		{"all gone meanwhile", join(jump(chainRefuse))},
+		{"all gone meanwhile", join(f.only(), f.load(reg0, f.daddr), f.in(vips), jump(chainRefuse))},
 	}}
 }
 
@@ -365,6 +366,14 @@ func commentData(s string) []byte {
 
 func deleteTable(b *batch, name string) {
 	b.add(unix.NFT_MSG_DELTABLE, 0, func(m *message) { m.putString(unix.NFTA_TABLE_NAME, name) })
+}
+
+// flushSet appends the removal of all of a set's elements.
+func flushSet(b *batch, table string, s *set) {
+	b.add(unix.NFT_MSG_DELSETELEM, 0, func(m *message) {
+		m.putString(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+		m.putString(unix.NFTA_SET_ELEM_LIST_SET, s.name())
+	})
 }
 
 // addProgram appends sets, chains and rules, in this order, so that every name is known when it is used.

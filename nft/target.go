@@ -389,7 +389,7 @@ func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 		list := t.everything(snap)
 		if shape.exists {
 			t.options.Logger.Warn("replacing a table of another layout", "table", Table, "found", shape.layout, "want", tableComment())
-			done, err := t.replace(snap, list)
+			done, err := t.replace(snap, list, shape)
 			if done || err != nil {
 				return err
 			}
@@ -437,8 +437,14 @@ func (t *Target) install(replace bool) error {
 
 // replace makes the whole table anew in one transaction, so that no packet meets half of it. It returns false if the kernel refused,
 // be it because of one Service or because of the size: then the table is made in steps.
-func (t *Target) replace(snap *model.Snapshot, list []*unit) (bool, error) {
+//
+// A packet that is in the old chains at that moment must find nothing any more, and go on to the new ones. The elements of maps are
+// gone for it with their table; those of sets stay, and an address without a Service would be refused, so they are flushed.
+func (t *Target) replace(snap *model.Snapshot, list []*unit, old *shape) (bool, error) {
 	b := newBatch()
+	for _, s := range old.vips {
+		flushSet(b, Table, s)
+	}
 	deleteTable(b, Table)
 	addTable(b, Table, 0, tableComment())
 	addProgram(b)
