@@ -55,11 +55,13 @@ func (w *world) leftovers(t testing.TB) []string {
 }
 
 // dead says whether a process (its directory in /proc) has ended: it is gone, or
-// waits for whoever is its parent now to notice.
+// waits for whoever is its parent now to notice. While other threads of it are
+// left, its files are still open, though its first thread may have ended.
 func dead(proc string) bool {
 	stat, err := os.ReadFile(proc + "/stat")
 	_, rest, _ := strings.Cut(string(stat), ") ")
-	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
+	threads, _ := os.ReadDir(proc + "/task")
+	return err != nil || (len(threads) <= 1 && (strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")))
 }
 
 // ownInRoot lists what the machine's own namespaces have that carries the
@@ -177,6 +179,13 @@ func TestDown(t *testing.T) {
 		}
 	}
 
+	// Killed during its very first start, when what it keeps is half-made.
+	for range 4 {
+		w.killedStart(t, rnd, 900*time.Millisecond)
+		start()
+		down("--purge")
+	}
+	w.killedStart(t, rnd, 2500*time.Millisecond)
 	start()
 	w.kubectl(t, "apply", "-f", filepath.Join(root(), "examples/shop"))
 	w.rollout(t)
@@ -194,19 +203,9 @@ func TestDown(t *testing.T) {
 
 	// Killed while it starts, at some moment; then it must come up, whole.
 	for range 3 {
-		moment := time.Duration(100+rnd.IntN(4000)) * time.Millisecond
-		ctx, cancel := context.WithCancel(t.Context())
-		cmd := w.command(ctx, "fairlead", "up", "--detach", "--nodes", "2", "--state", string(w.dir), "--api-port", strconv.Itoa(w.port))
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(moment)
-		cancel()
-		cmd.Wait()
-		w.killAll(t, rnd)
+		w.killedStart(t, rnd, 2500*time.Millisecond)
 		start()
 		w.rollout(t)
-		t.Logf("killed %v after the start; the next start is whole", moment)
 		w.killAll(t, rnd)
 	}
 
@@ -236,6 +235,23 @@ func TestDown(t *testing.T) {
 	if _, err := os.Stat(string(w.dir)); err == nil {
 		t.Errorf("%s is still there after down --purge", w.dir)
 	}
+}
+
+// killedStart starts the cluster and kills everything of it at a random moment
+// before limit.
+func (w *world) killedStart(t testing.TB, rnd *rand.Rand, limit time.Duration) {
+	t.Helper()
+	moment := 50*time.Millisecond + time.Duration(rnd.Int64N(int64(limit)))
+	ctx, cancel := context.WithTimeout(t.Context(), moment)
+	defer cancel()
+	cmd := w.command(ctx, "fairlead", "up", "--detach", "--nodes", "2", "--state", string(w.dir), "--api-port", strconv.Itoa(w.port))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	<-ctx.Done()
+	w.killAll(t, rnd)
+	t.Logf("everything killed %v after the start", moment)
 }
 
 // TestPodEndsWithItsProcesses: killing a pod's processes, its first one included,
