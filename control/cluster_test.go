@@ -96,9 +96,11 @@ func TestMain(m *testing.M) {
 
 var sharedDir string
 
-// sharedCluster is one cluster for all tests that keep to a namespace of their own.
+// sharedCluster is one cluster for all tests that keep to a namespace of their own. They mostly wait, so they run
+// side by side.
 func sharedCluster(t *testing.T) *cluster {
 	t.Helper()
+	t.Parallel()
 	sharedOnce.Do(func() {
 		if shared, sharedErr = startCluster(sharedDir, prefixes("10.96.0.0/16"), prefixes("10.244.0.0/16")); sharedErr == nil {
 			sharedErr = shared.addNodes("n1", "n2", "n3")
@@ -113,6 +115,7 @@ func sharedCluster(t *testing.T) *cluster {
 // newCluster is a cluster of a test's own.
 func newCluster(t *testing.T, services, pods []netip.Prefix, nodes ...string) *cluster {
 	t.Helper()
+	t.Parallel()
 	c, err := startCluster(t.TempDir(), services, pods)
 	if err != nil {
 		t.Fatal(err)

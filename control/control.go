@@ -148,8 +148,11 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("make metadata client: %w", err)
 	}
 	kinds, err := servedKinds(ctx, client.Discovery(), o.Logger)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
-		return nil // ctx ended while waiting for the server
+		return err
 	}
 	h := newHub(o, client, objects, kinds)
 	h.startAll()

@@ -6,7 +6,6 @@ package control
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,21 +53,19 @@ func livingPods(t *testing.T, client *fake.Clientset) []string {
 }
 
 // onCreatePod lets the first n creates of pods go as f says; f is given what makes the pod.
-func onCreatePod(client *fake.Clientset, n int, f func(create func() error) error) (calls func() int) {
-	var mu sync.Mutex
-	count := 0
+func onCreatePod(h *hub, n int, f func(create func() error) error) {
+	client := h.client.(*fake.Clientset)
+	var left guarded[int]
+	left.set(n)
 	client.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		mu.Lock()
-		count++
-		mine := count <= n
-		mu.Unlock()
+		mine := false
+		left.change(func(n int) int { mine = n > 0; return n - 1 })
 		if !mine {
 			return false, nil, nil
 		}
 		pod := a.(clienttesting.CreateAction).GetObject().(*corev1.Pod)
 		return true, pod, f(func() error { return client.Tracker().Create(a.GetResource(), pod, pod.Namespace) })
 	})
-	return func() int { mu.Lock(); defer mu.Unlock(); return count }
 }
 
 // TestLostAnswerOfACreate loses the answers of creates, of which some were done and some were not. Either way
@@ -83,8 +80,11 @@ func TestLostAnswerOfACreate(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inWorld(t, Options{}, nil, func(h *hub) { newReplicaSets(h) }, func(client *fake.Clientset, _ *syncBuffer) {
-				onCreatePod(client, 2, f)
+			start := func(h *hub) {
+				onCreatePod(h, 2, f)
+				newReplicaSets(h)
+			}
+			inWorld(t, Options{}, nil, start, func(client *fake.Clientset, _ *syncBuffer) {
 				if _, err := client.AppsV1().ReplicaSets("shop").Create(context.Background(), plainSet(5), metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}
@@ -106,26 +106,25 @@ func TestLostAnswerOfACreate(t *testing.T) {
 // TestRefusedCreate refuses pods for a while, as a quota would. The ReplicaSet says so in its status, tries ever
 // more slowly, is not written again and again although every refusal names another pod, and recovers.
 func TestRefusedCreate(t *testing.T) {
-	inWorld(t, Options{}, nil, func(h *hub) { newReplicaSets(h) }, func(client *fake.Clientset, log *syncBuffer) {
-		var mu sync.Mutex
-		allowed, tries := false, 0
-		client.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			tries++
+	var allowed guarded[bool]
+	var tries guarded[int]
+	start := func(h *hub) {
+		h.client.(*fake.Clientset).PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			tries.change(inc)
 			pod := a.(clienttesting.CreateAction).GetObject().(*corev1.Pod)
-			return !allowed, nil, apierrors.NewForbidden(podsResource, pod.Name, errors.New("exceeded quota"))
+			return !allowed.get(), nil, apierrors.NewForbidden(podsResource, pod.Name, errors.New("exceeded quota"))
 		})
+		newReplicaSets(h)
+	}
+	inWorld(t, Options{}, nil, start, func(client *fake.Clientset, log *syncBuffer) {
 		sets := client.AppsV1().ReplicaSets("shop")
 		if _, err := sets.Create(context.Background(), plainSet(4), metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Minute)
-		mu.Lock()
-		if tries > 60 {
-			t.Errorf("%d tries in 10 minutes", tries)
+		if n := tries.get(); n > 60 {
+			t.Errorf("%d tries in 10 minutes", n)
 		}
-		mu.Unlock()
 		rs, err := sets.Get(context.Background(), "web", metav1.GetOptions{})
 		if err != nil || len(rs.Status.Conditions) != 1 || rs.Status.Conditions[0].Reason != "FailedCreate" {
 			t.Fatalf("status %+v, %v", rs.Status, err)
@@ -139,9 +138,7 @@ func TestRefusedCreate(t *testing.T) {
 		if writes > 2 || log.lines() != 2 { // "controllers started" and the failure
 			t.Errorf("%d writes of the status; log: %s", writes, log)
 		}
-		mu.Lock()
-		allowed = true
-		mu.Unlock()
+		allowed.set(true)
 		time.Sleep(time.Minute)
 		rs, err = sets.Get(context.Background(), "web", metav1.GetOptions{})
 		if err != nil || len(rs.Status.Conditions) != 0 || rs.Status.Replicas != 4 || len(livingPods(t, client)) != 4 {
@@ -153,8 +150,11 @@ func TestRefusedCreate(t *testing.T) {
 // TestPodGoneBeforeSeen deletes pods the moment they are made, so that an informer may show neither their coming
 // nor their going.
 func TestPodGoneBeforeSeen(t *testing.T) {
-	inWorld(t, Options{}, nil, func(h *hub) { newReplicaSets(h) }, func(client *fake.Clientset, _ *syncBuffer) {
-		onCreatePod(client, 3, func(func() error) error { return nil }) // said to be made, and never seen
+	start := func(h *hub) {
+		onCreatePod(h, 3, func(func() error) error { return nil }) // said to be made, and never seen
+		newReplicaSets(h)
+	}
+	inWorld(t, Options{}, nil, start, func(client *fake.Clientset, _ *syncBuffer) {
 		if _, err := client.AppsV1().ReplicaSets("shop").Create(context.Background(), plainSet(3), metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -171,20 +171,17 @@ func TestPodGoneBeforeSeen(t *testing.T) {
 
 // TestBindFails lets bindings fail: the place is given back, and the pod gets one in the end.
 func TestBindFails(t *testing.T) {
-	objects := []runtime.Object{testNode("n1", room(1)), testPod("p")}
-	inWorld(t, Options{}, objects, func(h *hub) { newScheduler(h) }, func(*fake.Clientset, *syncBuffer) {})
-	var mu sync.Mutex
-	fails, binds := 3, 0
-	objects = []runtime.Object{testNode("n1", room(1))}
-	inWorld(t, Options{}, objects, func(h *hub) { newScheduler(h) }, func(client *fake.Clientset, _ *syncBuffer) {
+	var fails guarded[int]
+	fails.set(3)
+	start := func(h *hub) {
+		client := h.client.(*fake.Clientset)
 		client.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
 			if a.GetSubresource() != "binding" {
 				return false, nil, nil
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			binds++
-			if fails--; fails >= 0 {
+			failed := false
+			fails.change(func(n int) int { failed = n > 0; return n - 1 })
+			if failed {
 				return true, nil, apierrors.NewInternalError(errors.New("etcd is slow"))
 			}
 			pod, err := client.Tracker().Get(a.GetResource(), "shop", "p")
@@ -195,13 +192,16 @@ func TestBindFails(t *testing.T) {
 			bound.Spec.NodeName = a.(clienttesting.CreateAction).GetObject().(*corev1.Binding).Target.Name
 			return true, nil, client.Tracker().Update(a.GetResource(), bound, "shop")
 		})
+		newScheduler(h)
+	}
+	inWorld(t, Options{}, []runtime.Object{testNode("n1", room(1))}, start, func(client *fake.Clientset, _ *syncBuffer) {
 		if _, err := client.CoreV1().Pods("shop").Create(context.Background(), testPod("p"), metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
 		pod, err := client.CoreV1().Pods("shop").Get(context.Background(), "p", metav1.GetOptions{})
 		if err != nil || pod.Spec.NodeName != "n1" {
-			t.Errorf("bound to %q after %d tries, %v", pod.Spec.NodeName, binds, err)
+			t.Errorf("bound to %q, %v", pod.Spec.NodeName, err)
 		}
 		// the node is full now: the next one waits, until there is room
 		if _, err := client.CoreV1().Pods("shop").Create(context.Background(), testPod("q"), metav1.CreateOptions{}); err != nil {
