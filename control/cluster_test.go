@@ -220,7 +220,7 @@ func (c *cluster) addNodes(names ...string) error {
 			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name, corev1.LabelTopologyZone: "zone-" + name}},
 			Status: corev1.NodeStatus{
 				Addresses:   []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("172.30.0.%d", 11+i)}},
-				Allocatable: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("200")},
+				Allocatable: corev1.ResourceList{corev1.ResourcePods: resource.MustParse("5000")},
 				Conditions:  []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady"}},
 			},
 		}

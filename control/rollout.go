@@ -254,7 +254,11 @@ func (r *rollout) proportional(running []*appsv1.ReplicaSet) []scaling {
 		to[rs] = asked(rs) + share
 		added += share
 	}
-	to[running[0]] = max(0, to[running[0]]+toAdd-added) // what rounding left over
+	for _, rs := range running { // what rounding left over
+		n := max(0, to[rs]+toAdd-added)
+		added += n - to[rs]
+		to[rs] = n
+	}
 	return resize(running, func(rs *appsv1.ReplicaSet) int32 { return to[rs] })
 }
 

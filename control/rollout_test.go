@@ -234,6 +234,7 @@ func TestRescale(t *testing.T) {
 		{"middle of a rollout, up", 20, 10, "2", []set{{"1", 6, 6}, {"2", 5, 5}}, map[string]int32{"web-1": 11, "web-2": 10}},
 		{"middle of a rollout, down", 5, 10, "2", []set{{"1", 6, 6}, {"2", 5, 5}}, map[string]int32{"web-1": 3, "web-2": 3}},
 		{"middle of a rollout, down to none", 0, 10, "2", []set{{"1", 6, 6}, {"2", 5, 5}}, map[string]int32{"web-1": 0, "web-2": 0}},
+		{"middle of a rollout, rounding all up", 1, 3, "4", []set{{"1", 1, 1}, {"2", 1, 1}, {"3", 1, 1}, {"4", 1, 1}}, map[string]int32{"web-1": 0, "web-2": 0, "web-3": 1, "web-4": 1}},
 		{"new one has everything", 5, 5, "2", []set{{"1", 2, 2}, {"2", 5, 5}}, map[string]int32{"web-1": 0}},
 		{"nothing there", 5, 5, "1", nil, nil},
 	} {
