@@ -27,12 +27,13 @@ const (
 
 // agents asks the nodes' agents over their sockets.
 type agents struct {
-	nodes map[string]*http.Client
-	count *counters
+	nodes   map[string]*http.Client
+	count   *counters
+	returns func(node string) bool // whether an agent that does not answer is on its way back
 }
 
 func newAgents(dir cluster.Dir, nodes []string, count *counters) *agents {
-	a := &agents{nodes: map[string]*http.Client{}, count: count}
+	a := &agents{nodes: map[string]*http.Client{}, count: count, returns: func(string) bool { return false }}
 	for _, n := range nodes {
 		path := dir.Node(n).AgentSocket()
 		a.nodes[n] = &http.Client{Transport: &http.Transport{
@@ -80,8 +81,8 @@ func (a *agents) ready(ctx context.Context, node string) error {
 //
 // This is what makes a rolling update lose no request. Elsewhere the removal of an endpoint and the SIGTERM to its
 // program race each other, and users put a sleep into a preStop hook to let the first win. Here the program is told to stop only when
-// every node has acknowledged. The wait is bounded, and a node whose agent does not answer is left out: a pod must
-// be able to end whatever else is broken.
+// every node has acknowledged. The wait is bounded, and a node whose agent was stopped is left out: a pod must be
+// able to end whatever else is broken. An agent that was killed is waited for within the bound, because its kernel still sends.
 func (a *agents) waitGone(ctx context.Context, addrs []netip.Addr) {
 	if len(addrs) == 0 {
 		return
@@ -92,7 +93,7 @@ func (a *agents) waitGone(ctx context.Context, addrs []netip.Addr) {
 	for node := range a.nodes {
 		for _, addr := range addrs {
 			wg.Go(func() {
-				code, _, err := a.get(ctx, node, fmt.Sprintf("/v1/wait?gone=%s&timeout=%s", addr, goneTimeout))
+				code, err := a.gone(ctx, node, addr)
 				switch {
 				case ctx.Err() != nil || code == http.StatusGatewayTimeout:
 					a.count.add("pod_stop_wait_timeouts", 1)
@@ -108,6 +109,24 @@ func (a *agents) waitGone(ctx context.Context, addrs []netip.Addr) {
 	select {
 	case <-time.After(settle):
 	case <-ctx.Done():
+	}
+}
+
+// agentRetry is how long after a failure a returning agent is asked again.
+const agentRetry = 50 * time.Millisecond
+
+// gone asks one node, and asks again while its agent is being restarted.
+func (a *agents) gone(ctx context.Context, node string, addr netip.Addr) (int, error) {
+	for {
+		code, _, err := a.get(ctx, node, fmt.Sprintf("/v1/wait?gone=%s&timeout=%s", addr, goneTimeout))
+		if err == nil || ctx.Err() != nil || !a.returns(node) {
+			return code, err
+		}
+		select {
+		case <-time.After(agentRetry):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
 	}
 }
 

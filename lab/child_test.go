@@ -261,10 +261,29 @@ func TestAgents(t *testing.T) {
 	if len(paths) != 1 || paths[0] != "/v1/wait?gone=10.244.1.5&timeout=2s" {
 		t.Errorf("asked %v", paths)
 	}
-	got := count.snapshot()
-	for _, name := range []string{"pod_stop_waits_acknowledged", "pod_stop_wait_timeouts", "pod_stop_wait_agent_down"} {
-		if got[name] != 1 {
-			t.Errorf("%s is %d", name, got[name])
+	check := func(acknowledged, timeouts, down int64) {
+		t.Helper()
+		got := count.snapshot()
+		for name, want := range map[string]int64{"pod_stop_waits_acknowledged": acknowledged, "pod_stop_wait_timeouts": timeouts, "pod_stop_wait_agent_down": down} {
+			if got[name] != want {
+				t.Errorf("%s is %d, want %d", name, got[name], want)
+			}
 		}
 	}
+	check(1, 1, 1)
+	// An agent that is on its way back is waited for.
+	asked := make(chan struct{}, 1000)
+	a.returns = func(node string) bool {
+		asked <- struct{}{}
+		return true
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		a.waitGone(t.Context(), []netip.Addr{netip.MustParseAddr("10.244.1.6")})
+	}()
+	<-asked
+	answer("n3", func(http.ResponseWriter, *http.Request) {})
+	<-done
+	check(3, 2, 1)
 }

@@ -299,3 +299,54 @@ func TestControlGarbage(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWatchNetwork: a node is ready from the moment its agent has written the CNI configuration, its pods start then, and an agent that is away for a
+// moment does not make it unready.
+func TestWatchNetwork(t *testing.T) {
+	s := newScene(t)
+	up, _ := newSupervisor(t, s)
+	up.changed = map[string]chan struct{}{"n1": make(chan struct{}, 1)}
+	s.host.name = "n1" // as the supervisor calls it
+	conf := s.host.node.CNIConfDir() + "/10-fairlead.conflist"
+	if err := os.Remove(conf); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ready := make(chan string, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		up.watchNetwork(ctx, "n1", ready)
+	}()
+	if ok, why := up.nodes["n1"].state(); ok || !strings.Contains(why, "not initialized") {
+		t.Errorf("ready %v: %s", ok, why)
+	}
+	s.host.configure(t)
+	if got := <-ready; got != "n1" {
+		t.Errorf("ready: %s", got)
+	}
+	eventually(t, func() string {
+		if ok, why := up.nodes["n1"].state(); !ok {
+			return why
+		}
+		return ""
+	})
+	s.runner.mu.Lock()
+	open := s.runner.ready["n1"]
+	s.runner.mu.Unlock()
+	if !open {
+		t.Error("the node's pods may not start")
+	}
+	if err := os.Remove(conf); err != nil {
+		t.Fatal(err)
+	}
+	poke(up.changed["n1"])
+	if err := up.networkStatus(t.Context(), s.host); err == nil {
+		t.Error("STATUS without a configuration is well")
+	}
+	if ok, why := up.nodes["n1"].state(); !ok {
+		t.Errorf("not ready at once: %s", why)
+	}
+	cancel()
+	<-ended
+}

@@ -20,12 +20,11 @@ import (
 
 // tools is what all pods of all nodes share.
 type tools struct {
-	client   kubernetes.Interface
-	log      *slog.Logger
-	events   record.EventRecorder
-	agents   *agents
-	count    *counters
-	creating chan struct{} // its capacity bounds how many sandboxes are made at once
+	client kubernetes.Interface
+	log    *slog.Logger
+	events record.EventRecorder
+	agents *agents
+	count  *counters
 }
 
 // worker drives one pod from its binding to the node until its object is gone. Its fields without a note belong to its one goroutine; other
@@ -150,6 +149,11 @@ func (w *worker) isGone() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.gone
+}
+
+// hasten tries again at once to make a sandbox, because what was in the way may be gone.
+func (w *worker) hasten() {
+	w.post(func() { w.failures, w.retry = 0, time.Time{} })
 }
 
 // post runs f in the worker's goroutine, unless the worker has ended.
@@ -313,8 +317,8 @@ func (w *worker) create(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(w.starts, cancel)()
 	select {
-	case w.creating <- struct{}{}:
-		defer func() { <-w.creating }()
+	case w.host.creating <- struct{}{}:
+		defer func() { <-w.host.creating }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -52,11 +52,13 @@ func newRunner(client kubernetes.Interface, hosts map[string]*host, a *agents, c
 	all := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(slim))
 	events := record.NewBroadcaster()
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	for _, h := range hosts {
+		h.creating = make(chan struct{}, 2*runtime.NumCPU())
+	}
 	return &runner{
 		tools: &tools{
 			client: client, log: log, agents: a, count: count,
-			events:   events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "fairlead"}),
-			creating: make(chan struct{}, 2*runtime.NumCPU()),
+			events: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "fairlead"}),
 		},
 		hosts:   hosts,
 		pods:    bound.Core().V1().Pods().Informer(),
@@ -147,6 +149,17 @@ func (r *runner) open(ctx context.Context, node string) {
 	r.mu.Unlock()
 	for _, obj := range r.pods.GetStore().List() {
 		r.changed(obj)
+	}
+}
+
+// hasten makes the pods of a node that wait for its network try again now.
+func (r *runner) hasten(node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.workers {
+		if w.host.name == node {
+			go w.hasten()
+		}
 	}
 }
 

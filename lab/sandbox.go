@@ -36,6 +36,8 @@ type host struct {
 	network *network
 	group   cluster.ControlGroup // the node's
 	pause   string               // path of the program that has the pause command
+
+	creating chan struct{} // its capacity bounds how many sandboxes are made at once; the runner makes it
 }
 
 // path is the PATH of the node's processes: the machine's usual one, and where the project's own programs are.

@@ -88,6 +88,10 @@ func Run(ctx context.Context, o Options) error {
 		count: newCounters(), hosts: map[string]*host{}, nodes: map[string]*apiNode{}, changed: map[string]chan struct{}{},
 	}
 	s.agents = newAgents(o.Dir, s.params.NodeNames(), s.count)
+	s.agents.returns = func(node string) bool {
+		c, err := s.child("agent-" + node)
+		return err == nil && c.show().State != cluster.ChildStopped
+	}
 	record.Supervisor, record.Started = os.Getpid(), s.started
 	if err := o.Dir.WriteRecord(record); err != nil {
 		return tell(o.Progress, err)
@@ -467,7 +471,7 @@ func (s *supervisor) watchNetwork(ctx context.Context, name string, ready chan<-
 		return
 	}
 	defer watch.Close()
-	opened, good := false, time.Time{}
+	opened, failing, good := false, false, time.Time{}
 	for ctx.Err() == nil {
 		err := s.networkStatus(ctx, h)
 		switch {
@@ -476,14 +480,17 @@ func (s *supervisor) watchNetwork(ctx context.Context, name string, ready chan<-
 				opened = true
 				s.openNode(ctx, h)
 				ready <- name
+			} else if failing {
+				s.runner.hasten(name)
 			}
 			good = time.Now()
 			n.set(true, "")
 		case !opened || time.Since(good) > networkGrace:
 			n.set(false, err.Error())
 		}
+		failing = err != nil
 		var retry <-chan time.Time
-		if err != nil && !errors.Is(err, errNoCNI) || err != nil && opened {
+		if failing && (opened || !errors.Is(err, errNoCNI)) {
 			retry = time.After(networkRetry)
 		}
 		select {

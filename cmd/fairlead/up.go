@@ -360,7 +360,13 @@ func (u *up) mend() error {
 	if err := u.dir.WriteRecord(record); err != nil {
 		return err
 	}
-	return u.group.Child("control").Make()
+	if err := u.group.Child("control").Make(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(string(u.group.Child("cgroup.kill"))); err != nil {
+		return errors.New("this kernel cannot kill a control group as a whole; use Linux 5.14 or newer")
+	}
+	return nil
 }
 
 // removeLeft removes all processes and control groups of a cluster whose supervisor does not run, and the sockets that nobody listens on. The
