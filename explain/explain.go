@@ -323,6 +323,7 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 	way.Action, way.Why = v.Action.String(), v.Why
 	if v.Service == nil {
 		way.Route = e.route(w, addr)
+		e.headless(w, &way, snap, target)
 		return way
 	}
 	way.Service, way.PortName = v.Service.Name.String(), v.Port.Name
@@ -336,6 +337,34 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		w.find("connections to %s are refused: %s", at, v.Why)
 	}
 	return way
+}
+
+// headless says what an address is that belongs to a headless Service. Such a Service translates no ports: a client must
+// use the endpoint's own.
+func (e *Explainer) headless(w *Walk, way *Way, snap *model.Snapshot, target Target) {
+	name, ok := snap.Hosts.Get(way.Address.Addr())
+	if !ok {
+		return
+	}
+	svc, _ := snap.Services.Get(name)
+	way.Service = name.String()
+	var own []string
+	for i, p := range svc.Ports {
+		for _, b := range svc.Backends[i] {
+			if b.Addr != way.Address.Addr() || p.Protocol != target.Protocol {
+				continue
+			}
+			if b.Port == way.Address.Port() {
+				way.PortName, way.Why = p.Name, "an endpoint of a headless Service, reached directly; it is "+b.State()
+				return
+			}
+			own = append(own, b.AddrPort().String())
+		}
+	}
+	way.Why = "an address of a headless Service"
+	if len(own) > 0 {
+		w.find("%s is headless and translates no ports: %s listens on %s, not on %d", name, way.Address.Addr(), strings.Join(own, ", "), way.Address.Port())
+	}
 }
 
 // backends lists what the model knows and what the kernel holds, and says where they differ.
@@ -372,19 +401,31 @@ func (e *Explainer) backends(w *Walk, way *Way, snap *model.Snapshot, v model.Ve
 	}
 }
 
-// port is the number to connect to: the one given, or that of the Service's port of the given name.
+// port is the number to connect to: the one given, or that of the Service's port of the given name, which for a headless
+// Service is the endpoint's own.
 func (e *Explainer) port(snap *model.Snapshot, addr netip.Addr, t Target) uint16 {
 	if t.Port != 0 {
 		return t.Port
 	}
-	name, ok := snap.VIPs.Get(addr)
+	name, virtual := snap.VIPs.Get(addr)
+	if !virtual {
+		name, _ = snap.Hosts.Get(addr)
+	}
+	svc, ok := snap.Services.Get(name)
 	if !ok {
 		return 0
 	}
-	svc, _ := snap.Services.Get(name)
-	for _, p := range svc.Ports {
-		if p.Name == t.PortName && p.Protocol == t.Protocol {
+	for i, p := range svc.Ports {
+		if p.Name != t.PortName || p.Protocol != t.Protocol {
+			continue
+		}
+		if virtual {
 			return p.Port
+		}
+		for _, b := range svc.Backends[i] {
+			if b.Addr == addr {
+				return b.Port
+			}
 		}
 	}
 	return 0

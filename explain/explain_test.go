@@ -72,6 +72,9 @@ func bed(t *testing.T) *Explainer {
 			{Addr: netip.MustParseAddr("10.244.1.5"), Node: "n2", Ready: true, Pod: model.Name{Namespace: "shop", Name: "orders-a"}},
 			{Addr: netip.MustParseAddr("10.244.1.6"), Node: "n2"},
 		}})
+	b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "db"}, Type: model.Headless, Ports: []model.Port{{Name: "sql", Protocol: model.TCP, Port: 80}}})
+	b.SetSlice(model.Slice{Name: model.Name{Namespace: "shop", Name: "db-1"}, Service: "db", Ports: []model.Port{{Name: "sql", Protocol: model.TCP, Port: 5432}},
+		Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.244.1.7"), Node: "n2", Ready: true}}})
 	snap := b.Build()
 	return &Explainer{
 		Domain:   "cluster.local",
@@ -221,6 +224,21 @@ func TestWalkSearchOrder(t *testing.T) {
 	w, _ = walk(t, bed(t), "orders.shop.svc.cluster.local.:80")
 	if len(w.Search) != 0 || len(w.Questions) != 1 {
 		t.Errorf("a full name was searched: %v %v", w.Search, w.Questions)
+	}
+}
+
+// TestHeadless: the address of a headless Service's endpoint is known as that, and a client must use the endpoint's own port.
+func TestHeadless(t *testing.T) {
+	for target, want := range map[string]string{
+		"10.244.1.7:5432": "10.244.1.7:5432 is of shop/db: an endpoint of a headless Service, reached directly; it is ready",
+		"10.244.1.7:sql":  "10.244.1.7:5432 is of shop/db: an endpoint of a headless Service, reached directly; it is ready",
+		"10.244.1.7:80":   "finding: shop/db is headless and translates no ports: 10.244.1.7 listens on 10.244.1.7:5432, not on 80",
+		"10.244.1.7:web":  `finding: nothing behind 10.244.1.7 has a port named "web"`,
+		"10.9.9.9:80":     "10.9.9.9:80: the destination is no Service's address",
+	} {
+		if _, text := walk(t, bed(t), target); !strings.Contains(text, want) {
+			t.Errorf("%s: want %q in\n%s", target, want, text)
+		}
 	}
 }
 

@@ -28,8 +28,8 @@ func (w *Walk) Print(out io.Writer) {
 		line("dns", "%s %s at %s: %s (%.2f ms)", q.Name, q.Type, q.Server, answer, q.Millis)
 	}
 	for _, way := range w.Ways {
-		if way.Service == "" {
-			line("address", "%s is no Service's: %s", way.Address, way.Why)
+		if way.Action == "pass" {
+			line("address", "%s", way.passed())
 			if way.Route != nil {
 				line("route", "%s", way.Route)
 			}
@@ -55,6 +55,13 @@ func (w *Walk) Print(out io.Writer) {
 	for _, f := range w.Findings {
 		fmt.Fprintf(out, "finding: %s\n", f)
 	}
+}
+
+func (w *Way) passed() string {
+	if w.Service == "" {
+		return fmt.Sprintf("%s: %s", w.Address, w.Why)
+	}
+	return fmt.Sprintf("%s is of %s: %s", w.Address, w.Service, w.Why)
 }
 
 func (w *Way) kernel() string {
@@ -126,9 +133,13 @@ func (p *Probe) chosen() string {
 	if p.Node != "" {
 		s += " on " + p.Node
 	}
-	seen := "kept"
+	kept := "kept"
 	if p.Client != p.From {
-		seen = "not kept"
+		kept = "not kept"
 	}
-	return fmt.Sprintf("%s, which saw %s (%s)", s, p.Client, seen)
+	sees := "which saw"
+	if p.Silent {
+		sees = "which would see"
+	}
+	return fmt.Sprintf("%s, %s %s (%s)", s, sees, p.Client, kept)
 }

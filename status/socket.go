@@ -216,6 +216,12 @@ func (c *Client) Get(ctx context.Context, path string, query url.Values, v any) 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("no agent runs at %s", c.path)
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("the agent at %s runs but does not answer in time", c.path)
+		}
 		return fmt.Errorf("ask agent on %s: %w", c.path, errors.Unwrap(err))
 	}
 	defer resp.Body.Close()

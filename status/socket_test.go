@@ -179,8 +179,13 @@ func TestSocketPaths(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	if _, err := Dial(filepath.Join(t.TempDir(), "none.sock")).Report(t.Context()); err == nil {
-		t.Error("an agent that is not there answered")
+	if _, err := Dial(filepath.Join(t.TempDir(), "none.sock")).Report(t.Context()); err == nil || !strings.Contains(err.Error(), "no agent runs at") {
+		t.Errorf("an agent that is not there: %v", err)
+	}
+	late, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+	defer cancel()
+	if _, err := c.Report(late); err == nil || !strings.Contains(err.Error(), "does not answer in time") {
+		t.Errorf("an agent that is too slow: %v", err)
 	}
 }
 

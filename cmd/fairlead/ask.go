@@ -6,12 +6,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,6 +27,9 @@ import (
 
 // stateEnv names the state directory for users who do not want to repeat --state.
 const stateEnv = "FAIRLEAD_STATE"
+
+// askTimeout bounds one question to an agent, which answers from what it has at hand.
+const askTimeout = 5 * time.Second
 
 // where says which agents a command asks: those of a one-machine cluster, or one by its socket.
 type where struct {
@@ -56,7 +62,7 @@ func (w *where) agents() ([]agent, error) {
 	}
 	rec, err := dir.ReadRecord()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; start one with fairlead up, or name an agent's --socket", w.state, err)
+		return nil, notRunning(w.state, err)
 	}
 	var out []agent
 	for _, n := range rec.Params.NodeNames() {
@@ -68,6 +74,14 @@ func (w *where) agents() ([]agent, error) {
 		return nil, fmt.Errorf("there is no node %q; the nodes are %s", w.node, strings.Join(rec.Params.NodeNames(), ", "))
 	}
 	return out, nil
+}
+
+// notRunning says what to do about a cluster that cannot be asked.
+func notRunning(state string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; the cluster belongs to root, run this with sudo", err)
+	}
+	return fmt.Errorf("%w; start it with fairlead up --state %s, or name an agent's --socket", err, state)
 }
 
 func newStatusCommand() *cobra.Command {
@@ -92,18 +106,14 @@ func runStatus(ctx context.Context, w *where, asJSON bool, out io.Writer) error 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	var reports []*status.Report
+	reports, errs := askAll(ctx, agents)
 	broken := 0
-	for _, a := range agents {
-		r, err := a.client.Report(ctx)
-		if err != nil {
+	for i, r := range reports {
+		if errs[i] != nil {
 			broken++
-			fmt.Fprintf(os.Stderr, "node %s: the agent does not answer: %v\n", a.node, err)
+			fmt.Fprintf(os.Stderr, "node %s: the agent does not answer: %v\n", agents[i].node, errs[i])
 			continue
 		}
-		reports = append(reports, r)
 		if !asJSON {
 			r.Print(out)
 		}
@@ -112,7 +122,7 @@ func runStatus(ctx context.Context, w *where, asJSON bool, out io.Writer) error 
 		}
 	}
 	if asJSON {
-		if err := printJSON(out, reports); err != nil {
+		if err := printJSON(out, slices.DeleteFunc(reports, func(r *status.Report) bool { return r == nil })); err != nil {
 			return err
 		}
 	}
@@ -120,6 +130,25 @@ func runStatus(ctx context.Context, w *where, asJSON bool, out io.Writer) error 
 		return exitError(1)
 	}
 	return nil
+}
+
+// askAll asks every agent at the same time, so that one that hangs is named and the others are heard.
+func askAll(ctx context.Context, agents []agent) ([]*status.Report, []error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	reports, errs := make([]*status.Report, len(agents)), make([]error, len(agents))
+	var wg sync.WaitGroup
+	for i, a := range agents {
+		wg.Go(func() {
+			if r, err := a.client.Report(ctx); err != nil {
+				errs[i] = err
+			} else {
+				reports[i] = r
+			}
+		})
+	}
+	wg.Wait()
+	return reports, errs
 }
 
 func newExplainCommand() *cobra.Command {
@@ -133,7 +162,7 @@ func newExplainCommand() *cobra.Command {
 NAME is a name as the pod would write it (orders, orders.shop, an address); PORT is a number or the name of
 a Service's port; NAME:PORT/udp asks about UDP. The DNS is asked over the wire, and map entries and routes are read
 from the pod's node's kernel. The exit code is 2 if something on the way would stop the connection.`,
-		Example: "  fairlead explain shop/client-n1 orders:80\n  fairlead explain shop/client-n1 orders:80 --probe --json",
+		Example: "  fairlead explain shop/POD orders:80\n  fairlead explain shop/POD orders:80 --probe --json",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return runExplain(c.Context(), &w, args[0], args[1], probe, asJSON, c.OutOrStdout())
@@ -167,7 +196,7 @@ func runExplain(ctx context.Context, w *where, pod, target string, probe, asJSON
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 3*askTimeout) // the DNS may be slow, and a probe too
 	defer cancel()
 	walk := new(explain.Walk)
 	if err := agents[0].client.Get(ctx, "/v1/explain", url.Values{"pod": {pod}, "target": {target}}, walk); err != nil {
@@ -197,7 +226,7 @@ func nodeOf(ctx context.Context, state string, pod model.Name) (string, error) {
 	}
 	st, err := dir.Client().Status(ctx)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w; start one with fairlead up, or name an agent's --socket", state, err)
+		return "", notRunning(state, err)
 	}
 	i := slices.IndexFunc(st.Pods, func(p cluster.PodStatus) bool { return p.Namespace == pod.Namespace && p.Name == pod.Name })
 	if i < 0 {
