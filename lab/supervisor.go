@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -184,14 +185,14 @@ func (s *supervisor) start(work, children context.Context) error {
 	}); err != nil {
 		return err
 	}
-	var bridge *netlink.Bridge
-	api, err := s.startAPI(children, func() (err error) {
-		if err := seclude(s.Dir); err != nil {
-			return err
-		}
-		bridge, err = makeFabric(s.params.FabricAddrs())
+	if err := seclude(s.Dir); err != nil {
 		return err
-	})
+	}
+	bridge, err := makeFabric(s.params.FabricAddrs())
+	if err != nil {
+		return err
+	}
+	api, err := s.startAPI(children)
 	if err != nil {
 		return err
 	}
@@ -259,11 +260,8 @@ func (s *supervisor) credentials() (admin pki.Pair, ca []byte, err error) {
 	return admin, p.CA, nil
 }
 
-// startAPI makes the fabric and starts the API server on it. The server inherits its sockets, and so does every later one.
-func (s *supervisor) startAPI(children context.Context, fabric func() error) (*child, error) {
-	if err := fabric(); err != nil {
-		return nil, err
-	}
+// startAPI starts the API server on the fabric. It inherits its sockets, and so does every later one.
+func (s *supervisor) startAPI(children context.Context) (*child, error) {
 	inside, err := net.Listen("tcp", s.params.FabricEndpoint().String())
 	if err != nil {
 		return nil, fmt.Errorf("listen on the fabric: %w", err)
@@ -331,7 +329,7 @@ func (s *supervisor) makeHosts(bridge *netlink.Bridge) error {
 			return err
 		}
 		os.Remove(h.node.AgentSocket())
-		h.network = newNetwork(h.node, dirOf(s.Fairlead), ns, h.group.Child("cni"))
+		h.network = newNetwork(h.node, filepath.Dir(s.Fairlead), ns, h.group.Child("cni"))
 		if err := h.group.Child("cni").Make(); err != nil {
 			return err
 		}
@@ -340,8 +338,6 @@ func (s *supervisor) makeHosts(bridge *netlink.Bridge) error {
 	}
 	return nil
 }
-
-func dirOf(path string) string { return path[:strings.LastIndexByte(path, '/')] }
 
 // dropConfigs empties a CNI configuration directory.
 func dropConfigs(dir string) error {
