@@ -66,7 +66,9 @@ end=$(date +%s.%N)
 awk -v a="$begin" -v b="$end" 'BEGIN { printf "%.1f seconds from nothing to this answer\n", b - a }'
 
 say "200 requests to http://orders/, a new connection each: who answered"
-bin/fairlead exec --state "$STATE" "shop/$client" -- shop get -n 200 -c 4 --fresh-conn http://orders/
+many=$(bin/fairlead exec --state "$STATE" "shop/$client" -- shop get -n 200 -c 4 --fresh-conn http://orders/)
+echo "$many"
+case $many in *'"n2":'* | *'"n3":'*) ;; *) echo "demo: no pod on another node answered" >&2; exit 1 ;; esac
 kubectl -n shop get pods -o wide
 
 say "The way one of them takes"
@@ -80,7 +82,7 @@ if [ -t 0 ] && [ -t 1 ]; then
 	  export KUBECONFIG=$KUBECONFIG
 	  bin/fairlead-server kubectl -n shop get svc,endpointslices,pods -o wide
 	  bin/fairlead exec$flag shop/$client -- shop get http://orders/
-	  bin/fairlead explain$flag shop/$client ticker:7000
+	  bin/fairlead explain$flag shop/$client ticker:7000/udp
 	  bin/fairlead status$flag
 	  bin/fairlead-server kubectl -n shop scale deployment orders-v2 --replicas 3
 	Ctrl-C here, or make demo-down, removes everything.

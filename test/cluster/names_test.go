@@ -318,6 +318,10 @@ func TestWalk(t *testing.T) {
 		t.Errorf("explain --json: %v", err)
 	}
 	t.Logf("\n%s", out)
+	out = w.must(t, "fairlead", "explain", from, "ticker:7000/udp", "--probe")
+	if !strings.Contains(out, w.service(t, "ticker").Spec.ClusterIP+":7000/udp") || !strings.Contains(out, ":7007") {
+		t.Errorf("explain of a UDP port:\n%s", out)
+	}
 
 	for _, target := range []string{"nothing:80", "orders:81"} {
 		if r := w.run(t, "", "fairlead", "explain", from, target); r.code == 0 {
