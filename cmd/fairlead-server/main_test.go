@@ -58,10 +58,28 @@ func program(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// record is what a running process has written so far.
+type record struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (r *record) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+func (r *record) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
 // running is an API server in a process of its own.
 type running struct {
 	cmd    *exec.Cmd
-	log    *bytes.Buffer
+	log    *record
 	state  string
 	client kubernetes.Interface
 }
@@ -71,7 +89,7 @@ type running struct {
 func serverOn(t testing.TB, state string, listeners ...*net.TCPListener) *running {
 	t.Helper()
 	args := []string{"apiserver", "--state", state}
-	r := &running{log: &bytes.Buffer{}, state: state}
+	r := &running{log: new(record), state: state}
 	if len(listeners) == 0 {
 		r.cmd = program(context.Background(), append(args, "--listen", "127.0.0.1:0")...)
 	} else {
