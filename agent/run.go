@@ -66,6 +66,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	defer n.plane.Close()
 	log.Info("starting", "version", version, "pid", os.Getpid(), "server", n.client.Server)
 
+	told := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -88,8 +89,8 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	part(n.afterFirst)
 	<-ctx.Done()
 	wg.Wait()
-	if err := context.Cause(ctx); err != nil && err != context.Canceled {
-		return err
+	if told.Err() == nil {
+		return context.Cause(ctx) // a part has failed
 	}
 	log.Info("stopped; the kernel goes on")
 	return nil
