@@ -66,6 +66,7 @@ func New(o Options) *Proxy {
 	p.partial = p.histogram("sync_partial_proxy_rules_duration_seconds", "Time that a round took which wrote what changed.", rounds)
 	p.programming = p.histogram("network_programming_duration_seconds",
 		"Time from the change of a Service's endpoints to the kernel's acknowledgement.", slices.Concat(
+			[]float64{0}, // kube-proxy has it, though nothing but a clock that is behind falls into it
 			prometheus.LinearBuckets(0.25, 0.25, 2),
 			prometheus.LinearBuckets(1, 1, 59),
 			prometheus.LinearBuckets(60, 5, 12),

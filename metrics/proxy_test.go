@@ -168,8 +168,8 @@ func TestBuckets(t *testing.T) {
 		}
 	}
 	b := bounds("network_programming_duration_seconds")
-	if len(b) != 2+59+12+7+1 || strings.Join(b[:4], " ") != "0.25 0.5 1 2" || strings.Join(b[59:64], " ") != "58 59 60 65 70" ||
-		strings.Join(b[72:], " ") != "115 120 150 180 210 240 270 300 +Inf" {
+	if len(b) != 1+2+59+12+7+1 || strings.Join(b[:5], " ") != "0 0.25 0.5 1 2" || strings.Join(b[60:65], " ") != "58 59 60 65 70" ||
+		strings.Join(b[73:], " ") != "115 120 150 180 210 240 270 300 +Inf" {
 		t.Errorf("network programming: buckets %s", b)
 	}
 }
