@@ -8,7 +8,8 @@
 //
 // Of kube-proxy it is what its modes nftables (the tables "ip kube-proxy" and "ip6 kube-proxy") and iptables leave (its chains, and
 // the jumps to them in the built-in chains), in both implementations of iptables, which keep their rules apart in the kernel. Chains that belong to the kubelet
-// (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT, in old versions KUBE-MARK-DROP) stay. Of the mode ipvs the iptables chains go too, but not
+// (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT, in old versions KUBE-MARK-DROP) stay; kube-proxy makes the first of them too,
+// the same as the kubelet's, and its own cleanup leaves it as well. Of the mode ipvs the iptables chains go too, but not
 // its virtual servers, IP sets and the interface kube-ipvs0.
 //
 // For iptables the programs iptables-save and iptables-restore are used, if they are installed: a rule in the kernel is a private format between the
