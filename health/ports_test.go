@@ -303,6 +303,20 @@ func TestPortsWithoutIPv6(t *testing.T) {
 	})
 }
 
+// TestPortsClosedAtOnce: when Set returns, a port that is not wanted any more is closed, though its server may not even have begun.
+func TestPortsClosedAtOnce(t *testing.T) {
+	w := newWire()
+	p := NewPorts(PortsOptions{Healthy: yes})
+	p.listen = w.listen
+	defer p.Close()
+	for range 1000 {
+		p.Set(addrs("10.0.0.1"), map[model.Name]Check{name("a"): check(1, 1, 1)})
+		if f := p.Set(nil, nil); w.listener("10.0.0.1:1") != nil || len(f) > 0 {
+			t.Fatalf("still open; failures %v", f)
+		}
+	}
+}
+
 // TestPortsClose: nothing is open after Close, and nothing opens again.
 func TestPortsClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
