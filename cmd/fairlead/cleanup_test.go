@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/fairlead/fairlead/cleanup"
+	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/status"
 	"github.com/fairlead/fairlead/testnet"
 )
@@ -75,4 +76,12 @@ func TestCleanup(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestCleanupAsksTheAgent: cleanup looks for an agent where one is that was given no other state directory.
+func TestCleanupAsksTheAgent(t *testing.T) {
+	agent := config.Agent{State: newAgentCommand().Flags().Lookup("state").DefValue}
+	if got := newCleanupCommand().Flags().Lookup("socket").DefValue; got != agent.Socket() {
+		t.Errorf("asks on %s, the agent answers on %s", got, agent.Socket())
+	}
 }
