@@ -14,6 +14,7 @@ need nft nftables
 need ip iproute2
 need dig dnsutils
 need conntrack conntrack
+need iptables-save iptables
 need curl curl
 need getent libc-bin
 need git git

@@ -242,6 +242,16 @@ func (c *Client) Get(ctx context.Context, path string, query url.Values, v any) 
 	return nil
 }
 
+// Running reports whether somebody answers on the socket at path, however slowly.
+func Running(ctx context.Context, path string) bool {
+	c, err := dial(ctx, path)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
 // Report asks for the agent's report.
 func (c *Client) Report(ctx context.Context) (*Report, error) {
 	r := new(Report)

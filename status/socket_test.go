@@ -169,9 +169,15 @@ func TestSocketPaths(t *testing.T) {
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
 	}
+	if Running(t.Context(), path) {
+		t.Error("an agent that is gone runs")
+	}
 	c := serve(t, working(), path)
 	if _, err := c.Report(t.Context()); err != nil {
 		t.Error(err)
+	}
+	if !Running(t.Context(), path) {
+		t.Error("an agent that answers does not run")
 	}
 	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another agent answers there") {
 		t.Errorf("a second agent: %v", err)

@@ -1,0 +1,135 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cleanup
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/nftables"
+
+	"github.com/fairlead/fairlead/nft"
+	"github.com/fairlead/fairlead/nodenet"
+)
+
+// ownedFlag is NFT_TABLE_F_OWNER: the table goes with the process that made it, and nobody else can change it. The netlink library
+// gives the flags in the byte order of the network, whatever the machine's is; no other flag has the bit that this is in the other order.
+const ownedFlag = 2 | 2<<24
+
+// agentHere reports whether an agent lives in this namespace, whatever its socket is: it is seen by the table that its DNS sockets need
+// and that the kernel removes with it.
+func agentHere() (bool, error) {
+	tables, err := listTables(nftables.TableFamilyINet)
+	for _, t := range tables {
+		if isDNSTable(t) && t.Flags&ownedFlag != 0 {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+func isDNSTable(t *nftables.Table) bool { return strings.HasPrefix(t.Name, nft.Table+"-dns-") }
+
+func listTables(family nftables.TableFamily) ([]*nftables.Table, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open netfilter socket: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(family)
+	if err != nil {
+		return nil, fmt.Errorf("list nftables tables: %w", err)
+	}
+	return tables, nil
+}
+
+// deleteTable removes one table with all that is in it.
+func deleteTable(t *nftables.Table) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open netfilter socket: %w", err)
+	}
+	c.DelTable(t)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove table %s: %w", t.Name, err)
+	}
+	return nil
+}
+
+// own removes what agents have left here.
+func own(r *Report) error { return errors.Join(ownTables(r), ownRoutes(r)) }
+
+func ownTables(r *Report) error {
+	tables, err := listTables(nftables.TableFamilyINet)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		switch {
+		case t.Name == nft.Table:
+			if !r.DryRun {
+				if err := nft.Cleanup(nft.Options{}); err != nil {
+					return err
+				}
+			}
+		case isDNSTable(t) && t.Flags&ownedFlag != 0:
+			r.note("table inet %s belongs to an agent that is running, and goes with it", t.Name)
+			continue
+		case isDNSTable(t):
+			if !r.DryRun {
+				if err := deleteTable(t); err != nil {
+					return err
+				}
+			}
+		default:
+			continue
+		}
+		r.removed(Table, "", "inet "+t.Name)
+	}
+	return nil
+}
+
+func ownRoutes(r *Report) error {
+	routes, pods, err := listRoutes()
+	if err != nil {
+		return err
+	}
+	var left []string
+	var failed error
+	if len(routes) > 0 && !r.DryRun {
+		failed = nodenet.Cleanup()
+		if left, _, err = listRoutes(); err != nil {
+			return errors.Join(failed, err)
+		}
+	}
+	stays := make(map[string]bool)
+	for _, route := range left {
+		stays[route] = true
+	}
+	for _, route := range routes {
+		if !stays[route] {
+			r.removed(Route, "", route)
+		}
+	}
+	if pods > 0 {
+		r.note("%d routes to pods of this node stay; they go with the pods", pods)
+	}
+	return failed
+}
+
+// listRoutes returns the routes that cleaning up removes, and how many are pods'.
+func listRoutes() (routes []string, pods int, err error) {
+	text, err := nodenet.Dump()
+	if err != nil {
+		return nil, 0, err
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "pod ") {
+			pods++
+		} else {
+			routes = append(routes, strings.TrimSpace(line))
+		}
+	}
+	return routes, pods, nil
+}

@@ -1,0 +1,207 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// DefaultAddr is where kube-proxy serves /healthz and /livez.
+	DefaultAddr = "0.0.0.0:10256"
+	// DefaultLimit is how long a change may wait for the kernel before the node counts as unhealthy: twice kube-proxy's syncPeriod.
+	DefaultLimit = time.Minute
+	// ToBeDeletedTaint is the key of the taint by which the cluster autoscaler says that it will remove the node.
+	ToBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
+	// retryAfter is the pause before a port that could not be opened is tried again.
+	retryAfter = 5 * time.Second
+	// headerTimeout bounds how long an asker may take for its question.
+	headerTimeout = 10 * time.Second
+)
+
+// Progress says how far programming has come: when the kernel last had all that was asked for (zero: not yet), and since
+// when a change has been waiting (zero: none is).
+type Progress func() (lastUpdated, pendingSince time.Time)
+
+// Node is what decides whether load balancers may use the node.
+type Node struct {
+	// Deleting is set when the Node object has a deletion timestamp.
+	Deleting bool
+	// Taints are the keys of the node's taints.
+	Taints []string
+}
+
+// Eligible reports whether the node may be sent new connections: it is neither being deleted nor about to be.
+func (n Node) Eligible() bool { return !n.Deleting && !slices.Contains(n.Taints, ToBeDeletedTaint) }
+
+// Options of a Proxy. Only Progress is required.
+type Options struct {
+	Progress Progress
+	// Node returns this node's object; false if it does not exist, which makes the node ineligible. nil: always eligible.
+	Node func() (Node, bool)
+	// Families are named in the answer, as IPv4 and IPv6; empty: both. All are programmed together and so share one state.
+	Families []string
+	// Limit is DefaultLimit if zero.
+	Limit time.Duration
+	// Healthz and Livez are told the status code of each answer; nil: nobody is.
+	Healthz, Livez func(code int)
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+	// Logger hears when the port cannot be opened; nil: nobody does.
+	Logger *slog.Logger
+}
+
+// Proxy is the health of this node's service proxy. Its methods may be called concurrently.
+type Proxy struct {
+	o      Options
+	listen listen
+
+	mu      sync.Mutex
+	problem string
+}
+
+// listen opens a port; tests have one without a network.
+type listen func(ctx context.Context, network, addr string) (net.Listener, error)
+
+// New returns the health of a proxy that makes such progress.
+func New(o Options) *Proxy {
+	if o.Node == nil {
+		o.Node = func() (Node, bool) { return Node{}, true }
+	}
+	if len(o.Families) == 0 {
+		o.Families = []string{"IPv4", "IPv6"}
+	}
+	if o.Limit == 0 {
+		o.Limit = DefaultLimit
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Proxy{o: o, listen: new(net.ListenConfig).Listen}
+}
+
+// proxyAnswer is the body of /healthz and /livez, its fields in kube-proxy's order.
+type proxyAnswer struct {
+	LastUpdated  time.Time               `json:"lastUpdated"`
+	CurrentTime  time.Time               `json:"currentTime"`
+	NodeEligible *bool                   `json:"nodeEligible,omitempty"` // /healthz only
+	Healthy      bool                    `json:"healthy"`
+	Status       map[string]familyAnswer `json:"status,omitempty"`
+}
+
+type familyAnswer struct {
+	LastUpdated time.Time `json:"lastUpdated"`
+	Healthy     bool      `json:"healthy"`
+}
+
+// Healthy reports whether no change has been waiting for too long. Until the first programming it is true, as an agent that starts must not
+// take the node, which the kernel goes on serving, out of its load balancers.
+func (p *Proxy) Healthy() bool { return p.state().Healthy }
+
+func (p *Proxy) state() proxyAnswer {
+	updated, pending := p.o.Progress()
+	a := proxyAnswer{LastUpdated: updated, CurrentTime: p.o.Now()}
+	a.Healthy = updated.IsZero() || pending.IsZero() || a.CurrentTime.Sub(pending) < p.o.Limit
+	if !updated.IsZero() {
+		a.Status = make(map[string]familyAnswer, len(p.o.Families))
+		for _, f := range p.o.Families {
+			a.Status[f] = familyAnswer{updated, a.Healthy}
+		}
+	}
+	return a
+}
+
+// Handler serves /healthz and /livez.
+func (p *Proxy) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		a := p.state()
+		n, exists := p.o.Node()
+		eligible := exists && n.Eligible()
+		a.NodeEligible = &eligible
+		p.reply(w, a, a.Healthy && eligible, p.o.Healthz)
+	})
+	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) {
+		a := p.state()
+		p.reply(w, a, a.Healthy, p.o.Livez)
+	})
+	return mux
+}
+
+func (p *Proxy) reply(w http.ResponseWriter, a proxyAnswer, good bool, count func(code int)) {
+	code := http.StatusServiceUnavailable
+	if good {
+		// A node without changes is up to date however long ago the last one was, and there are askers who judge by the age.
+		code, a.LastUpdated = http.StatusOK, p.o.Now()
+	}
+	if count != nil {
+		count(code)
+	}
+	body, err := json.Marshal(a)
+	if err != nil { // a clock beyond the year 9999
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	writeJSON(w, code, body)
+}
+
+func writeJSON(w http.ResponseWriter, code int, body []byte) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	_, _ = w.Write(body)
+}
+
+// Serve answers on addr until ctx ends. While the port cannot be opened, or was lost, it tries again and Problem says why.
+func (p *Proxy) Serve(ctx context.Context, addr string) {
+	for {
+		l, err := p.listen(ctx, "tcp", addr)
+		if err == nil {
+			p.report("")
+			srv := &http.Server{Handler: p.Handler(), ReadHeaderTimeout: headerTimeout}
+			stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+			err = srv.Serve(l)
+			stop()
+			if !errors.Is(err, http.ErrServerClosed) {
+				_ = srv.Close()
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		p.report("health is not served: " + err.Error())
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryAfter):
+		}
+	}
+}
+
+func (p *Proxy) report(problem string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if problem != "" && problem != p.problem {
+		p.o.Logger.Warn(problem)
+	}
+	p.problem = problem
+}
+
+// Problem says why /healthz and /livez are not served now; empty: they are, or Serve was not called.
+func (p *Proxy) Problem() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.problem
+}
