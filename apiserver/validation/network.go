@@ -80,7 +80,7 @@ func endpoints(s *discoveryv1.EndpointSlice, list *field.Path) (errs field.Error
 }
 
 // endpointAddress checks that traffic can be sent to the address: one of the
-// slice's family, and not of a kind that only means something on one machine.
+// slice's family, and an ordinary one.
 func endpointAddress(address string, family discoveryv1.AddressType, at *field.Path) field.ErrorList {
 	if errs := ipAddress(address, at); len(errs) > 0 {
 		return errs
@@ -95,6 +95,15 @@ func endpointAddress(address string, family discoveryv1.AddressType, at *field.P
 		if addr.Is4() {
 			return field.ErrorList{field.Invalid(at, address, "must be an IPv6 address")}
 		}
+	}
+	return ordinaryAddress(address, at)
+}
+
+// ordinaryAddress checks that a valid address means the same on every machine.
+func ordinaryAddress(address string, at *field.Path) field.ErrorList {
+	addr, err := netip.ParseAddr(address)
+	if err != nil {
+		return field.ErrorList{field.Invalid(at, address, "must be a valid IP address")}
 	}
 	message := ""
 	switch {

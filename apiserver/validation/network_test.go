@@ -31,7 +31,7 @@ func TestEndpointSlice(t *testing.T) {
 		{"no type", `{"addressType":""}`, []string{`addressType: Required value`}},
 		{"bad type", `{"addressType":"IP"}`, []string{`addressType: Unsupported value: "IP": supported values: "IPv4", "IPv6"`}},
 		{"not yet: names", `{"addressType":"FQDN","endpoints":null}`, []string{`addressType: Unsupported value: "FQDN": not supported yet by Fairlead: traffic is forwarded to addresses; use "IPv4" or "IPv6", or a Service of type ExternalName`}},
-		{"not yet: SCTP", `{"ports":[{"protocol":"SCTP"}]}`, []string{`ports[0].protocol: Unsupported value: "SCTP": not supported yet by Fairlead: use "TCP" or "UDP"`}},
+		{"SCTP", `{"ports":[{"protocol":"SCTP"}]}`, nil},
 		{"no address", `{"endpoints":[{"addresses":[]}]}`, []string{`endpoints[0].addresses: Required value: must contain at least 1 address`}},
 		{"bad address", endpoint("x"), []string{`endpoints[0].addresses[0]: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)`}},
 		{"six in a slice of four", endpoint("fd00::1"), []string{`endpoints[0].addresses[0]: Invalid value: "fd00::1": must be an IPv4 address`}},
@@ -51,7 +51,7 @@ func TestEndpointSlice(t *testing.T) {
 		{"port twice", `{"ports":[{"port":1},{"port":2}]}`, []string{`ports[1].name: Duplicate value: ""`}},
 		{"bad ports", `{"ports":[{"name":"A","port":0,"protocol":"x","appProtocol":"a b"}]}`, []string{
 			`ports[0].name: Invalid value: "A": ` + labelRule,
-			`ports[0].protocol: Unsupported value: "x": supported values: "TCP", "UDP"`,
+			`ports[0].protocol: Unsupported value: "x": supported values: "SCTP", "TCP", "UDP"`,
 			`ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive`,
 			`ports[0].appProtocol: Invalid value: "a b": name part must consist of…`}},
 	})
