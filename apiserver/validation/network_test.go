@@ -87,7 +87,8 @@ func TestServiceCIDR(t *testing.T) {
 	creates(t, base, ServiceCIDR, []row{
 		{"valid", `{}`, nil},
 		{"two", `{"spec":{"cidrs":["fd00:96::/112","10.96.0.0/16"]}}`, nil},
-		{"another", `{"metadata":{"name":"more"}}`, []string{`metadata.name: Unsupported value: "more": not supported yet by Fairlead: the range is set when the cluster is made, in the ServiceCIDR "kubernetes"`}},
+		{"another", `{"metadata":{"name":"more"}}`, nil},
+		{"too small", `{"spec":{"cidrs":["10.96.0.0/31"]}}`, []string{`spec.cidrs[0]: Unsupported value: "10.96.0.0/31": not supported yet by Fairlead: a range needs room for the network's own address and two Services`}},
 		{"in a namespace", `{"metadata":{"namespace":"shop"}}`, []string{`metadata.namespace: Forbidden: not allowed on this type`}},
 		{"none", `{"spec":{"cidrs":null}}`, []string{`spec.cidrs: Required value: at least one CIDR required`}},
 		{"three", `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112","10.97.0.0/16"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16","fd00::/112","10.97.0.0/16"]: may only hold up to 2 values`}},
@@ -97,7 +98,11 @@ func TestServiceCIDR(t *testing.T) {
 	})
 	updates(t, base, ServiceCIDRUpdate, []change{
 		{"labels", `{}`, `{"metadata":{"labels":{"a":"b"}}}`, nil},
-		{"range", `{}`, `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16","fd00::/112"]: field is immutable`}},
+		{"range", `{}`, `{"spec":{"cidrs":["10.97.0.0/16"]}}`, []string{`spec.cidrs[0]: Invalid value: "10.97.0.0/16": field is immutable`}},
+		{"second family", `{}`, `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112"]}}`, nil},
+		{"second family in front", `{}`, `{"spec":{"cidrs":["fd00::/112","10.96.0.0/16"]}}`, []string{`spec.cidrs[0]: Invalid value: "fd00::/112": field is immutable`}},
+		{"second of one family", `{}`, `{"spec":{"cidrs":["10.96.0.0/16","10.97.0.0/16"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16","10.97.0.0/16"]: may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64`}},
+		{"range taken away", `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112"]}}`, `{"spec":{"cidrs":["10.96.0.0/16"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16"]: field is immutable`}},
 	})
 	updates(t, base, ServiceCIDRStatusUpdate, []change{
 		{"ready", `{}`, `{"status":{"conditions":[{"type":"Ready","status":"True","reason":"Ready","lastTransitionTime":"2025-01-01T00:00:00Z"}]}}`, nil},
