@@ -342,6 +342,42 @@ func TestUnsure(t *testing.T) {
 	}
 }
 
+// TestReleaseOnlyOnesOwn: a number that another Service has by now stays its.
+func TestReleaseOnlyOnesOwn(t *testing.T) {
+	m := newMemory()
+	a := newAllocator(t, m, DefaultRange)
+	must(t, m.Create(t.Context(), 30001, ownerOf(service("other", nodePort))))
+	again := service("s", nodePort)
+	again.UID = "another"
+	must(t, m.Create(t.Context(), 30002, ownerOf(again)))
+	must(t, a.Release(t.Context(), service("s", nodePort, 30001, 30002, 30003)))
+	if want := map[int]string{30001: "other", 30002: "s"}; !maps.Equal(m.owners(), want) {
+		t.Errorf("locks %v, want %v", m.owners(), want)
+	}
+}
+
+// TestDryRunIsPlausible: a dry run locks nothing, and yet gives no number twice
+// and none that is taken, to the last one.
+func TestDryRunIsPlausible(t *testing.T) {
+	ports := utilnet.PortRange{Base: 30000, Size: 20}
+	m := newMemory()
+	a := newAllocator(t, m, ports)
+	for port := 30000; port < 30010; port++ {
+		must(t, m.Create(t.Context(), port, ownerOf(service("other", nodePort))))
+	}
+	for range 20 {
+		s := service("s", nodePort, make([]int32, 10)...)
+		_, err := a.Allocate(t.Context(), s, true)
+		must(t, err)
+		if got := held(s); len(got) != 10 || slices.Min(got) < 30010 || len(m.locks) != 10 {
+			t.Fatalf("got %v, %d locks", numbers(s), len(m.locks))
+		}
+		if _, err := a.Allocate(t.Context(), service("s", nodePort, make([]int32, 11)...), true); err == nil {
+			t.Fatal("got more than there are")
+		}
+	}
+}
+
 // TestFailures makes every write and read of the storage fail in turn: what was
 // locked before is given back, and the error is the storage's.
 func TestFailures(t *testing.T) {
