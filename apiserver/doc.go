@@ -18,8 +18,9 @@
 //
 // Invariants:
 //
-//   - A ClusterIP belongs to at most one Service. The lock is an IPAddress
-//     object of that name, stored before the Service is.
+//   - A ClusterIP belongs to at most one Service, and so does a node port. The
+//     lock is an object of that name, for a ClusterIP an IPAddress, stored
+//     before the Service is.
 //   - Nothing is served without TLS, and nothing but health without a client
 //     certificate of the cluster's own authority.
 //   - A request that the server cannot honour is refused with a Status in

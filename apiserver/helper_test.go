@@ -45,9 +45,15 @@ var testCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
 
 // start runs a server on a state directory.
 func start(dir string, cidrs ...netip.Prefix) (*instance, error) {
-	if len(cidrs) == 0 {
-		cidrs = testCIDRs
-	}
+	return startWith(dir, func(c *Config) {
+		if len(cidrs) > 0 {
+			c.ServiceCIDRs = cidrs
+		}
+	})
+}
+
+// startWith is start with more of the configuration changed.
+func startWith(dir string, edit func(*Config)) (*instance, error) {
 	authority, err := pki.Ensure(filepath.Join(dir, "pki"), pki.Options{})
 	if err != nil {
 		return nil, err
@@ -57,13 +63,15 @@ func start(dir string, cidrs ...netip.Prefix) (*instance, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	server, err := New(ctx, Config{
+	config := Config{
 		StateDir:     dir,
 		Listeners:    []net.Listener{listener},
-		ServiceCIDRs: cidrs,
+		ServiceCIDRs: testCIDRs,
 		PKI:          authority,
 		Logger:       slog.New(slog.DiscardHandler),
-	})
+	}
+	edit(&config)
+	server, err := New(ctx, config)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -134,6 +142,12 @@ func (i *instance) admin(t testing.TB) kubernetes.Interface {
 func started(t testing.TB, dir string, cidrs ...netip.Prefix) *instance {
 	t.Helper()
 	i, err := start(dir, cidrs...)
+	return i.ends(t, err)
+}
+
+// ends stops the server, if it has started, with the test.
+func (i *instance) ends(t testing.TB, err error) *instance {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,6 @@ func (s *Server) storages(config *genericapiserver.Config) (map[schema.GroupVers
 		{corev1.SchemeGroupVersion, plainStorage(events)},
 		{appsv1.SchemeGroupVersion, workloadStorage},
 		{discoveryv1.SchemeGroupVersion, plainStorage(endpointSlices)},
-		{networkingv1.SchemeGroupVersion, plainStorage(serviceCIDRs)},
 		{coordinationv1.SchemeGroupVersion, plainStorage(leases)},
 	}
 	for _, b := range builders {
@@ -53,11 +52,11 @@ func (s *Server) storages(config *genericapiserver.Config) (map[schema.GroupVers
 			return nil, err
 		}
 	}
-	resources, locks, err := s.serviceStorage(s.kinds, options)
+	resources, ranges, err := s.serviceStorage(s.kinds, options)
 	if err := add(corev1.SchemeGroupVersion, resources, err); err != nil {
 		return nil, err
 	}
-	maps.Copy(all[networkingv1.SchemeGroupVersion], locks)
+	all[networkingv1.SchemeGroupVersion] = ranges
 	all[authorizationv1.SchemeGroupVersion] = map[string]rest.Storage{
 		"selfsubjectaccessreviews": &selfReview{config.Authorization.Authorizer},
 	}

@@ -53,6 +53,10 @@ type resource[T object] struct {
 	// validateUpdate may be nil when validate says all there is to say.
 	validateUpdate func(obj, old T) field.ErrorList
 
+	// warnings are told to whoever writes an object, which is stored all the
+	// same.
+	warnings func(obj T) []string
+
 	// updateStatus keeps everything but the status. A kind without it has no
 	// status subresource.
 	updateStatus   func(obj, old T)
@@ -227,12 +231,17 @@ func (s strategy[T]) ValidateUpdate(_ context.Context, obj, old runtime.Object) 
 	return s.resource.validateUpdate(obj.(T), old.(T))
 }
 
-// WarningsOnCreate has nothing to warn of.
-func (s strategy[T]) WarningsOnCreate(context.Context, runtime.Object) []string { return nil }
+// WarningsOnCreate says what has no effect or is out of use.
+func (s strategy[T]) WarningsOnCreate(_ context.Context, obj runtime.Object) []string {
+	if s.resource.warnings == nil {
+		return nil
+	}
+	return s.resource.warnings(obj.(T))
+}
 
-// WarningsOnUpdate has nothing to warn of.
-func (s strategy[T]) WarningsOnUpdate(context.Context, runtime.Object, runtime.Object) []string {
-	return nil
+// WarningsOnUpdate says the same of a changed object.
+func (s strategy[T]) WarningsOnUpdate(ctx context.Context, obj, _ runtime.Object) []string {
+	return s.WarningsOnCreate(ctx, obj)
 }
 
 // GetResetFields lists the fields that a write to the resource ignores, so
@@ -275,6 +284,12 @@ func (s statusStrategy[T]) ValidateUpdate(_ context.Context, obj, old runtime.Ob
 		return nil
 	}
 	return s.resource.validateStatus(obj.(T), old.(T))
+}
+
+// WarningsOnUpdate has nothing to warn of: the writer of a status has not
+// written the rest.
+func (s statusStrategy[T]) WarningsOnUpdate(context.Context, runtime.Object, runtime.Object) []string {
+	return nil
 }
 
 // AllowCreateOnUpdate is false: a status needs its object.

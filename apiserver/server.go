@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/admission/plugin/namespace/lifecycle"
@@ -30,6 +31,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
 
+	"github.com/fairlead/fairlead/apiserver/nodeport"
 	"github.com/fairlead/fairlead/apiserver/openapi"
 	"github.com/fairlead/fairlead/pki"
 )
@@ -58,6 +60,9 @@ type Config struct {
 	// ServiceCIDRs are the ranges of ClusterIPs: one, or one of each family
 	// with the primary first.
 	ServiceCIDRs []netip.Prefix
+	// NodePorts is the range of the Services' ports on the nodes; zero is
+	// 30000-32767.
+	NodePorts utilnet.PortRange
 	// AdvertiseAddr is where pods reach the server; discovery names it. When
 	// not valid, the first listener's address is used.
 	AdvertiseAddr netip.AddrPort
@@ -131,6 +136,9 @@ func New(ctx context.Context, config Config) (_ *Server, err error) {
 func (c *Config) check() error {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.NodePorts == (utilnet.PortRange{}) {
+		c.NodePorts = nodeport.DefaultRange
 	}
 	switch {
 	case c.PKI == nil:
@@ -254,6 +262,8 @@ func (s *Server) store(config *genericapiserver.Config, backend storagebackend.T
 	// used here; it would wake an idle server.
 	options.StorageConfig.CountMetricPollPeriod = 0
 	options.DeleteCollectionWorkers = 4
+	// Locks are read from the storage itself, and nobody watches these.
+	options.WatchCacheSizes = []string{nodePortLocks.plural + "#0"}
 	if err := options.ApplyTo(config); err != nil {
 		return fmt.Errorf("use etcd: %w", err)
 	}

@@ -5,17 +5,16 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/generic"
@@ -24,10 +23,12 @@ import (
 	"k8s.io/apiserver/pkg/util/dryrun"
 
 	"github.com/fairlead/fairlead/apiserver/clusterip"
+	"github.com/fairlead/fairlead/apiserver/nodeport"
 	"github.com/fairlead/fairlead/apiserver/validation"
 )
 
-// repairPeriod is how often ClusterIPs are compared with their locks.
+// repairPeriod is how often addresses and node ports are compared with their
+// locks.
 const repairPeriod = 10 * time.Minute
 
 var services = &resource[*corev1.Service]{
@@ -38,28 +39,36 @@ var services = &resource[*corev1.Service]{
 	categories: []string{"all"},
 	newObject:  func() *corev1.Service { return &corev1.Service{} },
 	newList:    func() runtime.Object { return &corev1.ServiceList{} },
-	create:     func(svc *corev1.Service) { svc.Status = corev1.ServiceStatus{} },
+	create: func(svc *corev1.Service) {
+		svc.Status = corev1.ServiceStatus{}
+		dropPolicy(svc)
+	},
 	update: func(svc, old *corev1.Service) {
 		svc.Status = old.Status
+		dropTypeDependent(svc, old)
 	},
 	validate:       validation.Service,
 	validateUpdate: validation.ServiceUpdate,
+	warnings:       validation.ServiceWarnings,
 	updateStatus:   func(svc, old *corev1.Service) { svc.Spec = old.Spec },
 	validateStatus: validation.ServiceStatusUpdate,
 	selectable: func(svc *corev1.Service, set fields.Set) {
 		set["spec.clusterIP"] = svc.Spec.ClusterIP
 		set["spec.type"] = string(svc.Spec.Type)
 	},
+	createOnUpdate: true,
 }
 
-// serviceStore gives Services their addresses, and takes them back.
+// serviceStore gives Services their addresses and node ports, and takes them
+// back.
 //
 // The library's hooks tell too early that an update has succeeded: before the
 // write, which may yet meet a conflict and be tried again. So the hooks only
 // allocate, and what becomes of it is settled when the verb is over.
 type serviceStore struct {
 	*store
-	allocator *clusterip.Allocator
+	addresses *clusterip.Allocator
+	ports     *nodeport.Allocator
 	log       *slog.Logger
 }
 
@@ -69,10 +78,19 @@ var (
 	_ rest.CategoriesProvider = (*serviceStore)(nil)
 )
 
-// serviceStorage is the Service and its status, and the IPAddresses that are
-// the locks on ClusterIPs.
-func (s *Server) serviceStorage(t *kinds, options generic.RESTOptionsGetter) (of, locksOf map[string]rest.Storage, err error) {
+// serviceStorage is the Service and its status, and, of another group, the
+// ranges of ClusterIPs and the IPAddresses that are the locks on them. The
+// locks on node ports are no part of the API.
+func (s *Server) serviceStorage(t *kinds, options generic.RESTOptionsGetter) (of, ranges map[string]rest.Storage, err error) {
 	locks, _, err := ipAddresses.storage(t, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	cidrs, cidrStatus, err := serviceCIDRs.storage(t, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	portLocks, _, err := nodePortLocks.storage(t, options)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -80,17 +98,22 @@ func (s *Server) serviceStorage(t *kinds, options generic.RESTOptionsGetter) (of
 	if err != nil {
 		return nil, nil, err
 	}
-	allocator, err := clusterip.New(addressStore{locks.Store}, s.config.ServiceCIDRs...)
+	addresses, err := clusterip.New(addressStore{locks.Store}, s.config.ServiceCIDRs...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make ClusterIP allocator: %w", err)
 	}
-	s.services = &serviceStore{whole, allocator, s.log}
-	allocator.Lookup = s.services.lookup
+	ports, err := nodeport.New(portStore{portLocks.Store}, s.config.NodePorts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make node port allocator: %w", err)
+	}
+	s.services = &serviceStore{whole, addresses, ports, s.log}
+	addresses.Lookup, ports.Lookup = s.services.lookup, s.services.lookup
+	addresses.More = addedRanges{cidrs.Store}.read
 	whole.BeginCreate = s.services.beginCreate
 	whole.BeginUpdate = s.services.beginUpdate
 	whole.AfterDelete = s.services.afterDelete
 	return map[string]rest.Storage{"services": s.services, "services/status": status},
-		map[string]rest.Storage{"ipaddresses": locks}, nil
+		map[string]rest.Storage{"ipaddresses": locks, "servicecidrs": cidrs, "servicecidrs/status": cidrStatus}, nil
 }
 
 // allocation is what a verb has allocated and not settled.
@@ -118,8 +141,8 @@ func (s *serviceStore) Update(ctx context.Context, name string, info rest.Update
 	return out, created, err
 }
 
-// settle does what is left to do for a verb's allocation. Addresses that
-// cannot be given back now, the next repair will give back.
+// settle does what is left to do for a verb's allocation. What cannot be given
+// back now, the next repair will give back.
 func (s *serviceStore) settle(a *allocation, success bool) {
 	do := a.release
 	if success {
@@ -130,7 +153,7 @@ func (s *serviceStore) settle(a *allocation, success bool) {
 		return
 	}
 	if err := do(); err != nil {
-		s.log.Warn("cluster addresses not released", "err", err)
+		s.log.Warn("addresses or node ports of a service not released", "err", err)
 	}
 }
 
@@ -146,32 +169,47 @@ func (s *serviceStore) begin(ctx context.Context, a allocation) genericregistry.
 	return func(context.Context, bool) {}
 }
 
-// beginCreate allocates the addresses of a new Service.
+// beginCreate allocates the addresses and node ports of a new Service.
 func (s *serviceStore) beginCreate(ctx context.Context, obj runtime.Object, options *metav1.CreateOptions) (genericregistry.FinishFunc, error) {
-	release, err := s.allocator.Allocate(ctx, obj.(*corev1.Service), dryrun.IsDryRun(options.DryRun))
+	svc, dry := obj.(*corev1.Service), dryrun.IsDryRun(options.DryRun)
+	addresses, err := s.addresses.Allocate(ctx, svc, dry)
 	if err != nil {
 		return nil, err
 	}
-	return s.begin(ctx, allocation{release: release}), nil
+	ports, err := s.ports.Allocate(ctx, svc, dry)
+	if err != nil {
+		s.settle(&allocation{release: addresses}, false)
+		return nil, err
+	}
+	return s.begin(ctx, allocation{release: both(ports, addresses)}), nil
 }
 
 // beginUpdate allocates what a changed Service needs in addition.
 func (s *serviceStore) beginUpdate(ctx context.Context, obj, old runtime.Object, options *metav1.UpdateOptions) (genericregistry.FinishFunc, error) {
-	commit, release, err := s.allocator.Reconcile(ctx, old.(*corev1.Service), obj.(*corev1.Service), dryrun.IsDryRun(options.DryRun))
-	if err != nil {
+	svc, before, dry := obj.(*corev1.Service), old.(*corev1.Service), dryrun.IsDryRun(options.DryRun)
+	var addresses, ports allocation
+	var err error
+	if addresses.commit, addresses.release, err = s.addresses.Reconcile(ctx, before, svc, dry); err != nil {
 		return nil, err
 	}
-	return s.begin(ctx, allocation{commit, release}), nil
+	if ports.commit, ports.release, err = s.ports.Reconcile(ctx, before, svc, dry); err != nil {
+		s.settle(&addresses, false)
+		return nil, err
+	}
+	return s.begin(ctx, allocation{both(ports.commit, addresses.commit), both(ports.release, addresses.release)}), nil
 }
 
-// afterDelete gives back the addresses of a Service that is gone.
+// both runs two functions whatever the first one says.
+func both(f, g func() error) func() error { return func() error { return errors.Join(f(), g()) } }
+
+// afterDelete gives back what a Service that is gone had.
 func (s *serviceStore) afterDelete(obj runtime.Object, options *metav1.DeleteOptions) {
 	if options != nil && dryrun.IsDryRun(options.DryRun) {
 		return
 	}
-	svc := obj.(*corev1.Service)
-	if err := s.allocator.Release(context.Background(), svc); err != nil {
-		s.log.Warn("cluster addresses not released", "service", svc.Namespace+"/"+svc.Name, "err", err)
+	svc, ctx := obj.(*corev1.Service), context.Background()
+	if err := errors.Join(s.addresses.Release(ctx, svc), s.ports.Release(ctx, svc)); err != nil {
+		s.log.Warn("addresses or node ports of a service not released", "service", svc.Namespace+"/"+svc.Name, "err", err)
 	}
 }
 
@@ -190,63 +228,26 @@ func (s *serviceStore) repair(ctx context.Context) {
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		obj, err := s.List(request.WithNamespace(ctx, metav1.NamespaceAll), &internalversion.ListOptions{})
 		if err != nil {
-			s.log.Warn("cluster addresses not checked", "err", err)
+			s.log.Warn("addresses and node ports of services not checked", "err", err)
 			return
 		}
-		findings, err := s.allocator.Repair(ctx, obj.(*corev1.ServiceList).Items)
-		for _, f := range findings {
-			s.log.Warn("cluster address was wrong", "finding", f.String(), "mended", f.Mended())
-		}
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("cluster addresses not mended", "err", err)
-		}
+		all := obj.(*corev1.ServiceList).Items
+		addresses, err := s.addresses.Repair(ctx, all)
+		report(ctx, s.log, "address", addresses, err)
+		ports, err := s.ports.Repair(ctx, all)
+		report(ctx, s.log, "node port", ports, err)
 	}, repairPeriod)
 }
 
-// addressStore is the IPAddresses as the allocator sees them, straight in
-// storage.
-type addressStore struct{ store *genericregistry.Store }
-
-var _ clusterip.Addresses = addressStore{}
-
-// inside makes a Service's request one for IPAddresses.
-func inside(ctx context.Context) context.Context {
-	ctx = request.WithNamespace(ctx, metav1.NamespaceNone)
-	return request.WithRequestInfo(ctx, &request.RequestInfo{
-		IsResourceRequest: true,
-		APIGroup:          ipAddresses.gv.Group,
-		APIVersion:        ipAddresses.gv.Version,
-		Resource:          ipAddresses.plural,
-	})
-}
-
-// Create stores a lock.
-func (a addressStore) Create(ctx context.Context, address *networkingv1.IPAddress) error {
-	_, err := a.store.Create(inside(ctx), address, rest.ValidateAllObjectFunc, &metav1.CreateOptions{})
-	return err
-}
-
-// Get reads a lock from storage.
-func (a addressStore) Get(ctx context.Context, name string) (*networkingv1.IPAddress, error) {
-	obj, err := a.store.Get(inside(ctx), name, &metav1.GetOptions{})
-	if err != nil {
-		return nil, err
+// report says what a repair found.
+func report[F interface {
+	fmt.Stringer
+	Mended() bool
+}](ctx context.Context, log *slog.Logger, what string, findings []F, err error) {
+	for _, f := range findings {
+		log.Warn("service "+what+" was wrong", "finding", f.String(), "mended", f.Mended())
 	}
-	return obj.(*networkingv1.IPAddress), nil
-}
-
-// Delete removes a lock if it is the one meant.
-func (a addressStore) Delete(ctx context.Context, name string, uid types.UID) error {
-	options := &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}
-	_, _, err := a.store.Delete(inside(ctx), name, rest.ValidateAllObjectFunc, options)
-	return err
-}
-
-// List reads all locks.
-func (a addressStore) List(ctx context.Context) ([]networkingv1.IPAddress, error) {
-	obj, err := a.store.List(inside(ctx), &internalversion.ListOptions{})
-	if err != nil {
-		return nil, err
+	if err != nil && ctx.Err() == nil {
+		log.Warn("service "+what+" not mended", "err", err)
 	}
-	return obj.(*networkingv1.IPAddressList).Items, nil
 }

@@ -17,6 +17,7 @@
 //	namespace       Terminating namespaces → emptied and finalized
 //	gc              owner references → dependents of gone owners deleted, orphaned or waited for
 //	podgc           Pods of gone nodes → deleted
+//	servicecidr     ServiceCIDRs besides the cluster's own → ready, and kept while they are used
 //	wellknown       the objects every cluster has: default/kubernetes, kube-system/kube-dns and their slices
 //
 // The invariant: every decision is a function of what the API holds, so a restart with nothing changed writes
@@ -212,6 +213,7 @@ func (h *hub) startAll() {
 	newNamespaces(h)
 	newCollector(h)
 	newPodGC(h)
+	newServiceCIDRs(h)
 	newWellKnown(h)
 }
 

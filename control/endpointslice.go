@@ -27,14 +27,19 @@ const (
 	// endpointsPerSlice is Kubernetes' default, small enough that one change is a small write.
 	endpointsPerSlice = 100
 
+	// slicePace is how far apart the writes for one Service are at least, after the first. It is short enough for an
+	// endpoint to be known before anybody notices, and saves writes when many pods of a Service change together.
+	slicePace = 15 * time.Millisecond
+
 	slicesByService = "service" // index of the slice informer: namespace/name of the Service
 )
 
 // endpointSlices keeps the EndpointSlices of Services that have a selector. What belongs into the slices and how
-// it is packed is Kubernetes' own library; when that is asked is ours: at once on the first change.
+// it is packed is Kubernetes' own library; when that is asked is ours: at once on the first change, then at a pace.
 type endpointSlices struct {
 	*loop[cache.ObjectName]
 	h        *hub
+	pace     *pace[cache.ObjectName]
 	services v1.ServiceLister
 	slices   cache.SharedIndexInformer
 	index    *selectorIndex
@@ -57,6 +62,7 @@ func newEndpointSlices(h *hub) *endpointSlices {
 		klog:     h.logr("endpointslice"),
 	}
 	e.loop = newLoop(h, "endpointslice", 8, e.reconcile)
+	e.pace = newPace(slicePace, e.loop)
 	e.lib = endpointslice.NewReconciler(h.client, core.Nodes().Lister(), endpointsPerSlice, e.tracker, nil, h.events,
 		sliceManager, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
 	h.index(e.slices, cache.Indexers{slicesByService: func(obj any) ([]string, error) {
@@ -99,7 +105,7 @@ func (e *endpointSlices) onPod(old, cur *corev1.Pod) {
 
 func (e *endpointSlices) addServicesOf(pod *corev1.Pod) {
 	for _, service := range e.index.matching(pod.Namespace, pod.Labels) {
-		e.add(service)
+		e.pace.changed(service)
 	}
 }
 
@@ -140,6 +146,7 @@ func (e *endpointSlices) reconcile(_ context.Context, name cache.ObjectName) (ti
 	service, err := e.services.Services(name.Namespace).Get(name.Name)
 	if apierrors.IsNotFound(err) {
 		// the slices go with their owner; only our memory of them is left to clear
+		e.pace.forget(name)
 		e.triggers.DeleteService(name.Namespace, name.Name)
 		e.lib.DeleteService(name.Namespace, name.Name)
 		e.tracker.DeleteService(name.Namespace, name.Name)

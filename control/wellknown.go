@@ -35,6 +35,8 @@ var (
 const (
 	namespacesKey  = "namespaces"
 	serviceCIDRKey = "servicecidr"
+
+	defaultServiceCIDR = "kubernetes" // the name of the ServiceCIDR that the cluster was made with
 )
 
 // wellKnown keeps the objects that every cluster has: made when missing, mended when changed. Keys are those two
@@ -74,7 +76,7 @@ func newWellKnown(h *hub) *wellKnown {
 		}
 	})
 	watch(h, h.factory.Networking().V1().ServiceCIDRs().Informer(), func(old, cur *networkingv1.ServiceCIDR) {
-		if latest(old, cur).Name == "kubernetes" {
+		if latest(old, cur).Name == defaultServiceCIDR {
 			w.add(serviceCIDRKey)
 		}
 	})
@@ -126,9 +128,9 @@ func (w *wellKnown) ensureNamespaces(ctx context.Context) error {
 // it when it starts; here it is made again when somebody deletes it.
 func (w *wellKnown) ensureServiceCIDR(ctx context.Context) error {
 	client := w.h.client.NetworkingV1().ServiceCIDRs()
-	have, err := client.Get(ctx, "kubernetes", metav1.GetOptions{})
+	have, err := client.Get(ctx, defaultServiceCIDR, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		want := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
+		want := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: defaultServiceCIDR}}
 		for _, p := range w.h.ServiceCIDRs {
 			want.Spec.CIDRs = append(want.Spec.CIDRs, p.Masked().String())
 		}

@@ -54,6 +54,11 @@ type Allocator struct {
 	// that failed for its writer may have been stored.
 	Lookup func(ctx context.Context, namespace, name string) (*corev1.Service, error)
 
+	// More reads, from the storage and not from a cache, the ranges that
+	// have been added to those of New. It is optional, and asked when a range
+	// is full or an address of none is chosen.
+	More func(ctx context.Context) ([]netip.Prefix, error)
+
 	// Grace is DefaultGrace unless set.
 	Grace time.Duration
 
@@ -186,7 +191,7 @@ func (a *Allocator) take(ctx context.Context, s *corev1.Service, first int, dryR
 		if chosen {
 			addr, err = a.choose(ctx, s, spec.ClusterIPs[i], lockIt)
 		} else {
-			addr, err = a.next(ctx, s, *a.span(family), lockIt)
+			addr, err = a.next(ctx, s, family, lockIt)
 		}
 		if err != nil {
 			// What cannot be given back now, Repair will release.
@@ -207,15 +212,26 @@ func (a *Allocator) take(ctx context.Context, s *corev1.Service, first int, dryR
 // choose locks an address that the user wants.
 func (a *Allocator) choose(ctx context.Context, s *corev1.Service, ip string, lockIt locker) (netip.Addr, error) {
 	addr := netip.MustParseAddr(ip) // fillFamilies has checked it
-	why := a.choosable(addr, s)
-	if why == nil {
-		switch err := lockIt(ctx, addr, s); {
-		case err == nil:
-			return addr, nil
-		case !apierrors.IsAlreadyExists(err):
-			return netip.Addr{}, fmt.Errorf("lock address %s: %w", addr, err)
+	why, added := a.choosable(addr, s), false
+	if errors.Is(why, ErrMismatchedNetwork) {
+		var err error
+		if added, err = a.added(ctx, addr); err != nil {
+			return netip.Addr{}, err
 		}
-		why = ErrAllocated
+	}
+	if why == nil || added {
+		why = lockIt(ctx, addr, s)
+		if why == nil && added {
+			why = a.confirm(ctx, s, addr)
+		}
+		switch {
+		case why == nil:
+			return addr, nil
+		case apierrors.IsAlreadyExists(why):
+			why = ErrAllocated
+		case !errors.Is(why, ErrMismatchedNetwork):
+			return netip.Addr{}, fmt.Errorf("lock address %s: %w", addr, why)
+		}
 	}
 	return netip.Addr{}, invalid(s, field.Invalid(clusterIPsPath, s.Spec.ClusterIPs, fmt.Sprintf("failed to allocate IP %s: %v", addr, why)))
 }
@@ -236,8 +252,34 @@ func (a *Allocator) choosable(addr netip.Addr, s *corev1.Service) error {
 	return nil
 }
 
-// next locks an address that nobody has.
-func (a *Allocator) next(ctx context.Context, s *corev1.Service, from span, lockIt locker) (netip.Addr, error) {
+// next locks an address of a family that nobody has, in the first range that
+// has one.
+func (a *Allocator) next(ctx context.Context, s *corev1.Service, family corev1.IPFamily, lockIt locker) (netip.Addr, error) {
+	addr, err := a.draw(ctx, s, *a.span(family), lockIt)
+	if !errors.Is(err, ErrFull) {
+		return addr, err
+	}
+	added, err := a.more(ctx)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, from := range added {
+		if from.family != family {
+			continue
+		}
+		addr, err := a.draw(ctx, s, from, lockIt)
+		if err == nil {
+			err = a.confirm(ctx, s, addr)
+		}
+		if !errors.Is(err, ErrFull) && !errors.Is(err, ErrMismatchedNetwork) {
+			return addr, err
+		}
+	}
+	return netip.Addr{}, apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP for Service %q: %w", s.Name, ErrFull))
+}
+
+// draw locks an address of one range.
+func (a *Allocator) draw(ctx context.Context, s *corev1.Service, from span, lockIt locker) (netip.Addr, error) {
 	attempt := func(addr netip.Addr) (bool, error) {
 		err := lockIt(ctx, addr, s)
 		if err != nil && !apierrors.IsAlreadyExists(err) {
@@ -264,7 +306,7 @@ func (a *Allocator) next(ctx context.Context, s *corev1.Service, from span, lock
 	for {
 		addr, ok := from.free(taken, a.random)
 		if !ok {
-			return netip.Addr{}, apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: %w", ErrFull))
+			return netip.Addr{}, ErrFull
 		}
 		if ok, err := attempt(addr); ok || err != nil {
 			return addr, err

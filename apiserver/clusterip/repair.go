@@ -66,6 +66,10 @@ func (f Finding) String() string {
 // joins those of single addresses, which do not keep it from mending others.
 // IPAddresses that others made are left alone.
 func (a *Allocator) Repair(ctx context.Context, services []corev1.Service) ([]Finding, error) {
+	added, err := a.more(ctx)
+	if err != nil {
+		return nil, err
+	}
 	list, err := a.addresses.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
@@ -94,7 +98,7 @@ func (a *Allocator) Repair(ctx context.Context, services []corev1.Service) ([]Fi
 	var findings []Finding
 	var errs []error
 	for _, addr := range sortedAddrs(all) {
-		found, err := a.repair(ctx, addr, holders[addr], locks[addr])
+		found, err := a.repair(ctx, addr, added, holders[addr], locks[addr])
 		findings = append(findings, found...)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("repair address %s: %w", addr, err))
@@ -104,7 +108,7 @@ func (a *Allocator) Repair(ctx context.Context, services []corev1.Service) ([]Fi
 }
 
 // repair looks after one address, which has holders or a lock of ours.
-func (a *Allocator) repair(ctx context.Context, addr netip.Addr, holders []*corev1.Service, l *networkingv1.IPAddress) ([]Finding, error) {
+func (a *Allocator) repair(ctx context.Context, addr netip.Addr, added []span, holders []*corev1.Service, l *networkingv1.IPAddress) ([]Finding, error) {
 	slices.SortFunc(holders, func(x, y *corev1.Service) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
 	})
@@ -117,7 +121,7 @@ func (a *Allocator) repair(ctx context.Context, addr netip.Addr, holders []*core
 	}
 	var findings []Finding
 	if len(holders) > 0 {
-		if in := a.span(familyOf(addr)); in == nil || !in.prefix.Contains(addr) {
+		if !slices.ContainsFunc(slices.Concat(a.spans, added), func(s span) bool { return s.prefix.Contains(addr) }) {
 			findings = append(findings, finding(OutOfRange))
 		}
 	}

@@ -17,10 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// DefaultServiceCIDR is the name of the one ServiceCIDR: the range that the
-// API server was started with.
-const DefaultServiceCIDR = "kubernetes"
-
 // Limits of an EndpointSlice.
 const (
 	maxSliceEndpoints = 1000
@@ -80,7 +76,7 @@ func endpoints(s *discoveryv1.EndpointSlice, list *field.Path) (errs field.Error
 }
 
 // endpointAddress checks that traffic can be sent to the address: one of the
-// slice's family, and not of a kind that only means something on one machine.
+// slice's family, and an ordinary one.
 func endpointAddress(address string, family discoveryv1.AddressType, at *field.Path) field.ErrorList {
 	if errs := ipAddress(address, at); len(errs) > 0 {
 		return errs
@@ -95,6 +91,15 @@ func endpointAddress(address string, family discoveryv1.AddressType, at *field.P
 		if addr.Is4() {
 			return field.ErrorList{field.Invalid(at, address, "must be an IPv6 address")}
 		}
+	}
+	return ordinaryAddress(address, at)
+}
+
+// ordinaryAddress checks that a valid address means the same on every machine.
+func ordinaryAddress(address string, at *field.Path) field.ErrorList {
+	addr, err := netip.ParseAddr(address)
+	if err != nil {
+		return field.ErrorList{field.Invalid(at, address, "must be a valid IP address")}
 	}
 	message := ""
 	switch {
@@ -170,37 +175,57 @@ func endpointPorts(ports []discoveryv1.EndpointPort, list *field.Path) (errs fie
 	return errs
 }
 
-// ServiceCIDR checks a new ServiceCIDR. There is one, which the API server
-// makes of the range that it was started with.
+// ServiceCIDR checks a new ServiceCIDR.
 func ServiceCIDR(c *networkingv1.ServiceCIDR) field.ErrorList {
 	errs := created(&c.ObjectMeta, false, apivalidation.NameIsDNSSubdomain)
-	if c.Name != DefaultServiceCIDR && c.Name != "" {
-		errs = append(errs, unsupported(metadataPath.Child("name"), c.Name, `the range is set when the cluster is made, in the ServiceCIDR "kubernetes"`))
-	}
+	return append(errs, serviceCIDRs(&c.Spec)...)
+}
+
+func serviceCIDRs(spec *networkingv1.ServiceCIDRSpec) (errs field.ErrorList) {
 	at := specPath.Child("cidrs")
 	switch {
-	case len(c.Spec.CIDRs) == 0:
-		errs = append(errs, field.Required(at, "at least one CIDR required"))
-	case len(c.Spec.CIDRs) > 2:
-		errs = append(errs, field.Invalid(at, c.Spec.CIDRs, "may only hold up to 2 values"))
+	case len(spec.CIDRs) == 0:
+		return field.ErrorList{field.Required(at, "at least one CIDR required")}
+	case len(spec.CIDRs) > 2:
+		return field.ErrorList{field.Invalid(at, spec.CIDRs, "may only hold up to 2 values")}
 	}
 	var families []bool
-	for i, cidr := range c.Spec.CIDRs {
+	for i, cidr := range spec.CIDRs {
 		errs = append(errs, validation.IsValidCIDR(at.Index(i), cidr)...)
-		if prefix, err := netip.ParsePrefix(cidr); err == nil {
-			families = append(families, prefix.Addr().Is4())
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			continue
+		}
+		families = append(families, prefix.Addr().Is4())
+		if prefix.Addr().BitLen()-prefix.Bits() < 2 {
+			errs = append(errs, unsupported(at.Index(i), cidr, "a range needs room for the network's own address and two Services"))
 		}
 	}
 	if len(families) == 2 && families[0] == families[1] {
-		errs = append(errs, field.Invalid(at, c.Spec.CIDRs, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64"))
+		errs = append(errs, field.Invalid(at, spec.CIDRs, "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64"))
 	}
 	return errs
 }
 
-// ServiceCIDRUpdate checks a change of a ServiceCIDR, whose range stays.
+// ServiceCIDRUpdate checks a change of a ServiceCIDR. A range stays, and one of
+// the other family may be added.
 func ServiceCIDRUpdate(c, old *networkingv1.ServiceCIDR) field.ErrorList {
+	const stays = apivalidation.FieldImmutableErrorMsg
 	errs := updated(&c.ObjectMeta, &old.ObjectMeta)
-	return append(errs, immutable(c.Spec.CIDRs, old.Spec.CIDRs, specPath.Child("cidrs"))...)
+	now, was, at := c.Spec.CIDRs, old.Spec.CIDRs, specPath.Child("cidrs")
+	added := len(was) == 1 && len(now) == 2
+	if len(now) != len(was) && !added {
+		return append(errs, field.Invalid(at, now, stays))
+	}
+	for i := range was {
+		if now[i] != was[i] {
+			errs = append(errs, field.Invalid(at.Index(i), now[i], stays))
+		}
+	}
+	if added {
+		errs = append(errs, serviceCIDRs(&c.Spec)...)
+	}
+	return errs
 }
 
 // ServiceCIDRStatusUpdate checks a change of a ServiceCIDR's status.

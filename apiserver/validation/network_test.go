@@ -31,7 +31,7 @@ func TestEndpointSlice(t *testing.T) {
 		{"no type", `{"addressType":""}`, []string{`addressType: Required value`}},
 		{"bad type", `{"addressType":"IP"}`, []string{`addressType: Unsupported value: "IP": supported values: "IPv4", "IPv6"`}},
 		{"not yet: names", `{"addressType":"FQDN","endpoints":null}`, []string{`addressType: Unsupported value: "FQDN": not supported yet by Fairlead: traffic is forwarded to addresses; use "IPv4" or "IPv6", or a Service of type ExternalName`}},
-		{"not yet: SCTP", `{"ports":[{"protocol":"SCTP"}]}`, []string{`ports[0].protocol: Unsupported value: "SCTP": not supported yet by Fairlead: use "TCP" or "UDP"`}},
+		{"SCTP", `{"ports":[{"protocol":"SCTP"}]}`, nil},
 		{"no address", `{"endpoints":[{"addresses":[]}]}`, []string{`endpoints[0].addresses: Required value: must contain at least 1 address`}},
 		{"bad address", endpoint("x"), []string{`endpoints[0].addresses[0]: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)`}},
 		{"six in a slice of four", endpoint("fd00::1"), []string{`endpoints[0].addresses[0]: Invalid value: "fd00::1": must be an IPv4 address`}},
@@ -51,7 +51,7 @@ func TestEndpointSlice(t *testing.T) {
 		{"port twice", `{"ports":[{"port":1},{"port":2}]}`, []string{`ports[1].name: Duplicate value: ""`}},
 		{"bad ports", `{"ports":[{"name":"A","port":0,"protocol":"x","appProtocol":"a b"}]}`, []string{
 			`ports[0].name: Invalid value: "A": ` + labelRule,
-			`ports[0].protocol: Unsupported value: "x": supported values: "TCP", "UDP"`,
+			`ports[0].protocol: Unsupported value: "x": supported values: "SCTP", "TCP", "UDP"`,
 			`ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive`,
 			`ports[0].appProtocol: Invalid value: "a b": name part must consist of…`}},
 	})
@@ -87,7 +87,8 @@ func TestServiceCIDR(t *testing.T) {
 	creates(t, base, ServiceCIDR, []row{
 		{"valid", `{}`, nil},
 		{"two", `{"spec":{"cidrs":["fd00:96::/112","10.96.0.0/16"]}}`, nil},
-		{"another", `{"metadata":{"name":"more"}}`, []string{`metadata.name: Unsupported value: "more": not supported yet by Fairlead: the range is set when the cluster is made, in the ServiceCIDR "kubernetes"`}},
+		{"another", `{"metadata":{"name":"more"}}`, nil},
+		{"too small", `{"spec":{"cidrs":["10.96.0.0/31"]}}`, []string{`spec.cidrs[0]: Unsupported value: "10.96.0.0/31": not supported yet by Fairlead: a range needs room for the network's own address and two Services`}},
 		{"in a namespace", `{"metadata":{"namespace":"shop"}}`, []string{`metadata.namespace: Forbidden: not allowed on this type`}},
 		{"none", `{"spec":{"cidrs":null}}`, []string{`spec.cidrs: Required value: at least one CIDR required`}},
 		{"three", `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112","10.97.0.0/16"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16","fd00::/112","10.97.0.0/16"]: may only hold up to 2 values`}},
@@ -97,7 +98,11 @@ func TestServiceCIDR(t *testing.T) {
 	})
 	updates(t, base, ServiceCIDRUpdate, []change{
 		{"labels", `{}`, `{"metadata":{"labels":{"a":"b"}}}`, nil},
-		{"range", `{}`, `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16","fd00::/112"]: field is immutable`}},
+		{"range", `{}`, `{"spec":{"cidrs":["10.97.0.0/16"]}}`, []string{`spec.cidrs[0]: Invalid value: "10.97.0.0/16": field is immutable`}},
+		{"second family", `{}`, `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112"]}}`, nil},
+		{"second family in front", `{}`, `{"spec":{"cidrs":["fd00::/112","10.96.0.0/16"]}}`, []string{`spec.cidrs[0]: Invalid value: "fd00::/112": field is immutable`}},
+		{"second of one family", `{}`, `{"spec":{"cidrs":["10.96.0.0/16","10.97.0.0/16"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16","10.97.0.0/16"]: may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64`}},
+		{"range taken away", `{"spec":{"cidrs":["10.96.0.0/16","fd00::/112"]}}`, `{"spec":{"cidrs":["10.96.0.0/16"]}}`, []string{`spec.cidrs: Invalid value: ["10.96.0.0/16"]: field is immutable`}},
 	})
 	updates(t, base, ServiceCIDRStatusUpdate, []change{
 		{"ready", `{}`, `{"status":{"conditions":[{"type":"Ready","status":"True","reason":"Ready","lastTransitionTime":"2025-01-01T00:00:00Z"}]}}`, nil},

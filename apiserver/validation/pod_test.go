@@ -89,7 +89,7 @@ func TestPod(t *testing.T) {
 		{"ports out of range", ctr(`"ports":[{"containerPort":0},{"containerPort":70000},{"containerPort":80,"protocol":"x"}]`), []string{
 			`spec.containers[0].ports[0].containerPort: Required value`,
 			`spec.containers[0].ports[1].containerPort: Invalid value: 70000: ` + portRange,
-			`spec.containers[0].ports[2].protocol: Unsupported value: "x": supported values: "TCP", "UDP"`}},
+			`spec.containers[0].ports[2].protocol: Unsupported value: "x": supported values: "SCTP", "TCP", "UDP"`}},
 		{"port names", ctr(`"ports":[{"containerPort":1,"name":"a"},{"containerPort":2,"name":"a"},{"containerPort":3,"name":"way-too-long-name"},{"containerPort":4,"name":"A"}]`), []string{
 			`spec.containers[0].ports[1].name: Duplicate value: "a"`,
 			`spec.containers[0].ports[2].name: Invalid value: "way-too-long-name": must be no more than 15 characters`,
@@ -208,7 +208,7 @@ func TestPod(t *testing.T) {
 		{"not yet: gRPC", ctr(`"readinessProbe":{"grpc":{"port":1}}`), []string{`spec.containers[0].readinessProbe.grpc: Forbidden: not supported yet by Fairlead: use httpGet, tcpSocket or exec`}},
 		{"not yet: HTTP 2", ctr(`"readinessProbe":{"httpGet":{"port":1,"protocol":"HTTP2"}}`), []string{`spec.containers[0].readinessProbe.httpGet.protocol: Unsupported value: "HTTP2": not supported yet by Fairlead: use "HTTP1"`}},
 		{"not yet: host ports", ctr(`"ports":[{"containerPort":80,"hostPort":80,"hostIP":"10.0.0.1"}]`), []string{`spec.containers[0].ports[0].hostPort: ` + byService, `spec.containers[0].ports[0].hostIP: ` + byService}},
-		{"not yet: SCTP", ctr(`"ports":[{"containerPort":80,"protocol":"SCTP"}]`), []string{`spec.containers[0].ports[0].protocol: Unsupported value: "SCTP": not supported yet by Fairlead: use "TCP" or "UDP"`}},
+		{"SCTP", ctr(`"ports":[{"containerPort":80,"protocol":"SCTP"}]`), nil},
 		{"not yet: secrets and other sources", ctr(`"env":[{"name":"A","valueFrom":{"secretKeyRef":{"name":"a","key":"b"}}},{"name":"B","valueFrom":{"resourceFieldRef":{"resource":"limits.cpu"}}},{"name":"C","valueFrom":{"fileKeyRef":{"volumeName":"a","path":"b","key":"c"}}}],"envFrom":[{"secretRef":{"name":"a"}}]`), []string{
 			`spec.containers[0].env[0].valueFrom.secretKeyRef: Forbidden: not supported yet by Fairlead: there are no Secrets; use configMapKeyRef`,
 			`spec.containers[0].env[1].valueFrom.resourceFieldRef: Forbidden: not supported yet by Fairlead: process pods have no limits`,

@@ -16,6 +16,7 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"github.com/fairlead/fairlead/apiserver"
 	"github.com/fairlead/fairlead/cluster"
@@ -41,6 +42,7 @@ type apiOptions struct {
 	listen       string
 	serviceCIDRs []netip.Prefix
 	podCIDRs     []netip.Prefix
+	nodePorts    utilnet.PortRange
 	advertise    netip.AddrPort
 	etcd         apiserver.ExternalEtcd
 }
@@ -54,6 +56,7 @@ func parseAPIOptions(args []string, io streams) (apiOptions, error) {
 	flags.StringVar(&o.listen, "listen", "", "`address` to listen on, such as 127.0.0.1:6443, when no socket is inherited;\nan administrator's kubeconfig for it is written to the state directory")
 	flags.Func("service-cidr", "`range` of ClusterIPs, or two, of different families, with a comma (default 10.96.0.0/16)", prefixes(&o.serviceCIDRs))
 	flags.Func("pod-cidr", "`range` of pod addresses, or two, of different families, with a comma (default 10.244.0.0/16)", prefixes(&o.podCIDRs))
+	flags.Func("service-node-port-range", "`range` of the Services' ports on the nodes, such as 30000-32767 (the default)", o.nodePorts.Set)
 	flags.Func("advertise-address", "`address:port` where pods reach the API (default: the first listener's)", func(s string) (err error) {
 		o.advertise, err = netip.ParseAddrPort(s)
 		return err
@@ -136,6 +139,7 @@ func runAPIServer(ctx context.Context, args []string, io streams) error {
 		StateDir:      string(o.dir),
 		Listeners:     listeners,
 		ServiceCIDRs:  o.serviceCIDRs,
+		NodePorts:     o.nodePorts,
 		AdvertiseAddr: o.advertise,
 		PKI:           authority,
 		ExternalEtcd:  o.etcd,
