@@ -43,6 +43,7 @@ type apiOptions struct {
 	podCIDRs     []netip.Prefix
 	advertise    netip.AddrPort
 	etcd         apiserver.ExternalEtcd
+	controllers  bool
 }
 
 // parseAPIOptions reads the flags.
@@ -62,6 +63,7 @@ func parseAPIOptions(args []string, io streams) (apiOptions, error) {
 		o.etcd.Servers = strings.Split(s, ",")
 		return nil
 	})
+	flags.BoolVar(&o.controllers, "controllers", true, "run the controllers too; false leaves them to another program")
 	flags.StringVar(&o.etcd.CAFile, "etcd-cafile", "", "`file` with the authority of the external etcd")
 	flags.StringVar(&o.etcd.CertFile, "etcd-certfile", "", "`file` with the client certificate for the external etcd")
 	flags.StringVar(&o.etcd.KeyFile, "etcd-keyfile", "", "`file` with the key of that certificate")
@@ -143,6 +145,9 @@ func runAPIServer(ctx context.Context, args []string, io streams) error {
 	})
 	if err != nil {
 		return err
+	}
+	if !o.controllers {
+		return server.Run(ctx)
 	}
 	return serve(ctx, server, control.Options{
 		Config:       server.LoopbackConfig(),
