@@ -26,6 +26,8 @@ var (
 	proxy    = contender{"kube-proxy", 12, proxyCommand, "Caches are synced"}
 )
 
+var contenders = map[string]contender{fairlead.name: fairlead, proxy.name: proxy}
+
 // run starts the contender on a node. Eager is without the pause that kube-proxy by default makes after each time it has written the kernel's
 // tables (Fairlead has none).
 func (c contender) run(r *rig, eager bool, cpu int) (*process, error) {

@@ -112,8 +112,8 @@ type suite struct {
 	programs programs
 	quick    bool
 	dir      string
-	worlds   map[int]*world
-	running  map[string]*running
+	worlds   map[place]*world
+	running  map[place]*running
 	figures  []figure
 	out      *json.Encoder
 }
@@ -135,8 +135,8 @@ func newSuite(root string, quick bool) (*suite, error) {
 			kubeControllerManager: filepath.Join(root, "bench", "bin", "kube-controller-manager"),
 		},
 		quick:   quick,
-		worlds:  map[int]*world{},
-		running: map[string]*running{},
+		worlds:  map[place]*world{},
+		running: map[place]*running{},
 		out:     json.NewEncoder(os.Stdout),
 	}
 	for _, path := range []string{s.programs.fairlead, s.programs.fairleadServer, s.programs.kubeProxy, s.programs.kubeControllerManager} {
@@ -163,83 +163,105 @@ func pick[T any](s *suite, full, quick T) T {
 	return full
 }
 
-// world returns the world with n Services, and makes it the first time.
-func (s *suite) world(ctx context.Context, n int) (*world, error) {
-	if w := s.worlds[n]; w != nil {
+// place is where a contender is measured. Each has an API server of its own, all of the same program with the same objects: with one for
+// two, what one contender does about a change would burden the other.
+type place struct {
+	contender string
+	services  int
+}
+
+// world returns the world of a place, and makes it the first time.
+func (s *suite) world(ctx context.Context, at place) (*world, error) {
+	if w := s.worlds[at]; w != nil {
 		return w, nil
 	}
-	w, err := newWorld(ctx, s.programs, filepath.Join(s.dir, fmt.Sprint(n)))
+	progress("making %d Services with two endpoints each for %s", at.services, at.contender)
+	w, err := newWorld(ctx, s.programs, filepath.Join(s.dir, fmt.Sprint(at.contender, "-", at.services)))
 	if err != nil {
 		return nil, err
 	}
-	s.worlds[n] = w
+	s.worlds[at] = w
 	if err := w.register(ctx); err != nil {
 		return nil, err
 	}
-	progress("making %d Services with two endpoints each", n)
-	return w, w.grow(ctx, n)
+	return w, w.grow(ctx, at.services)
 }
 
 // forget ends a world that no further figure needs.
-func (s *suite) forget(n int) {
-	for key, r := range s.running {
-		if r.rig.w == s.worlds[n] {
-			r.close()
-			delete(s.running, key)
-		}
-	}
-	s.worlds[n].close()
-	delete(s.worlds, n)
+func (s *suite) forget(at place) {
+	s.running[at].close()
+	delete(s.running, at)
+	s.worlds[at].close()
+	delete(s.worlds, at)
 }
 
 // running is a contender that runs on its rig and has programmed everything.
 type running struct {
 	contender
 	*rig
+	eager   bool
 	process *process
 	monitor *monitor
 }
 
 func (r *running) close() {
+	if r == nil {
+		return
+	}
 	r.monitor.close()
 	r.process.stop()
 	r.rig.close()
 }
 
-// contender returns the contender running in the world with n Services, as its makers ship it or without the pause that they
-// ship it with. It goes on running for further figures.
-func (s *suite) contender(ctx context.Context, c contender, n int, eager bool) (*running, error) {
-	key := fmt.Sprint(c.name, n, eager)
-	if r := s.running[key]; r != nil {
+// start returns the contender running at a place, as its makers ship it or eager: without the pause that they ship it with. It goes
+// on running for further figures.
+func (s *suite) start(ctx context.Context, c contender, services int, eager bool) (*running, error) {
+	at := place{c.name, services}
+	if r := s.running[at]; r != nil && r.eager == eager {
 		return r, r.process.gone()
 	}
-	w, err := s.world(ctx, n)
+	s.running[at].close()
+	delete(s.running, at)
+	w, err := s.world(ctx, at)
 	if err != nil {
 		return nil, err
 	}
-	for old, r := range s.running { // one of a kind in a world: they would share a node
-		if r.contender.name == c.name && r.rig.w == w {
-			r.close()
-			delete(s.running, old)
-		}
-	}
-	progress("starting %s among %d Services", c.name, n)
-	r := &running{contender: c}
+	progress("starting %s among %d Services", c.name, services)
+	r := &running{contender: c, eager: eager}
 	if r.rig, err = newRig(s.programs, w.dir, w, c.name, c.number); err != nil {
 		return nil, err
 	}
-	if r.process, err = c.run(r.rig, eager, serverCPU); err != nil {
-		r.rig.close()
+	s.running[at] = r
+	if r.process, err = c.run(r.rig, eager, anyCPU); err != nil {
 		return nil, err
 	}
-	s.running[key] = r
 	bounded, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	if _, err := awaitForwarding(bounded, r.client, w.vips(probes), r.process.gone); err != nil {
-		return nil, fmt.Errorf("wait for %s among %d Services: %w; it said: %s", c.name, n, err, tail(r.process.log))
+		return nil, fmt.Errorf("wait for %s among %d Services: %w; it said: %s", c.name, services, err, tail(r.process.log))
+	}
+	if _, err := cpuWhenIdle(bounded, r.process.pid()); err != nil {
+		return nil, err
 	}
 	r.monitor, err = newMonitor(r.node)
 	return r, err
+}
+
+// changeLimit is how long the kernel may take to have one change.
+const changeLimit = 30 * time.Second
+
+// await is the time at which the kernel told of an address that is expected.
+func (r *running) await(ctx context.Context, told <-chan time.Time) (time.Time, error) {
+	select {
+	case at := <-told:
+		return at, nil
+	case <-ctx.Done():
+		return time.Time{}, ctx.Err()
+	case <-r.process.done:
+		return time.Time{}, r.process.gone()
+	case <-time.After(changeLimit):
+		return time.Time{}, fmt.Errorf("%s did not bring a change to the kernel in %v; it said: %s", r.contender.name, changeLimit, tail(r.process.log))
+	}
 }
 
 // close ends everything, and removes what is left, also after an error.

@@ -16,8 +16,8 @@ import (
 const (
 	// probeWait is how long one attempt may take. Where a Service is programmed a connection over veths is there within
 	// some ten microseconds; where it is not, nothing may ever answer.
-	probeWait  = 5 * time.Millisecond
-	probePause = time.Millisecond
+	probeWait  = time.Millisecond
+	probePause = 500 * time.Microsecond
 )
 
 // tryConnect opens a connection from the calling thread's namespace, and resets it at once.
@@ -90,7 +90,7 @@ func verifyForwarding(from *host, to []netip.AddrPort) error {
 	return from.Do(func() error {
 		for _, addr := range to {
 			if tryConnect(addr, probeWait) != nil {
-				if err := tryConnect(addr, 20*probeWait); err != nil {
+				if err := tryConnect(addr, 100*probeWait); err != nil {
 					return fmt.Errorf("%s was to be programmed, but: %w", addr, err)
 				}
 			}

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -92,6 +93,26 @@ func hasChildren(pid int) bool {
 		}
 	}
 	return false
+}
+
+// confine keeps all threads of a process on one processor.
+func confine(pid, cpu int) error {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil {
+		return fmt.Errorf("list threads of %d: %w", pid, err)
+	}
+	var set unix.CPUSet
+	set.Set(cpu)
+	for _, task := range tasks {
+		tid, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			return fmt.Errorf("parse thread of %d: %w", pid, err)
+		}
+		if err := unix.SchedSetaffinity(tid, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("confine thread %d: %w", tid, err)
+		}
+	}
+	return nil
 }
 
 // memory is what a process holds, in bytes.
@@ -194,7 +215,7 @@ func quiet(ctx context.Context) {
 		busy = 0.06
 	)
 	before, err := readMachineTime()
-	for range 60 {
+	for range 20 {
 		if err != nil || ctx.Err() != nil {
 			return
 		}

@@ -126,12 +126,16 @@ func (w *world) close() {
 }
 
 // newEndpoint is an endpoint address that was never used before, so that the kernel's word of it cannot be mistaken.
-func (w *world) newEndpoint() netip.Addr {
-	base := netip.MustParsePrefix(remoteCIDR).Addr().As4()
-	var next [4]byte
-	// the first 256 are left to nodes and pods that have names
-	binary.BigEndian.PutUint32(next[:], binary.BigEndian.Uint32(base[:])+256+w.endpoints.Add(1))
-	return netip.AddrFrom4(next)
+func (w *world) newEndpoint() netip.Addr { return endpoint(w.endpoints.Add(1)) }
+
+// nextEndpoint is what newEndpoint will give.
+func (w *world) nextEndpoint() netip.Addr { return endpoint(w.endpoints.Load() + 1) }
+
+// endpoint is the n-th endpoint address. The first 256 of the range are left to what has a name.
+func endpoint(n uint32) netip.Addr {
+	a := netip.MustParsePrefix(remoteCIDR).Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+256+n)
+	return netip.AddrFrom4(a)
 }
 
 // grow makes Services, with two endpoints each on the remote node, until there are n.
@@ -188,18 +192,18 @@ func (w *world) addSlice(ctx context.Context, service, name string, endpoints in
 	return made, nil
 }
 
-// replaceEndpoint gives an endpoint of the slice another address, and returns it with the time of the API's answer.
-func (w *world) replaceEndpoint(ctx context.Context, s *virtual, i int) (netip.Addr, time.Time, error) {
-	addr := w.newEndpoint()
+// replaceEndpoint gives an endpoint of the slice another address, the next, and returns when it was asked for and when the API had answered.
+func (w *world) replaceEndpoint(ctx context.Context, s *virtual, i int) (asked, answered time.Time, err error) {
 	changed := s.slice.DeepCopy()
-	changed.Endpoints[i].Addresses = []string{addr.String()}
+	changed.Endpoints[i].Addresses = []string{w.newEndpoint().String()}
+	asked = time.Now()
 	stored, err := w.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, changed, metav1.UpdateOptions{})
-	answered := time.Now()
+	answered = time.Now()
 	if err != nil {
-		return addr, answered, fmt.Errorf("update slice %s: %w", changed.Name, err)
+		return asked, answered, fmt.Errorf("update slice %s: %w", changed.Name, err)
 	}
 	s.slice = stored
-	return addr, answered, nil
+	return asked, answered, nil
 }
 
 // vips are up to n Services' addresses, spread evenly, the first and the last among them.
