@@ -2,6 +2,5 @@ package main
 
 import "context"
 
-func sliceWrites(context.Context, *suite) error { return nil }
 func replacement(context.Context, *suite) error { return nil }
 func writeDocs(string, []figure, bool) error    { return nil }

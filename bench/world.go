@@ -49,6 +49,7 @@ type world struct {
 	dir        string
 	fabric     *host
 	api        *process
+	manager    *process // kube-controller-manager, where there is one
 	config     *rest.Config
 	client     kubernetes.Interface
 	kubeconfig string
@@ -121,6 +122,7 @@ func (w *world) close() {
 		return
 	}
 	w.stopLeases()
+	w.manager.stop()
 	w.api.stop()
 	w.fabric.close()
 }
