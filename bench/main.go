@@ -19,12 +19,31 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// run is one of the programs in pods, which deal with signals in their own ways, or the measuring.
+func run(args []string) error {
+	name := ""
+	if len(args) > 0 {
+		name = args[0]
+	}
+	switch name {
+	case "serve":
+		return serve(args[1:])
+	case "load":
+		return load(args[1:], os.Stdout)
+	case "answer":
+		return answer(args[1:])
+	case "storm":
+		return storm(args[1:], os.Stdout)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return measure(ctx, args)
 }
 
 // programs are the paths of what is measured, and of this program, which is also the client and the server in the pods.
@@ -54,15 +73,7 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func run(ctx context.Context, args []string) error {
-	if len(args) > 0 {
-		switch args[0] {
-		case "serve":
-			return serve(args[1:])
-		case "load":
-			return load(args[1:], os.Stdout)
-		}
-	}
+func measure(ctx context.Context, args []string) error {
 	var all []string
 	for _, e := range experiments {
 		all = append(all, e.name)
@@ -104,7 +115,7 @@ func run(ctx context.Context, args []string) error {
 	if *docs == "" {
 		return nil
 	}
-	return writeDocs(*docs, s.figures, *quick)
+	return s.writeDocs(*docs)
 }
 
 // suite is one run of the program.
