@@ -58,7 +58,7 @@ func connections(ctx context.Context, s *suite) error {
 	for _, workers := range []int{1, 4} {
 		quiet(ctx)
 		progress("connecting with %d workers", workers)
-		taken, err := takeTurns(ctx, pick(s, 9, 3), names, func(name string) (loadResult, error) {
+		taken, err := takeTurns(ctx, pick(s, 13, 3), names, func(name string) (loadResult, error) {
 			return runLoad(ctx, s, paths[name], workers)
 		})
 		if err != nil {
@@ -82,6 +82,10 @@ func reportLoad(s *suite, taken map[string][]loadResult, small, large, workers i
 		s.compare(f, proxy.name, rate(own), rate(theirs), share, atLeast(1.05))
 		s.compare(f, "direct", rate(own), rate(direct), share, atLeast(0.95))
 		s.compare(f, "bare", rate(own), rate("bare"), share, nil)
+		cpu := func(name string) []float64 { return each(taken[name], loadResult.cpu) }
+		f = figure{Section: "connect", Figure: "client's CPU of a connection" + at + with, Unit: "µs", X: n}
+		s.compare(f, proxy.name, cpu(own), cpu(theirs), timesLess, nil)
+		s.compare(f, "direct", cpu(own), cpu(direct), timesLess, nil)
 		if workers == 1 {
 			p50 := func(name string) []float64 {
 				return each(taken[name], func(r loadResult) float64 { return r.ConnectP50 })

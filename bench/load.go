@@ -77,7 +77,12 @@ type loadResult struct {
 	Seconds     float64 `json:"seconds"`
 	ConnectP50  float64 `json:"connectP50"` // microseconds
 	ConnectP99  float64 `json:"connectP99"`
+	// CPU is the processor time of one connection in microseconds. On veths that is nearly all of it, to the server's socket and back: what receives a packet
+	// runs where it was sent.
+	CPU float64 `json:"cpu"`
 }
+
+func (r loadResult) cpu() float64 { return r.CPU }
 
 func (r loadResult) perSecond() float64 { return float64(r.Connections) / r.Seconds }
 
@@ -102,24 +107,31 @@ func load(args []string, out io.Writer) error {
 	begin := time.Now().Add(*warm)
 	end := begin.Add(*count)
 	clients := make([]client, *workers)
-	var all sync.WaitGroup
+	var running sync.WaitGroup
 	for i := range clients {
-		all.Go(func() {
+		running.Go(func() {
 			runtime.LockOSThread()
 			clients[i].run(addrs, i, begin, end)
 		})
 	}
-	all.Wait()
+	running.Wait()
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		return fmt.Errorf("read processor time: %w", err)
+	}
 	result := loadResult{Seconds: count.Seconds()}
+	all := 0
 	var connects []time.Duration
 	for _, c := range clients {
 		connects = append(connects, c.connects...)
 		result.Errors += c.errors
+		all += c.all
 		if c.first != nil {
 			result.FirstError = c.first.Error()
 		}
 	}
 	result.Connections = len(connects)
+	result.CPU = float64(used.Utime.Nano()+used.Stime.Nano()) / 1000 / float64(max(all, 1))
 	if len(connects) > 0 {
 		slices.Sort(connects)
 		micros := func(share float64) float64 {
@@ -133,6 +145,7 @@ func load(args []string, out io.Writer) error {
 // client is one thread's work.
 type client struct {
 	connects []time.Duration // time in connect(), of connections counted
+	all      int             // also those before counting
 	errors   int
 	first    error
 }
@@ -145,6 +158,7 @@ func (c *client) run(to []unix.SockaddrInet4, turn int, begin, end time.Time) {
 		if now.After(end) {
 			return
 		}
+		c.all++
 		took, err := exchange(&to[turn%len(to)], buf)
 		switch {
 		case err != nil:

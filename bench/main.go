@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -95,6 +96,9 @@ func measure(ctx context.Context, args []string) error {
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, to make network namespaces")
+	}
+	if runtime.NumCPU() <= serverCPU {
+		return errors.New("needs two processors: one for clients, one for what they talk to")
 	}
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
@@ -275,14 +279,16 @@ func (r *running) await(ctx context.Context, told <-chan time.Time) (time.Time, 
 	}
 }
 
+// forgetAll ends all worlds that are shared between figures.
+func (s *suite) forgetAll() {
+	for at := range s.worlds {
+		s.forget(at)
+	}
+}
+
 // close ends everything, and removes what is left, also after an error.
 func (s *suite) close() {
-	for _, r := range s.running {
-		r.close()
-	}
-	for _, w := range s.worlds {
-		w.close()
-	}
+	s.forgetAll()
 	if err := os.RemoveAll(s.dir); err != nil {
 		progress("cannot remove %s: %v", s.dir, err)
 	}

@@ -75,8 +75,9 @@ func logPlot(title, xName, yName string, lines []series) string {
 	}
 	x0, x1 := decades(xs)
 	y0, y1 := decades(ys)
+	const inset = 30 // room for the numbers at the outermost points
 	atX := func(v float64) float64 {
-		return plotLeft + (math.Log10(v)-float64(x0))/float64(x1-x0)*(plotWidth-plotLeft-plotRight)
+		return plotLeft + inset + (math.Log10(v)-float64(x0))/float64(x1-x0)*(plotWidth-plotLeft-plotRight-2*inset)
 	}
 	atY := func(v float64) float64 {
 		return plotHeight - plotBottom - (math.Log10(v)-float64(y0))/float64(y1-y0)*(plotHeight-plotTop-plotBottom)

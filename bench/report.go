@@ -119,7 +119,7 @@ func (s *suite) versions() map[string]string {
 		return first
 	}
 	return map[string]string{
-		"Fairlead":                ask(s.programs.fairlead, "--version"),
+		"Fairlead":                strings.TrimPrefix(ask(s.programs.fairlead, "--version"), "fairlead version "),
 		"kube-proxy":              ask(s.programs.kubeProxy, "--version"),
 		"kube-controller-manager": ask(s.programs.kubeControllerManager, "--version"),
 		"nft":                     ask("nft", "--version"),
@@ -159,7 +159,7 @@ func plots(figures []figure) map[string]string {
 func connectBars(figures []figure) (groups []string, bars []series) {
 	bars = []series{{name: "Fairlead"}, {name: proxy.name}, {name: "direct"}, {name: "bare"}}
 	for _, f := range figures {
-		if f.Section != "connect" || f.X == 0 || !strings.HasSuffix(f.Figure, "4 workers") {
+		if f.Section != "connect" || !strings.HasPrefix(f.Figure, "connections per second at") || f.X == 0 || !strings.HasSuffix(f.Figure, "4 workers") {
 			continue
 		}
 		point := [2]float64{float64(f.X), f.RivalValue}

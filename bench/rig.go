@@ -74,7 +74,6 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 		r.node.addr("pod0", "169.254.1.1/32"),
 		r.node.route(r.podAddr()+"/32", "", "pod0"),
 		r.node.addr("remote0", "192.168.78.1/24"),
-		r.node.route(remoteCIDR, remoteIP, "remote0"),
 		r.client.addr("eth0", r.podAddr()+"/32"),
 		r.client.route("169.254.1.1/32", "", "eth0"),
 		r.client.route("0.0.0.0/0", "169.254.1.1", "eth0"),
@@ -84,6 +83,11 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 	)
 	if err != nil {
 		return nil, fmt.Errorf("lay out %s: %w", name, err)
+	}
+	if name != fairlead.name { // which makes this route itself
+		if err := r.node.route(remoteCIDR, remoteIP, "remote0"); err != nil {
+			return nil, err
+		}
 	}
 	r.server, err = start(r.remote, serverCPU, dir, "server-"+name, programs.bench, "serve", net.JoinHostPort("0.0.0.0", strconv.Itoa(targetPort)))
 	return r, err

@@ -55,6 +55,7 @@ const (
 // sliceWrites measures from the API's answer for a pod that became ready, or not ready, to an EndpointSlice that says so having been stored, as a watch tells,
 // with a hundred such changes a second; and how many writes that took.
 func sliceWrites(ctx context.Context, s *suite) error {
+	s.forgetAll()
 	names := []string{fairlead.name, manager, managerLifted}
 	worlds := map[string]*world{}
 	for i, name := range names {
