@@ -15,7 +15,7 @@ type figure struct {
 	Value      float64 `json:"value"`
 	Unit       string  `json:"unit"`
 	Rival      string  `json:"rival,omitempty"`
-	RivalValue float64 `json:"rival_value,omitempty"`
+	RivalValue float64 `json:"rival_value"`
 	// Ratio is how many times less Fairlead needs (RatioOf "rival/value"), or has ("value/rival"), and Low and High its 95 % interval; without
 	// rounds that could be resampled, all three are equal.
 	Ratio   float64 `json:"ratio,omitempty"`
