@@ -31,7 +31,8 @@ type series struct {
 type drawing struct{ strings.Builder }
 
 func (d *drawing) begin(title string) {
-	fmt.Fprintf(d, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%[1]d" height="%d" font-family="sans-serif" font-size="12">`+"\n", plotWidth, plotHeight, plotHeight)
+	const tag = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %[1]d %[2]d" width="%[1]d" height="%[2]d" font-family="sans-serif" font-size="12">`
+	fmt.Fprintf(d, tag+"\n", plotWidth, plotHeight)
 	fmt.Fprintf(d, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", plotWidth, plotHeight)
 	d.text(plotLeft, 22, "start", "bold", title)
 }

@@ -81,8 +81,13 @@ func checkPlot(t *testing.T, svg string, circles, bars int) {
 		}
 		count[start.Name.Local]++
 		for _, a := range start.Attr {
-			limit := map[string]float64{"x": plotWidth, "cx": plotWidth, "x1": plotWidth, "x2": plotWidth, "y": plotHeight, "cy": plotHeight, "y1": plotHeight, "y2": plotHeight}[a.Name.Local]
-			if limit == 0 {
+			limit := 0.0
+			switch a.Name.Local {
+			case "x", "cx", "x1", "x2":
+				limit = plotWidth
+			case "y", "cy", "y1", "y2":
+				limit = plotHeight
+			default:
 				continue
 			}
 			if v, err := strconv.ParseFloat(a.Value, 64); err != nil || v < 0 || v > limit {

@@ -60,8 +60,8 @@ func resetOnClose(fd int) error {
 	return nil
 }
 
-// awaitForwarding tries the addresses from a host, each until it connects, and returns when the last one did. The addresses of which it returns a
-// moment are tried in their order, so the last to be programmed decides.
+// awaitForwarding tries the addresses from a host, one after the other, each until it connects, and returns when the last one did: an address that is
+// programmed late holds up the others, so the latest decides.
 func awaitForwarding(ctx context.Context, from *host, to []netip.AddrPort, alive func() error) (last time.Time, err error) {
 	err = from.Do(func() error {
 		for _, addr := range to {

@@ -115,9 +115,10 @@ func confine(pid, cpu int) error {
 	return nil
 }
 
-// memory is what a process holds, in bytes.
+// memory is what a process holds, in bytes. The contenders are static programs that share pages with nobody but other instances of themselves, of which there are
+// several here and one on a node: what is resident is what the proportional set size would be there.
 type memory struct {
-	PSS  float64 // proportional set size: shared pages count by their share
+	RSS  float64
 	Peak float64 // the most that was resident at a time
 }
 
@@ -130,12 +131,12 @@ func memoryOf(pid int) (memory, error) {
 	if err != nil {
 		return memory{}, fmt.Errorf("read memory of %d: %w", pid, err)
 	}
-	pss, err := kilobytes(rollup, "Pss:")
+	rss, err := kilobytes(rollup, "Rss:")
 	if err != nil {
 		return memory{}, err
 	}
 	peak, err := kilobytes(status, "VmHWM:")
-	return memory{pss, peak}, err
+	return memory{rss, peak}, err
 }
 
 // kilobytes reads a line such as "Pss:  1234 kB", in bytes.

@@ -19,7 +19,10 @@ func TestChildrenTime(t *testing.T) {
 			t.Errorf("%q: %v, %v, want 270ms", name, got, err)
 		}
 	}
-	for _, bad := range []string{"", "42 nft S 1 1", "42 (nft) S 1", strings.Replace("42 (nft)"+rest, " 13 ", " x ", 1), strings.Replace("42 (nft)"+rest, " 14 ", " x ", 1)} {
+	for _, bad := range []string{
+		"", "42 nft S 1 1", "42 (nft) S 1",
+		strings.Replace("42 (nft)"+rest, " 13 ", " x ", 1), strings.Replace("42 (nft)"+rest, " 14 ", " x ", 1),
+	} {
 		if got, err := childrenTime(bad); err == nil {
 			t.Errorf("%q: %v, want an error", bad, got)
 		}
@@ -94,7 +97,7 @@ func TestMemoryOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.PSS < 1<<20 || m.Peak < 1<<20 || m.PSS > 1<<34 {
+	if m.RSS < 1<<20 || m.Peak < 1<<20 || m.RSS > 1<<34 {
 		t.Errorf("this process holds %+v", m)
 	}
 }
