@@ -121,7 +121,7 @@ func (k *kubelet) run(ctx context.Context, name, app string) error {
 	k.pods[name] = pod
 	k.mu.Unlock()
 	err = p.until(ctx, 10*time.Second, time.Millisecond, func() error {
-		return h.Do(func() error { _, err := ask(on); return err })
+		return h.Do(func() error { _, err := ask(on, 0); return err })
 	})
 	if err != nil {
 		return fmt.Errorf("wait for %s to listen: %w", name, err)

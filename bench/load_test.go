@@ -117,7 +117,7 @@ func TestStorm(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = server.cmd.Process.Kill(); <-server.done }()
-	try := func() error { return h.Do(func() error { _, err := ask(on); return err }) }
+	try := func() error { return h.Do(func() error { _, err := ask(on, 0); return err }) }
 	if err := server.until(t.Context(), 30*time.Second, time.Millisecond, try); err != nil {
 		t.Fatal(err)
 	}

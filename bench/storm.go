@@ -102,8 +102,9 @@ func storm(args []string, out io.Writer) error {
 	begin := time.Now()
 	for ticks := time.NewTicker(stormTick); ctx.Err() == nil; <-ticks.C {
 		for due := int(time.Since(begin).Seconds() * float64(*rate)); result.Connections < due; result.Connections++ {
+			n := result.Connections
 			open.Go(func() {
-				took, err := ask(*to)
+				took, err := ask(*to, stormPort(n))
 				mu.Lock()
 				defer mu.Unlock()
 				switch {
@@ -119,10 +120,15 @@ func storm(args []string, out io.Writer) error {
 	return json.NewEncoder(out).Encode(result)
 }
 
-// ask is one connection with a request and an answer.
-func ask(to string) (time.Duration, error) {
+// stormPort is the port that the n-th connection comes from. Taken in turn, one is used again after half a minute: connection tracking must
+// have forgotten the connection before by then (it does after ten seconds), or the new one could be sent where that one went, to a pod that is gone.
+func stormPort(n int) int { return 2000 + n%60000 }
+
+// ask is one connection with a request and an answer, from a port, or any for 0.
+func ask(to string, from int) (time.Duration, error) {
 	begin := time.Now()
-	conn, err := net.DialTimeout("tcp", to, stormLimit)
+	dialer := net.Dialer{Timeout: stormLimit, LocalAddr: &net.TCPAddr{Port: from}}
+	conn, err := dialer.Dial("tcp", to)
 	if err != nil {
 		return 0, err
 	}

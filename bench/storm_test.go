@@ -48,12 +48,12 @@ func TestAsk(t *testing.T) {
 		}
 		answerOne(conn)
 	}()
-	if took, err := ask(listener.Addr().String()); err != nil || took <= 0 {
+	if took, err := ask(listener.Addr().String(), 0); err != nil || took <= 0 {
 		t.Errorf("ask: %v, %v", took, err)
 	}
 	<-done
 	listener.Close()
-	if _, err := ask(listener.Addr().String()); err == nil || reason(err) != "refused" {
+	if _, err := ask(listener.Addr().String(), 0); err == nil || reason(err) != "refused" {
 		t.Errorf("ask one that does not listen: %v, want refused", err)
 	}
 }
@@ -62,5 +62,20 @@ func TestFailures(t *testing.T) {
 	r := stormResult{Failed: map[string]int{"refused": 3, "timeout": 4}}
 	if got := r.failures(); got != 7 {
 		t.Errorf("%d failures, want 7", got)
+	}
+}
+
+// No port comes again within twenty seconds at the rate of the figure.
+func TestStormPort(t *testing.T) {
+	last := map[int]int{}
+	for n := range 150_000 {
+		port := stormPort(n)
+		if port < 1024 || port > 65535 {
+			t.Fatalf("connection %d: port %d", n, port)
+		}
+		if before, ok := last[port]; ok && n-before < 20*replaceRate {
+			t.Fatalf("port %d again after %d connections", port, n-before)
+		}
+		last[port] = n
 	}
 }
