@@ -26,7 +26,7 @@ type kubelet struct {
 	name   string
 	number int
 	node   *host
-	watch  watch.Interface
+	stop   context.CancelFunc
 
 	mu   sync.Mutex
 	pods map[string]*runningPod
@@ -57,15 +57,22 @@ func newKubelet(ctx context.Context, w *world, name string, number int) (_ *kube
 			w.addNode(ctx, name, nodeAddr(number), nodeCIDR(number)),
 		)
 	}
+	watching, stop := context.WithCancel(ctx)
+	k.stop = stop
 	if err == nil {
-		k.watch, err = w.client.CoreV1().Pods(metav1.NamespaceDefault).Watch(ctx,
-			metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", name).String()})
+		mine := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", name).String()}
+		open := func(ctx context.Context) (watch.Interface, error) {
+			return w.client.CoreV1().Pods(metav1.NamespaceDefault).Watch(ctx, mine)
+		}
+		err = follow(watching, open, func(e watch.Event) { k.hear(ctx, e) }, func(err error) {
+			progress("%s: %v; watching again", name, err) // what it missed, it is told now
+		})
 	}
 	if err != nil {
+		stop()
 		k.node.close()
 		return nil, fmt.Errorf("make node %s: %w", name, err)
 	}
-	k.all.Go(func() { k.hear(ctx) })
 	return k, nil
 }
 
@@ -129,24 +136,22 @@ func (k *kubelet) run(ctx context.Context, name, app string) error {
 	return k.w.addPod(ctx, name, app, k.name, address)
 }
 
-// hear follows the node's pods.
-func (k *kubelet) hear(ctx context.Context) {
-	for event := range k.watch.ResultChan() {
-		pod, ok := event.Object.(*corev1.Pod)
-		if !ok || event.Type == watch.Deleted || pod.DeletionTimestamp == nil {
-			continue
-		}
-		k.mu.Lock()
-		running := k.pods[pod.Name]
-		k.mu.Unlock()
-		if running == nil {
-			continue
-		}
-		running.once.Do(func() {
-			_ = running.process.cmd.Process.Signal(syscall.SIGTERM)
-			k.all.Go(func() { k.bury(ctx, pod.Name, running) })
-		})
+// hear is told of the node's pods.
+func (k *kubelet) hear(ctx context.Context, event watch.Event) {
+	pod, ok := event.Object.(*corev1.Pod)
+	if !ok || event.Type == watch.Deleted || pod.DeletionTimestamp == nil {
+		return
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	running := k.pods[pod.Name]
+	if running == nil {
+		return
+	}
+	running.once.Do(func() {
+		_ = running.process.cmd.Process.Signal(syscall.SIGTERM)
+		k.all.Go(func() { k.bury(ctx, pod.Name, running) })
+	})
 }
 
 // bury waits for a pod's end and takes it away.
@@ -167,7 +172,7 @@ func (k *kubelet) close() error {
 	if k == nil {
 		return nil
 	}
-	k.watch.Stop()
+	k.stop()
 	k.mu.Lock()
 	left := k.pods
 	k.pods = map[string]*runningPod{}

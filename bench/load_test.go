@@ -58,11 +58,17 @@ func TestLoad(t *testing.T) {
 	}
 	for _, workers := range []string{"1", "3"} {
 		got := testLoad(t, r, workers, targets...)
-		if got.Connections == 0 || got.Errors != 0 || got.ConnectP50 <= 0 || got.ConnectP50 > got.ConnectP99 || got.CPU <= 0 || got.perSecond() <= 0 {
+		for got.Connections == 0 && got.Errors == 0 { // the machine had no time for it
+			got = testLoad(t, r, workers, targets...)
+		}
+		if got.Errors != 0 || got.ConnectP50 <= 0 || got.ConnectP50 > got.ConnectP99 || got.CPU <= 0 || got.perSecond() <= 0 {
 			t.Errorf("%s workers: %+v", workers, got)
 		}
 	}
 	refused := testLoad(t, r, "1", netip.AddrPortFrom(endpoint(1), 1))
+	for refused.Connections == 0 && refused.Errors == 0 {
+		refused = testLoad(t, r, "1", netip.AddrPortFrom(endpoint(1), 1))
+	}
 	if refused.Connections != 0 || refused.Errors == 0 || !strings.Contains(refused.FirstError, "refused") {
 		t.Errorf("where nobody listens: %+v", refused)
 	}

@@ -74,7 +74,6 @@ func sliceWrites(ctx context.Context, s *suite) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			defer c.watch.Stop()
 			churns[name] = c
 		}
 		changes := pick(s, 500, 100)
@@ -152,11 +151,11 @@ type churn struct {
 	w     *world
 	pods  []string
 	ready map[string]bool
-	watch watch.Interface
 
-	mu   sync.Mutex
-	want map[string]wish
-	left chan struct{} // told when nothing is wanted any more
+	mu     sync.Mutex
+	want   map[string]wish
+	left   chan struct{} // told when nothing is wanted any more
+	broken error         // of the watch, since the last round began
 }
 
 // wish is a pod's readiness that no slice has shown yet.
@@ -191,14 +190,15 @@ func newChurn(ctx context.Context, w *world, load workload) (*churn, error) {
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	var err error
-	if c.watch, err = w.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Watch(ctx, metav1.ListOptions{}); err != nil {
-		return nil, fmt.Errorf("watch slices: %w", err)
-	}
 	for _, pod := range c.pods {
 		c.wish(pod, true, func(time.Time) {})
 	}
-	go c.hear()
+	open := func(ctx context.Context) (watch.Interface, error) {
+		return w.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Watch(ctx, metav1.ListOptions{})
+	}
+	if err := follow(ctx, open, c.hear, c.lost); err != nil {
+		return nil, fmt.Errorf("watch slices: %w", err)
+	}
 	return c, c.complete(ctx)
 }
 
@@ -230,32 +230,37 @@ func (c *churn) wish(pod string, ready bool, told func(time.Time)) {
 	c.want[pod] = wish{ready, told}
 }
 
-// hear takes note of what slices say of pods.
-func (c *churn) hear() {
-	for event := range c.watch.ResultChan() {
-		now := time.Now()
-		slice, ok := event.Object.(*discoveryv1.EndpointSlice)
-		if !ok || event.Type == watch.Deleted {
+// hear takes note of what a slice says of pods.
+func (c *churn) hear(event watch.Event) {
+	now := time.Now()
+	slice, ok := event.Object.(*discoveryv1.EndpointSlice)
+	if !ok || event.Type == watch.Deleted {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range slice.Endpoints {
+		if e.TargetRef == nil {
 			continue
 		}
-		c.mu.Lock()
-		for _, e := range slice.Endpoints {
-			if e.TargetRef == nil {
-				continue
-			}
-			if wish, ok := c.want[e.TargetRef.Name]; ok && e.Conditions.Ready != nil && *e.Conditions.Ready == wish.ready {
-				wish.told(now)
-				delete(c.want, e.TargetRef.Name)
-			}
+		if wish, ok := c.want[e.TargetRef.Name]; ok && e.Conditions.Ready != nil && *e.Conditions.Ready == wish.ready {
+			wish.told(now)
+			delete(c.want, e.TargetRef.Name)
 		}
-		if len(c.want) == 0 {
-			select {
-			case c.left <- struct{}{}:
-			default:
-			}
-		}
-		c.mu.Unlock()
 	}
+	if len(c.want) == 0 {
+		select {
+		case c.left <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// lost is told when the watch was not one for a while.
+func (c *churn) lost(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = err
 }
 
 // complete waits until slices have shown everything that is wanted.
@@ -280,6 +285,9 @@ func (c *churn) complete(ctx context.Context) error {
 
 // round flips the readiness of n pods, one after the other at the rate, whatever the slices do.
 func (c *churn) round(ctx context.Context, n int) (out churned, err error) {
+	c.mu.Lock()
+	c.broken = nil
+	c.mu.Unlock()
 	before, err := c.w.sliceRequests(ctx)
 	if err != nil {
 		return out, err
@@ -324,6 +332,11 @@ func (c *churn) round(ctx context.Context, n int) (out churned, err error) {
 	}
 	after, err := c.w.sliceRequests(context.WithoutCancel(ctx))
 	out.writes = (after - before) / float64(n)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken != nil {
+		return out, fmt.Errorf("watch slices: %w", c.broken)
+	}
 	return out, err
 }
 
