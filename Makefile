@@ -12,7 +12,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,18 @@ test-race: ## the packages with the most goroutines, under the race detector (ne
 
 test-cluster: build ## the scenarios on a real 3-node cluster; needs root
 	$(GO) test -count=1 -v -timeout 20m ./test/cluster
+
+test-bench: ## the tests of bench/, a module of its own
+	cd bench && $(GO) vet ./... && $(GO) test -count=1 ./...
+
+# Unmodified, from their module; once, and again when bench/go.mod asks for another version.
+KUBERNETES_BENCH = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2; exit }' bench/go.mod)
+bench/bin/kube-proxy bench/bin/kube-controller-manager: bench/go.mod
+	cd bench && $(GO) build -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_BENCH)' -o bin/ k8s.io/kubernetes/cmd/$(@F)
+	@touch $@
+
+bench-service: build bench/bin/kube-proxy bench/bin/kube-controller-manager ## Fairlead beside kube-proxy and kube-controller-manager; needs root, under 40 minutes; BENCH='-quick -run change' for less
+	cd bench && $(GO) build -o bin/ . && bin/bench -docs ../docs $(BENCH)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

@@ -45,6 +45,7 @@ type apiOptions struct {
 	nodePorts    utilnet.PortRange
 	advertise    netip.AddrPort
 	etcd         apiserver.ExternalEtcd
+	controllers  bool
 }
 
 // parseAPIOptions reads the flags.
@@ -65,6 +66,7 @@ func parseAPIOptions(args []string, io streams) (apiOptions, error) {
 		o.etcd.Servers = strings.Split(s, ",")
 		return nil
 	})
+	flags.BoolVar(&o.controllers, "controllers", true, "run the controllers too; false leaves them to another program")
 	flags.StringVar(&o.etcd.CAFile, "etcd-cafile", "", "`file` with the authority of the external etcd")
 	flags.StringVar(&o.etcd.CertFile, "etcd-certfile", "", "`file` with the client certificate for the external etcd")
 	flags.StringVar(&o.etcd.KeyFile, "etcd-keyfile", "", "`file` with the key of that certificate")
@@ -147,6 +149,9 @@ func runAPIServer(ctx context.Context, args []string, io streams) error {
 	})
 	if err != nil {
 		return err
+	}
+	if !o.controllers {
+		return server.Run(ctx)
 	}
 	return serve(ctx, server, control.Options{
 		Config:       server.LoopbackConfig(),

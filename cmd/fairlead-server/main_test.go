@@ -263,6 +263,39 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestWithoutControllers: with --controllers=false the API is served and nobody else writes to it, not even by the time at which a server that was
+// started later has its controllers.
+func TestWithoutControllers(t *testing.T) {
+	state := t.TempDir()
+	without := &running{log: new(record), state: state}
+	without.cmd = program(context.Background(), "apiserver", "--state", state, "--listen", "127.0.0.1:0", "--controllers=false")
+	without.cmd.Stderr = without.log
+	must(t, without.cmd.Start())
+	t.Cleanup(func() {
+		if without.cmd.ProcessState == nil {
+			without.cmd.Process.Kill()
+			without.cmd.Wait()
+		}
+	})
+	without.await(t, filepath.Join(state, "kubeconfig"))
+	with := serverOn(t, t.TempDir())
+	const started = "controllers started"
+	for deadline := time.Now().Add(patience); !strings.Contains(with.log.String(), started); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no controllers:\n%s", with.log)
+		}
+	}
+	if services, err := without.client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{}); err != nil || len(services.Items) > 0 {
+		t.Errorf("%v, %v: want no Service, since nobody made one", services, err)
+	}
+	if err := without.stop(t, syscall.SIGTERM); err != nil {
+		t.Errorf("told to end: %v\n%s", err, without.log)
+	}
+	if strings.Contains(without.log.String(), started) {
+		t.Errorf("it has controllers:\n%s", without.log)
+	}
+}
+
 // TestKilledWhileWriting kills the server in the middle of many writes. What it
 // had confirmed is there afterwards, no address is given twice, then or by the
 // next server, and every address has its lock.

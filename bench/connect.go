@@ -1,0 +1,135 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// loadTargets is how many addresses a client takes in turn: the same number at every size, so that the sizes differ in what the kernel
+// has to search and in nothing else.
+const loadTargets = 10
+
+// path is a way from a client pod to a server.
+type path struct {
+	rig     *rig
+	targets []netip.AddrPort
+}
+
+// connections measures TCP connections with one request and one answer, through Services' addresses and to endpoints' own. The direct path is that
+// of Fairlead's node, with its rules and with connection tracking, which is what a pod there would have; "bare" is a node without any rules.
+func connections(ctx context.Context, s *suite) error {
+	small, large := 10, pick(s, 10000, 1000)
+	paths := map[string]path{}
+	var names []string
+	add := func(name string, p path) { names, paths[name] = append(names, name), p }
+	for _, n := range []int{small, large} {
+		for _, c := range []contender{fairlead, proxy} {
+			r, err := s.start(ctx, c, n, true)
+			if err != nil {
+				return err
+			}
+			add(turn(c, n), path{r.rig, r.w.vips(loadTargets)})
+			if c.name == fairlead.name {
+				add(fmt.Sprint("direct ", n), path{r.rig, r.w.endpointsOf(loadTargets)})
+			}
+		}
+	}
+	bare, err := newRig(s.programs, s.dir, nil, "bare", 13)
+	if err != nil {
+		return err
+	}
+	defer bare.close()
+	add("bare", path{bare, paths[fmt.Sprint("direct ", small)].targets})
+	for _, r := range s.running {
+		for _, pid := range []int{r.process.pid(), r.rig.w.api.pid()} {
+			if err := confine(pid, serverCPU); err != nil {
+				return err
+			}
+		}
+	}
+	for _, workers := range []int{1, 4} {
+		quiet(ctx)
+		progress("connecting with %d workers", workers)
+		taken, err := takeTurns(ctx, pick(s, 13, 3), names, func(name string) (loadResult, error) {
+			return runLoad(ctx, s, paths[name], workers)
+		})
+		if err != nil {
+			return err
+		}
+		reportLoad(s, taken, small, large, workers)
+	}
+	return nil
+}
+
+func reportLoad(s *suite, taken map[string][]loadResult, small, large, workers int) {
+	rate := func(name string) []float64 { return each(taken[name], loadResult.perSecond) }
+	with := fmt.Sprintf(", %d workers", workers)
+	if workers == 1 {
+		with = ", 1 worker"
+	}
+	for _, n := range []int{small, large} {
+		at := fmt.Sprintf(" at %d Services", n)
+		own, theirs, direct := turn(fairlead, n), turn(proxy, n), fmt.Sprint("direct ", n)
+		f := figure{Section: "connect", Figure: "connections per second" + at + with, Unit: "1/s", X: n}
+		s.compare(f, proxy.name, rate(own), rate(theirs), share, atLeast(1.05))
+		s.compare(f, "direct", rate(own), rate(direct), share, atLeast(0.95))
+		s.compare(f, "bare", rate(own), rate("bare"), share, nil)
+		cpu := func(name string) []float64 { return each(taken[name], loadResult.cpu) }
+		f = figure{Section: "connect", Figure: "client's CPU of a connection" + at + with, Unit: "µs", X: n}
+		s.compare(f, proxy.name, cpu(own), cpu(theirs), timesLess, nil)
+		s.compare(f, "direct", cpu(own), cpu(direct), timesLess, nil)
+		if workers == 1 {
+			p50 := func(name string) []float64 {
+				return each(taken[name], func(r loadResult) float64 { return r.ConnectP50 })
+			}
+			p99 := func(name string) []float64 {
+				return each(taken[name], func(r loadResult) float64 { return r.ConnectP99 })
+			}
+			s.compare(figure{Section: "connect", Figure: "time of connect(), median" + at, Unit: "µs", X: n}, proxy.name, p50(own), p50(theirs), timesLess, nil)
+			s.compare(figure{Section: "connect", Figure: "time of connect(), median" + at, Unit: "µs", X: n}, "direct", p50(own), p50(direct), timesLess, nil)
+			s.compare(figure{Section: "connect", Figure: "time of connect(), p99" + at, Unit: "µs", X: n}, proxy.name, p99(own), p99(theirs), timesLess, nil)
+		}
+	}
+	s.compare(figure{Section: "connect", Figure: fmt.Sprintf("connections per second at %d Services over those at %d", large, small) + with, Unit: "1/s"},
+		fmt.Sprintf("fairlead at %d", small), rate(turn(fairlead, large)), rate(turn(fairlead, small)), share, atLeast(0.99))
+}
+
+// endpointsOf are endpoints of the Services that vips gives.
+func (w *world) endpointsOf(n int) (out []netip.AddrPort) {
+	n = min(n, len(w.services))
+	for i := range n {
+		slice := w.services[i*(len(w.services)-1)/max(n-1, 1)].slice
+		out = append(out, netip.AddrPortFrom(netip.MustParseAddr(slice.Endpoints[0].Addresses[0]), targetPort))
+	}
+	return out
+}
+
+func runLoad(ctx context.Context, s *suite, p path, workers int) (r loadResult, err error) {
+	count := pick(s, time.Second, 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, count+10*time.Second)
+	defer cancel()
+	var targets []string
+	for _, t := range p.targets {
+		targets = append(targets, t.String())
+	}
+	out, err := output(ctx, p.rig.client, clientCPU, s.programs.bench, "load", "-workers", fmt.Sprint(workers), "-count", count.String(),
+		"-to", strings.Join(targets, ","))
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(out, &r); err != nil {
+		return r, fmt.Errorf("parse result of load: %w", err)
+	}
+	if r.Errors > 0 || r.Connections == 0 {
+		return r, errors.New("connections failed: " + string(out))
+	}
+	return r, nil
+}

@@ -1,0 +1,29 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures Fairlead beside kube-proxy and kube-controller-manager, on one machine, in one run, against the same API server,
+// and writes docs/benchmarks.md.
+//
+// Everything happens in network namespaces that it makes itself and that have no way out. A world (world.go) is an API server with
+// some number of Services, each with two endpoints; a rig (rig.go) is a node of it: the namespace of the node, in which one contender runs,
+// a client pod behind it, and a namespace that has every endpoint address of the world. The figures are one file each:
+//
+//	start     coldstart.go   from starting the program to every Service forwarding
+//	change    change.go      from the API's answer for one changed endpoint to the kernel having it
+//	rolling   rolling.go     one Service's 1,000 endpoints, all replaced
+//	memory    memory.go      memory of the process, objects in the kernel
+//	connect   connect.go     connections per second and time of connect()
+//	slices    slices.go      from the API's answer for one changed pod to its EndpointSlice stored
+//	replace   replace.go     connections that fail while all pods of a Service are replaced
+//
+// # How it measures
+//
+// Contenders take turns, in the order A B B A, and the first round does not count. A ratio is of one round; what is given is the median of the rounds'
+// ratios, with the interval in which 95 % of the medians of resampled rounds lie (bootstrap), and a goal is judged at the bad end of that
+// interval. A round with an error, or in which the hypervisor took more than 1 % of the processors, is repeated.
+//
+// Processor time is the kernel's account of the process, plus that of the children it has waited for: kube-proxy does its work through the nft tool.
+//
+//	make bench-service                         everything, under 40 minutes
+//	bench/bin/bench -quick -run start,change   some figures, small and short: to see that it works, not for the numbers
+package main

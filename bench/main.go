@@ -1,0 +1,121 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run is one of the programs in pods, which deal with signals in their own ways, or the measuring.
+func run(args []string) error {
+	name := ""
+	if len(args) > 0 {
+		name = args[0]
+	}
+	switch name {
+	case "serve":
+		return serve(args[1:])
+	case "load":
+		return load(args[1:], os.Stdout)
+	case "answer":
+		return answer(args[1:])
+	case "storm":
+		return storm(args[1:], os.Stdout)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return measure(ctx, args)
+}
+
+// programs are the paths of what is measured, and of this program, which is also the client and the server in the pods.
+type programs struct {
+	bench, fairlead, fairleadServer, kubeProxy, kubeControllerManager string
+}
+
+// experiments in the order in which they run.
+var experiments = []struct {
+	name string
+	run  func(context.Context, *suite) error
+}{
+	{"start", coldStarts},
+	{"change", changes},
+	{"rolling", rollingChange},
+	{"memory", memories},
+	{"connect", connections},
+	{"slices", sliceWrites},
+	{"replace", replacement},
+}
+
+// begun is when the program was started, for progress.
+var begun = time.Now()
+
+// progress says on standard error what is being done.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func measure(ctx context.Context, args []string) error {
+	var all []string
+	for _, e := range experiments {
+		all = append(all, e.name)
+	}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	root := flags.String("root", "..", "the repository, with bin/ and bench/bin/ built")
+	names := flags.String("run", strings.Join(all, ","), "figures to measure, with commas")
+	quick := flags.Bool("quick", false, "small and short: shows that everything works, the numbers are not to be used")
+	docs := flags.String("docs", "", "folder to write benchmarks.md and its plots to; what was not measured now is taken from the last time")
+	limit := flags.Duration("limit", 45*time.Minute, "end after this time, whatever is left")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	wanted := strings.Split(*names, ",")
+	for _, name := range wanted {
+		if !slices.Contains(all, name) {
+			return fmt.Errorf("there is no figure %q; there are %s", name, strings.Join(all, ", "))
+		}
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root, to make network namespaces")
+	}
+	if runtime.NumCPU() <= serverCPU {
+		return errors.New("needs two processors: one for clients, one for what they talk to")
+	}
+	ctx, cancel := context.WithTimeout(ctx, *limit)
+	defer cancel()
+	s, err := newSuite(*root, *quick)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for _, e := range experiments {
+		if !slices.Contains(wanted, e.name) {
+			continue
+		}
+		progress("%s", e.name)
+		if err := e.run(ctx, s); err != nil {
+			return fmt.Errorf("measure %s: %w", e.name, err)
+		}
+	}
+	if *docs == "" {
+		return nil
+	}
+	return s.writeDocs(*docs)
+}

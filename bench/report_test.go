@@ -1,0 +1,136 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sample is a result of every experiment.
+func sample() *suite {
+	s := &suite{out: json.NewEncoder(io.Discard)}
+	for _, n := range []int{10, 1000, 10000} {
+		x := float64(n)
+		s.compare(figure{Section: "start", Figure: fmt.Sprintf("cold start after listing at %d Services", n), Unit: "ms", X: n}, proxy.name,
+			[]float64{x / 100, x / 90}, []float64{x, 2 * x}, timesLess, atLeast(100))
+		s.compare(figure{Section: "change", Figure: fmt.Sprintf("one endpoint change, from request to kernel, median at %d Services", n), Unit: "ms", X: n},
+			proxy.name, []float64{1}, []float64{x}, timesLess, atLeast(1))
+	}
+	s.state(figure{Section: "start", Figure: "floor", Unit: "ms", Value: 3})
+	s.contrast(figure{Section: "memory", Figure: "memory", Unit: "MiB", Value: 10}, proxy.name, 20, share, atMost(0.25))
+	for _, rival := range []string{proxy.name, "direct", "bare"} {
+		s.compare(figure{Section: "connect", Figure: "connections per second at 10 Services, 4 workers", Unit: "1/s", X: 10}, rival,
+			[]float64{10000}, []float64{11000}, share, nil)
+	}
+	return s
+}
+
+// The page has every figure and every goal, shows no plot that is not written, and a later run of one section leaves the others.
+func TestWriteDocs(t *testing.T) {
+	dir := t.TempDir()
+	s := sample()
+	if err := s.writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	page := readDocs(t, dir)
+	for _, f := range s.figures {
+		row := "| " + f.Figure + " | " + number(f.Value) + " | " + f.Rival + " |"
+		if !strings.Contains(page, row) {
+			t.Errorf("no row %q", row)
+		}
+		if missed := "- " + f.Figure + ", against " + f.Rival; f.Met != nil && strings.Count(page, missed) != 1 {
+			t.Errorf("%q is not there once", missed)
+		}
+	}
+	for _, bad := range []string{"NaN", "Inf", "<no value>", "%!", "\n\n\n"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("the page has %q in it", bad)
+		}
+	}
+	shown := regexp.MustCompile(`\]\((benchmarks/[a-z]+\.svg)\)`).FindAllStringSubmatch(page, -1)
+	if len(shown) != 3 {
+		t.Errorf("%d plots, want those of start, change and connect", len(shown))
+	}
+	for _, m := range shown {
+		if _, err := os.Stat(filepath.Join(dir, m[1])); err != nil {
+			t.Error(err)
+		}
+	}
+
+	again := &suite{out: json.NewEncoder(io.Discard)}
+	again.contrast(figure{Section: "memory", Figure: "memory", Unit: "MiB", Value: 5}, proxy.name, 20, share, atMost(0.25))
+	if err := again.writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	page = readDocs(t, dir)
+	if !strings.Contains(page, "| memory | 5 |") || strings.Contains(page, "| memory | 10 |") {
+		t.Error("the section measured again is not the one of the second run")
+	}
+	if !strings.Contains(page, "cold start after listing at 10000 Services") {
+		t.Error("the sections that were not measured again are gone")
+	}
+}
+
+func readDocs(t *testing.T, dir string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// A table's rows have as many cells as its head.
+func TestTablesAreWhole(t *testing.T) {
+	dir := t.TempDir()
+	if err := sample().writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	cells, rows := 0, 0
+	for line := range strings.Lines(readDocs(t, dir)) {
+		n := strings.Count(line, "|")
+		switch {
+		case n == 0:
+			cells = 0
+		case cells == 0:
+			cells = n
+		case n != cells:
+			t.Errorf("%d bars, want %d: %s", n, cells, line)
+		default:
+			rows++
+		}
+	}
+	if rows < 10 {
+		t.Errorf("%d rows", rows)
+	}
+}
+
+func TestLogTime(t *testing.T) {
+	near := time.Date(2026, 5, 6, 0, 0, 0, 0, time.FixedZone("", 3600))
+	for _, row := range []struct {
+		line string
+		want time.Time
+	}{
+		{`time=2026-05-06T07:08:09.123Z level=INFO msg="all watches complete"`, time.Date(2026, 5, 6, 7, 8, 9, 123e6, time.UTC)},
+		{`time=2026-05-06T07:08:09.123+02:00 level=INFO msg=x`, time.Date(2026, 5, 6, 5, 8, 9, 123e6, time.UTC)},
+		{`I0506 07:08:09.123456   77 shared_informer.go:356] "Caches are synced"`, time.Date(2026, 5, 6, 6, 8, 9, 123456e3, time.UTC)},
+	} {
+		if got, err := logTime(row.line, near); err != nil || !got.Equal(row.want) {
+			t.Errorf("%s: %v, %v, want %v", row.line, got, err, row.want)
+		}
+	}
+	for _, bad := range []string{"", "time=yesterday x", "panic: something that is long enough", "I0506"} {
+		if got, err := logTime(bad, near); err == nil {
+			t.Errorf("%q: %v, want an error", bad, got)
+		}
+	}
+}

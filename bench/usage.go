@@ -1,0 +1,232 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// clockTick is the unit of times in /proc/PID/stat, USER_HZ, which is 100 everywhere.
+const clockTick = 10 * time.Millisecond
+
+// cpuTime is the processor time that a process and the children it has waited for have used. The process's own is exact; that of the children is
+// known in steps of 10 ms.
+func cpuTime(pid int) (time.Duration, error) {
+	var own unix.Timespec
+	if err := unix.ClockGettime(processClock(pid), &own); err != nil {
+		return 0, fmt.Errorf("read processor clock of %d: %w", pid, err)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read processor time of %d: %w", pid, err)
+	}
+	children, err := childrenTime(string(stat))
+	return time.Duration(own.Nano()) + children, err
+}
+
+// processClock names another process's clock, as clock_getcpuclockid(3) does: the inverted pid, and the kind (scheduler time) in the low bits.
+func processClock(pid int) int32 { return ^int32(pid)<<3 | 2 }
+
+// childrenTime reads cutime and cstime. The second field, the program's name, may hold spaces and parentheses.
+func childrenTime(stat string) (time.Duration, error) {
+	end := strings.LastIndexByte(stat, ')')
+	fields := strings.Fields(stat[end+1:])
+	const cutime, cstime = 16 - 3, 17 - 3 // proc_pid_stat(5) counts from 1; what is left starts with the third
+	if end < 0 || len(fields) <= cstime {
+		return 0, fmt.Errorf("parse process statistics %q", stat)
+	}
+	user, err := strconv.Atoi(fields[cutime])
+	if err != nil {
+		return 0, fmt.Errorf("parse cutime: %w", err)
+	}
+	system, err := strconv.Atoi(fields[cstime])
+	if err != nil {
+		return 0, fmt.Errorf("parse cstime: %w", err)
+	}
+	return time.Duration(user+system) * clockTick, nil
+}
+
+// idleFor is how long a process must have used next to no processor time to count as done with what it had to do.
+const idleFor = 400 * time.Millisecond
+
+// cpuWhenIdle waits until a process has nothing more to do and returns its processor time. What its children used is only known after they have
+// ended.
+func cpuWhenIdle(ctx context.Context, pid int) (time.Duration, error) {
+	before, err := cpuTime(pid)
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("wait for process %d to be idle: %w", pid, ctx.Err())
+		case <-time.After(idleFor):
+		}
+		var now time.Duration
+		if now, err = cpuTime(pid); now-before < idleFor/100 && !hasChildren(pid) {
+			return now, err
+		}
+		before = now
+	}
+	return 0, err
+}
+
+// hasChildren reports whether the process has started another one that has not ended.
+func hasChildren(pid int) bool {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		behind := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(behind) > 1 && behind[1] == strconv.Itoa(pid) {
+			return true
+		}
+	}
+	return false
+}
+
+// confine keeps all threads of a process on one processor.
+func confine(pid, cpu int) error {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil {
+		return fmt.Errorf("list threads of %d: %w", pid, err)
+	}
+	var set unix.CPUSet
+	set.Set(cpu)
+	for _, task := range tasks {
+		tid, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			return fmt.Errorf("parse thread of %d: %w", pid, err)
+		}
+		if err := unix.SchedSetaffinity(tid, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("confine thread %d: %w", tid, err)
+		}
+	}
+	return nil
+}
+
+// memory is what a process holds, in bytes. The contenders are static programs that share pages with nobody but other instances of themselves, of which there are
+// several here and one on a node: what is resident is what the proportional set size would be there.
+type memory struct {
+	RSS  float64
+	Peak float64 // the most that was resident at a time
+}
+
+func memoryOf(pid int) (memory, error) {
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return memory{}, fmt.Errorf("read memory of %d: %w", pid, err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return memory{}, fmt.Errorf("read memory of %d: %w", pid, err)
+	}
+	rss, err := kilobytes(rollup, "Rss:")
+	if err != nil {
+		return memory{}, err
+	}
+	peak, err := kilobytes(status, "VmHWM:")
+	return memory{rss, peak}, err
+}
+
+// kilobytes reads a line such as "Pss:  1234 kB", in bytes.
+func kilobytes(text []byte, key string) (float64, error) {
+	for line := range bytes.Lines(text) {
+		fields := strings.Fields(string(line))
+		if len(fields) == 3 && fields[0] == key && fields[2] == "kB" {
+			n, err := strconv.ParseFloat(fields[1], 64)
+			if err != nil {
+				return 0, fmt.Errorf("parse %s: %w", key, err)
+			}
+			return n * 1024, nil
+		}
+	}
+	return 0, fmt.Errorf("parse memory: no line %s", key)
+}
+
+// machineTime is how all processors together have spent their time since boot.
+type machineTime struct{ idle, steal, total time.Duration }
+
+func readMachineTime() (machineTime, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return machineTime{}, fmt.Errorf("read processor statistics: %w", err)
+	}
+	return parseMachineTime(string(b))
+}
+
+// parseMachineTime reads the first line: user nice system idle iowait irq softirq steal. Guest time, behind it, is part of user's.
+func parseMachineTime(stat string) (m machineTime, err error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return m, fmt.Errorf("parse processor statistics %q", line)
+	}
+	for i, f := range fields[1:9] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return m, fmt.Errorf("parse processor statistics: %w", err)
+		}
+		d := time.Duration(n) * clockTick
+		m.total += d
+		switch i {
+		case 3, 4:
+			m.idle += d
+		case 7:
+			m.steal += d
+		}
+	}
+	return m, nil
+}
+
+// mostSteal is the share of the processors' time that the hypervisor may take before a round is void.
+const mostSteal = 0.01
+
+// stolen runs f and says whether the hypervisor took too much meanwhile.
+func stolen(f func() error) (bool, error) {
+	before, err := readMachineTime()
+	if err != nil {
+		return false, err
+	}
+	if err := f(); err != nil {
+		return false, err
+	}
+	after, err := readMachineTime()
+	if err != nil {
+		return false, err
+	}
+	return float64(after.steal-before.steal) > mostSteal*float64(after.total-before.total), nil
+}
+
+// quiet waits until the machine has done next to nothing for a moment, so that what one contender has left to do (the kernel frees a large table
+// long after it is gone) does not burden the next. It gives up after a while.
+func quiet(ctx context.Context) {
+	const (
+		look = 300 * time.Millisecond
+		busy = 0.06
+	)
+	before, err := readMachineTime()
+	for range 20 {
+		if err != nil || ctx.Err() != nil {
+			return
+		}
+		time.Sleep(look)
+		var now machineTime
+		now, err = readMachineTime()
+		if total := now.total - before.total; total > 0 && 1-float64(now.idle-before.idle)/float64(total) < busy {
+			return
+		}
+		before = now
+	}
+	progress("the machine does not get quiet; going on")
+}

@@ -1,0 +1,119 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestChildrenTime(t *testing.T) {
+	const rest = " S 1 1 1 0 -1 4194560 100 200 0 0 11 12 13 14 20 0 5 0 100 1000 200"
+	for _, name := range []string{"nft", "a b", "x) S 9 9 (y"} {
+		got, err := childrenTime("42 (" + name + ")" + rest)
+		if err != nil || got != 270*time.Millisecond {
+			t.Errorf("%q: %v, %v, want 270ms", name, got, err)
+		}
+	}
+	for _, bad := range []string{
+		"", "42 nft S 1 1", "42 (nft) S 1",
+		strings.Replace("42 (nft)"+rest, " 13 ", " x ", 1), strings.Replace("42 (nft)"+rest, " 14 ", " x ", 1),
+	} {
+		if got, err := childrenTime(bad); err == nil {
+			t.Errorf("%q: %v, want an error", bad, got)
+		}
+	}
+}
+
+// The clock must run with the work of the process it names.
+func TestCPUTime(t *testing.T) {
+	before, err := cpuTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := 0
+	for {
+		for i := range 1_000_000 {
+			x += i * i
+		}
+		after, err := cpuTime(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after-before > 5*time.Millisecond {
+			break
+		}
+	}
+	if x == 0 {
+		t.Error("no work done")
+	}
+	if _, err := cpuTime(1 << 29); err == nil {
+		t.Error("no error for a process that cannot be")
+	}
+}
+
+func TestHasChildren(t *testing.T) {
+	if hasChildren(os.Getpid()) {
+		t.Error("there is a child before one is started")
+	}
+	child := exec.Command("cat")
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !hasChildren(os.Getpid()) {
+		t.Error("the child is not seen")
+	}
+	stdin.Close()
+	if err := child.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if hasChildren(os.Getpid()) {
+		t.Error("the child is still seen after its end")
+	}
+}
+
+func TestKilobytes(t *testing.T) {
+	const text = "55d0-7ffc ---p 00000000 00:00 0 [rollup]\nRss:   100 kB\nPss:    20 kB\nPss_Dirty:  7 kB\n"
+	if got, err := kilobytes([]byte(text), "Pss:"); err != nil || got != 20*1024 {
+		t.Errorf("Pss: %v, %v", got, err)
+	}
+	for _, bad := range []string{"", "Pss: 1 MB\n", "Pss: x kB\n", "Pss_Dirty: 7 kB\n"} {
+		if got, err := kilobytes([]byte(bad), "Pss:"); err == nil {
+			t.Errorf("%q: %v, want an error", bad, got)
+		}
+	}
+}
+
+func TestMemoryOf(t *testing.T) {
+	m, err := memoryOf(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.RSS < 1<<20 || m.Peak < 1<<20 || m.RSS > 1<<34 {
+		t.Errorf("this process holds %+v", m)
+	}
+}
+
+func TestMachineTime(t *testing.T) {
+	got, err := parseMachineTime("cpu  1 2 3 40 5 6 7 8 100 100\ncpu0 9 9 9 9\n")
+	want := machineTime{idle: 450 * time.Millisecond, steal: 80 * time.Millisecond, total: 720 * time.Millisecond}
+	if err != nil || got != want {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	for _, bad := range []string{"", "cpu 1 2 3", "cpu0 1 2 3 4 5 6 7 8 9 10", "cpu 1 2 3 x 5 6 7 8 9 10"} {
+		if _, err := parseMachineTime(bad); err == nil {
+			t.Errorf("%q: want an error", bad)
+		}
+	}
+	if now, err := readMachineTime(); err != nil || now.total <= now.idle {
+		t.Errorf("this machine: %+v, %v", now, err)
+	}
+}
