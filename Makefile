@@ -26,7 +26,7 @@ demo: deps build ## a 3-node cluster on this machine, the example shop, one requ
 demo-down: ## remove what make demo left running
 	@hack/demo.sh down
 
-test: deps build check test-unit test-cluster ## everything: checks, packages, kernel, cluster
+test: deps build check test-unit test-bench test-cluster ## everything: checks, packages, kernel, cluster
 
 test-unit: ## every package's tests, as root those against the kernel too; unprivileged those are skipped
 	$(GO) test -count=1 $(PACKAGES)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/fairlead/fairlead/explain"
 	"github.com/fairlead/fairlead/linux"
@@ -23,7 +24,7 @@ var _ status.Agent = (*Node)(nil)
 func (n *Node) Report() *status.Report {
 	r := &status.Report{
 		Node: n.cfg.Node, Version: n.version, PID: os.Getpid(), Started: n.started, Server: n.client.Server,
-		Waiting: n.source.Waiting(), Progress: n.state.Progress(),
+		Waiting: n.source.Waiting(), Flawed: n.source.Flawed(), Progress: n.state.Progress(),
 	}
 	if snap := n.state.Acknowledged(); snap != nil {
 		r.Services, r.Nodes, r.Pods = snap.Services.Len(), snap.Nodes.Len(), snap.Pods.Len()
@@ -66,6 +67,18 @@ func (n *Node) count(r *status.Report) {
 	r.DNS.TimedOut = sums["fairlead_dns_wait_timeouts_total"]
 	stats := n.plane.Stats()
 	r.Dataplane = status.Dataplane{Transactions: stats.Transactions, Elements: stats.Elements, Conntrack: stats.Flows, Drift: stats.Drift}
+	if snap := n.state.Acknowledged(); snap != nil {
+		r.Disputed, r.PassingOn = disputes(snap), passingOn(snap)
+	}
+	if d, err := nft.ReadDropped(nft.Options{}); err == nil {
+		r.Dataplane.NoLocal, r.Dataplane.NotAllowed = d.NoLocal, d.NotAllowed
+	}
+	for _, f := range n.ports.Failures() {
+		r.Off = append(r.Off, fmt.Sprintf("a health check is not answered: %v", f))
+	}
+	if problem := n.health.Problem(); problem != "" {
+		r.Off = append(r.Off, problem)
+	}
 	for _, q := range n.plane.Quarantined() {
 		r.Quarantined = append(r.Quarantined, fmt.Sprintf("%s: %v", q.Service, q.Err))
 	}
@@ -90,9 +103,12 @@ func (n *Node) WaitGone(ctx context.Context, addr netip.Addr) error {
 // forwards reports whether any Service sends new connections to the address.
 func forwards(s *model.Snapshot, addr netip.Addr) bool {
 	for _, svc := range s.Services.All() {
+		if !slices.ContainsFunc(svc.Endpoints, func(e model.Endpoint) bool { return e.Addr == addr }) {
+			continue
+		}
 		for i := range svc.Ports {
-			for _, b := range s.Candidates(svc, i, addr) {
-				if b.Addr == addr {
+			for _, scope := range []model.Scope{model.Everywhere, model.Here} {
+				if slices.ContainsFunc(s.Choose(svc, i, addr.Is4(), scope).Candidates, func(b model.Backend) bool { return b.Addr == addr }) {
 					return true
 				}
 			}
@@ -116,8 +132,9 @@ func (n *Node) explainer() *explain.Explainer {
 	e := &explain.Explainer{
 		Domain:   n.cfg.ClusterDomain,
 		Snapshot: n.state.Acknowledged,
-		Entry: func(vip netip.AddrPort, proto model.Protocol) ([]netip.AddrPort, bool, error) {
-			return nft.Read(nft.Options{}, vip, proto)
+		Entry: func(f model.Frontend) (explain.Entry, bool, error) {
+			e, ok, err := nft.Read(nft.Options{}, f)
+			return explain.Entry{Chain: e.Inside.Chain, Backends: e.Inside.Backends}, ok, err
 		},
 		Route: func(dst netip.Addr) (explain.Route, error) {
 			r, err := nodenet.Lookup(dst)

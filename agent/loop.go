@@ -10,13 +10,16 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fairlead/fairlead/kube"
+	"github.com/fairlead/fairlead/metrics"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 )
 
-// Source is where snapshots come from.
+// Source is where snapshots come from. Triggers are when the changes of endpoints happened that the next snapshot shows.
 type Source interface {
 	Changed() <-chan struct{}
+	Triggers() []kube.Trigger
 	Snapshot() *model.Snapshot
 }
 
@@ -57,6 +60,7 @@ type Loop struct {
 	Dataplane Dataplane
 	Names     Names
 	State     *State
+	Metrics   *metrics.Proxy
 	Logger    *slog.Logger
 }
 
@@ -67,6 +71,7 @@ func (l *Loop) Run(ctx context.Context) {
 	defer check.Stop()
 	var retry <-chan time.Time
 	pause, failing := retryFirst, ""
+	var triggers []kube.Trigger
 	for {
 		select {
 		case <-ctx.Done():
@@ -78,12 +83,23 @@ func (l *Loop) Run(ctx context.Context) {
 		case <-retry:
 		}
 		retry = nil
+		round := l.Metrics.Begin()
+		triggers = append(triggers, l.Source.Triggers()...)
 		snap := l.Source.Snapshot()
 		if snap == nil || snap == l.State.Acknowledged() && failing == "" {
 			continue
 		}
+		whole := l.State.Acknowledged() == nil
+		l.State.begin()
 		err := l.apply(ctx, snap)
 		l.State.applied(snap, err)
+		if l.State.Acknowledged() == snap {
+			round.End(whole, nil)
+			l.observe(triggers)
+			triggers = nil
+		} else {
+			round.End(whole, err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -99,6 +115,17 @@ func (l *Loop) Run(ctx context.Context) {
 			failing = err.Error()
 			retry, pause = time.After(pause), min(2*pause, retryMost)
 		}
+	}
+}
+
+// observe says of every change of endpoints that the kernel has it now.
+func (l *Loop) observe(triggers []kube.Trigger) {
+	for _, t := range triggers {
+		f := metrics.IPv4
+		if t.IPv6 {
+			f = metrics.IPv6
+		}
+		l.Metrics.Programmed(f, t.At)
 	}
 }
 

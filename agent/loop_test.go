@@ -14,6 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairlead/fairlead/kube"
+	"github.com/fairlead/fairlead/metrics"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 )
@@ -27,15 +31,23 @@ type stage struct {
 	fail    map[string]error
 	// verified counts the looks at what others may have changed.
 	verified int
+	// triggers are when the changes happened that were not asked for yet.
+	triggers []kube.Trigger
 	// onApply runs while the dataplane is being written.
 	onApply func()
 }
 
 func newStage() *stage {
-	return &stage{changed: make(chan struct{}, 1), builder: model.NewBuilder("n1", nil), synced: true, fail: map[string]error{}}
+	return &stage{changed: make(chan struct{}, 1), builder: model.NewBuilder(model.Config{Self: "n1"}), synced: true, fail: map[string]error{}}
 }
 
 func (s *stage) Changed() <-chan struct{} { return s.changed }
+
+func (s *stage) Triggers() []kube.Trigger {
+	out := s.triggers
+	s.triggers = nil
+	return out
+}
 
 func (s *stage) Snapshot() *model.Snapshot {
 	if !s.synced {
@@ -87,14 +99,21 @@ func (s *stage) Verify(context.Context) error {
 
 // play runs a loop on the stage inside a bubble of its own time, until the story returns.
 func play(t *testing.T, s *stage, story func(*testing.T, *State)) {
+	t.Helper()
+	playMeasured(t, s, func(t *testing.T, state *State, _ *metrics.Proxy) { story(t, state) })
+}
+
+// playMeasured lets the story see what is measured too.
+func playMeasured(t *testing.T, s *stage, story func(*testing.T, *State, *metrics.Proxy)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s.changed = make(chan struct{}, 1)
-		state := NewState()
-		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, State: state, Logger: slog.New(slog.DiscardHandler)}
+		state, measured := NewState(), metrics.New(metrics.Options{})
+		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, State: state, Metrics: measured, Logger: slog.New(slog.DiscardHandler)}
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()
-		story(t, state)
+		story(t, state, measured)
 		cancel()
 		<-ended
 	})
@@ -279,4 +298,55 @@ func TestWait(t *testing.T) {
 			t.Errorf("Wait for what never comes: %v", err)
 		}
 	})
+}
+
+// TestProgrammingIsMeasuredWhenTheKernelHasIt: a change of endpoints counts from its trigger to the acknowledgement, once, and not when it fails.
+func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
+	s := newStage()
+	playMeasured(t, s, func(t *testing.T, _ *State, m *metrics.Proxy) {
+		const name = "kubeproxy_network_programming_duration_seconds"
+		s.fail["dataplane"] = errors.New("no")
+		early := time.Now().Add(-time.Second) // before this agent started
+		time.Sleep(3 * time.Second)
+		s.triggers = []kube.Trigger{{At: time.Now().Add(-2 * time.Second)}, {IPv6: true, At: time.Now()}, {At: early}}
+		s.signal()
+		synctest.Wait()
+		if n, _ := observed(t, m, name, "IPv4"); n != 0 {
+			t.Errorf("%d observations of what failed", n)
+		}
+		delete(s.fail, "dataplane")
+		time.Sleep(retryFirst)
+		synctest.Wait()
+		for family, least := range map[string]float64{"IPv4": 2.1, "IPv6": 0.1} {
+			if n, sum := observed(t, m, name, family); n != 1 || sum < least || sum > least+1 {
+				t.Errorf("%s: %d observations of %.2f s, want one of %.2f", family, n, sum, least)
+			}
+		}
+		s.change()
+		synctest.Wait()
+		if n, _ := observed(t, m, name, "IPv4"); n != 1 {
+			t.Errorf("%d observations after a change without a trigger", n)
+		}
+	})
+}
+
+// observed is what a histogram has counted for an address family.
+func observed(t *testing.T, m *metrics.Proxy, name, family string) (n uint64, sum float64) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(m.Collectors()...)
+	all, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		for _, metric := range f.GetMetric() {
+			for _, l := range metric.GetLabel() {
+				if f.GetName() == name && l.GetValue() == family {
+					return metric.GetHistogram().GetSampleCount(), metric.GetHistogram().GetSampleSum()
+				}
+			}
+		}
+	}
+	return 0, 0
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -23,7 +24,9 @@ import (
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/health"
 	"github.com/fairlead/fairlead/kube"
+	"github.com/fairlead/fairlead/metrics"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 	"github.com/fairlead/fairlead/nodenet"
@@ -45,6 +48,9 @@ type Node struct {
 	state   *State
 	metrics *prometheus.Registry
 	explain *explain.Explainer
+	proxy   *metrics.Proxy
+	health  *health.Proxy
+	ports   *health.Ports
 
 	ready chan struct{} // closed when the node can deliver
 	mu    sync.Mutex
@@ -82,11 +88,15 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	})
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
-		loop := &Loop{Source: n.source, Routes: n.routes, Dataplane: n.plane, Names: n.names, State: n.state, Logger: log}
+		loop := &Loop{Source: n.source, Routes: n.routes, Dataplane: n.plane, Names: n.names, State: n.state, Metrics: n.proxy, Logger: log}
 		loop.Run(ctx)
 		return nil
 	})
 	part(n.afterFirst)
+	part(n.balance)
+	if cfg.Healthz != "" {
+		part(func(ctx context.Context) error { n.health.Serve(ctx, cfg.Healthz); return nil })
+	}
 	<-ctx.Done()
 	wg.Wait()
 	if told.Err() == nil {
@@ -102,9 +112,16 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	if n.client, err = kube.NewClient(cfg.Kubeconfig); err != nil {
 		return nil, err
 	}
-	n.source = kube.New(kube.Options{Client: n.client, Node: cfg.Node, DNS: cfg.DNS, Logger: log})
+	n.proxy = metrics.New(metrics.Options{Dataplane: n.dataplane, Dropped: dropped})
+	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: model.Config{
+		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, NodePortAddrs: cfg.NodePortAddrs, PassOn: cfg.PassOn,
+	}})
 	n.routes = nodenet.New(nodenet.Options{Logger: log})
-	n.plane = nft.New(nft.Options{Logger: log})
+	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
+		n.proxy.Reconciled(familyOf(ipv6), took, removed)
+	}})
+	n.health = health.New(health.Options{Progress: n.state.Pending, Node: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Logger: log})
+	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed})
 	n.names, err = dns.New(dns.Options{
 		Domain:    cfg.ClusterDomain,
 		Reverse:   slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
@@ -116,8 +133,50 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 		return nil, err
 	}
 	n.metrics.MustRegister(n.names.Collectors()...)
+	n.metrics.MustRegister(n.proxy.Collectors()...)
 	n.explain = n.explainer()
 	return n, nil
+}
+
+func familyOf(ipv6 bool) metrics.Family {
+	if ipv6 {
+		return metrics.IPv6
+	}
+	return metrics.IPv4
+}
+
+// dataplane is what a scrape asks.
+func (n *Node) dataplane() metrics.Dataplane {
+	s := n.plane.Stats()
+	return metrics.Dataplane{Services: s.Services, Endpoints: s.Endpoints, Quarantined: s.Quarantined,
+		Transactions: s.Transactions, Elements: s.Elements, Drift: s.Drift}
+}
+
+func dropped() (map[string]uint64, error) {
+	d, err := nft.ReadDropped(nft.Options{})
+	return map[string]uint64{"no_local_endpoint": d.NoLocal, "not_in_source_ranges": d.NotAllowed}, err
+}
+
+// eligible is what load balancers hear of the Node object.
+func (n *Node) eligible() (health.Node, bool) {
+	snap := n.state.Acknowledged()
+	if snap == nil {
+		return health.Node{}, true
+	}
+	self := snap.Node()
+	return health.Node{Deleting: self != nil && self.Leaving}, self != nil
+}
+
+// portFailed says that a health check node port cannot be opened.
+func (n *Node) portFailed(f health.Failure) {
+	n.log.Warn("cannot answer a Service's health checks", "service", f.Service, "addr", f.Addr, "err", f.Err)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := n.client.Warn(ctx, f.Service, n.cfg.Node, "FailedToStartServiceHealthcheck", fmt.Sprintf("node %s %v", n.cfg.Node, f)); err != nil {
+			n.log.Warn("cannot make an Event", "service", f.Service, "err", err)
+		}
+	}()
 }
 
 // clients may ask the DNS besides the cluster's nodes: its pods, and this node's own processes, whose questions to a
@@ -168,9 +227,19 @@ func (n *Node) afterFirst(ctx context.Context) error {
 		}
 	}
 	close(n.ready)
+	settleMemory()
 	n.log.Info("ready", "generation", n.state.Acknowledged().Generation, "took", time.Since(n.started))
 	n.announceReady(ctx)
 	return <-served
+}
+
+// settleMemory gives back what the first lists needed. From then on little changes, and memory on every node is worth more than a collector that
+// runs less often.
+func settleMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(30)
+	}
+	debug.FreeOSMemory()
 }
 
 // metricsPort is where the Service kube-dns leads those who collect its metrics.

@@ -22,7 +22,9 @@ type State struct {
 	err      error
 	applies  uint64
 	failures uint64
-	next     chan struct{} // closed at the next acknowledgement
+	// pendingSince is when the loop began with what is not acknowledged yet; zero if all is.
+	pendingSince time.Time
+	next         chan struct{} // closed at the next acknowledgement
 }
 
 // NewState has acknowledged nothing.
@@ -47,6 +49,13 @@ func (s *State) Progress() status.Progress {
 		p.Error = s.err.Error()
 	}
 	return p
+}
+
+// Pending returns when a snapshot was last acknowledged, and since when one is waiting for it; zero if none is.
+func (s *State) Pending() (acknowledged, since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ackedAt, s.pendingSince
 }
 
 // Wait returns once an acknowledged snapshot satisfies ok, or with the context's error.
@@ -81,5 +90,17 @@ func (s *State) applied(snap *model.Snapshot, err error) {
 	s.applies++
 	if err != nil {
 		s.failures++
+	}
+	if s.acked == snap {
+		s.pendingSince = time.Time{}
+	}
+}
+
+// begin says that the loop has taken up a snapshot.
+func (s *State) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pendingSince.IsZero() {
+		s.pendingSince = time.Now()
 	}
 }

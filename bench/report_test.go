@@ -47,7 +47,7 @@ func TestWriteDocs(t *testing.T) {
 		if !strings.Contains(page, row) {
 			t.Errorf("no row %q", row)
 		}
-		if missed := "- " + f.Figure + ", against " + f.Rival; f.Met != nil && strings.Count(page, missed) != 1 {
+		if missed := "- " + f.Figure + ": against " + f.Rival; f.Met != nil && strings.Count(page, missed) != 1 {
 			t.Errorf("%q is not there once", missed)
 		}
 	}

@@ -36,6 +36,12 @@ type Agent struct {
 	ServiceCIDRs, PodCIDRs []netip.Prefix
 	// Upstreams answer names outside the cluster; without any, those are refused.
 	Upstreams []netip.AddrPort
+	// NodePortAddrs are the ranges in which addresses of the node serve node ports; empty: all of them but loopback.
+	NodePortAddrs []netip.Prefix
+	// PassOn has the node send new connections for a pod being ended on to another endpoint of its Service.
+	PassOn bool
+	// Healthz is where /healthz and /livez are served, as ADDR:PORT; empty: nowhere.
+	Healthz string
 }
 
 // Socket is where the agent can be asked.
@@ -48,6 +54,9 @@ func (a *Agent) Leases() string { return filepath.Join(a.State, "ipam") }
 type Flags struct {
 	node, kubeconfig, state, cniConfDir, domain string
 	dns, serviceCIDR, podCIDR, upstreams        []string
+	nodePortAddrs                               []string
+	passOn                                      bool
+	healthz                                     string
 }
 
 // AddFlags registers the agent's flags.
@@ -62,6 +71,9 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringSliceVar(&f.serviceCIDR, "service-cidr", nil, "`ranges` of Services' virtual addresses, one of each family")
 	fs.StringSliceVar(&f.podCIDR, "pod-cidr", nil, "`ranges` of all pods' addresses, one of each family")
 	fs.StringSliceVar(&f.upstreams, "upstream", nil, "DNS `servers` for names outside the cluster, as ADDR or ADDR:PORT")
+	fs.StringSliceVar(&f.nodePortAddrs, "nodeport-addresses", nil, "`ranges` in which addresses of this node serve node ports (default: all but loopback)")
+	fs.BoolVar(&f.passOn, "pass-on-terminating", true, "send new connections that still arrive for a pod being ended on to another endpoint of its Service")
+	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDR:PORT` of /healthz and /livez; empty for none")
 	return f
 }
 
@@ -111,10 +123,24 @@ func (f *Flags) Agent() (*Agent, error) {
 		}
 		a.Upstreams = append(a.Upstreams, ap)
 	}
+	a.NodePortAddrs = ranges(f.nodePortAddrs, "nodeport-addresses", fail)
+	a.PassOn, a.Healthz = f.passOn, f.healthz
+	if _, err := netip.ParseAddrPort(f.healthz); err != nil && f.healthz != "" {
+		fail("healthz-bind-address", "%q is not ADDR:PORT", f.healthz)
+	}
 	return a, errors.Join(errs...)
 }
 
-func prefixes(in []string, flag string, fail func(flag, format string, args ...any)) (out []netip.Prefix) {
+// prefixes are ranges of which there is one of each family at most.
+func prefixes(in []string, flag string, fail func(flag, format string, args ...any)) []netip.Prefix {
+	out := ranges(in, flag, fail)
+	if len(out) > 2 || len(out) == 2 && out[0].Addr().Is4() == out[1].Addr().Is4() {
+		fail(flag, "at most one range of each family")
+	}
+	return out
+}
+
+func ranges(in []string, flag string, fail func(flag, format string, args ...any)) (out []netip.Prefix) {
 	for _, s := range in {
 		p, err := netip.ParsePrefix(s)
 		switch {
@@ -125,9 +151,6 @@ func prefixes(in []string, flag string, fail func(flag, format string, args ...a
 		default:
 			out = append(out, p)
 		}
-	}
-	if len(out) > 2 || len(out) == 2 && out[0].Addr().Is4() == out[1].Addr().Is4() {
-		fail(flag, "at most one range of each family")
 	}
 	return out
 }

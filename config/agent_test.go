@@ -34,6 +34,22 @@ func TestAgent(t *testing.T) {
 	}
 }
 
+// TestServing: what the service proxy serves where, by default and as asked.
+func TestServing(t *testing.T) {
+	for args, want := range map[string]string{
+		"--node n1 --dns-ip 10.96.0.10": "[] true 0.0.0.0:10256",
+		"--node n1 --dns-ip 10.96.0.10 --nodeport-addresses 127.0.0.0/8,192.0.2.0/24,fd00::/8 --pass-on-terminating=false --healthz-bind-address=": "[127.0.0.0/8 192.0.2.0/24 fd00::/8] false ",
+	} {
+		a, err := parse(t, args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(a.NodePortAddrs, a.PassOn, " "+a.Healthz); got != want {
+			t.Errorf("%s\ngot  %s\nwant %s", args, got, want)
+		}
+	}
+}
+
 // TestAgentErrors gives one wrong setting at a time: the error names its flag and what is wrong with it.
 func TestAgentErrors(t *testing.T) {
 	const right = "--node n1 --dns-ip 10.96.0.10"
@@ -48,6 +64,9 @@ func TestAgentErrors(t *testing.T) {
 		{right + " --service-cidr 10.96.0.0", `--service-cidr: "10.96.0.0" is no range like 10.96.0.0/16`},
 		{right + " --pod-cidr 10.244.1.5/16", "--pod-cidr: 10.244.1.5/16 has bits set beyond its length; did you mean 10.244.0.0/16?"},
 		{right + " --pod-cidr 10.0.0.0/16,10.1.0.0/16", "--pod-cidr: at most one range of each family"},
+		{right + " --nodeport-addresses primary", `--nodeport-addresses: "primary" is no range like 10.96.0.0/16`},
+		{right + " --nodeport-addresses 10.0.0.1/8,10.0.0.0/8,11.0.0.0/8", "--nodeport-addresses: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},
+		{right + " --healthz-bind-address :10256", `--healthz-bind-address: ":10256" is not ADDR:PORT`},
 		{right + " --upstream dns.example", `--upstream: "dns.example" is neither an address nor ADDR:PORT`},
 		{right + " --upstream 192.0.2.1:0", `--upstream: "192.0.2.1:0" is neither an address nor ADDR:PORT`},
 	} {

@@ -246,8 +246,8 @@ func (t target) matches(p model.Port) bool {
 // vips are the virtual addresses that are the Service's to use: what another Service has is not this one's promise to make.
 func (r *reply) vips(svc *model.Service) []netip.Addr {
 	for _, a := range svc.ClusterIPs {
-		if !r.snap.Owns(a, svc.Name) {
-			return slices.DeleteFunc(slices.Clone(svc.ClusterIPs), func(a netip.Addr) bool { return !r.snap.Owns(a, svc.Name) })
+		if !r.snap.Owns(a, svc) {
+			return slices.DeleteFunc(slices.Clone(svc.ClusterIPs), func(a netip.Addr) bool { return !r.snap.Owns(a, svc) })
 		}
 	}
 	return svc.ClusterIPs

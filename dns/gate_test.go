@@ -28,7 +28,7 @@ func newCluster(t testing.TB, o Options) *cluster {
 	if o.Reverse == nil {
 		o.Reverse = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.244.0.0/16")}
 	}
-	return &cluster{model.NewBuilder("n1", []netip.Addr{netip.MustParseAddr("10.96.0.10")}), newServer(t, o)}
+	return &cluster{model.NewBuilder(model.Config{Self: "n1", DNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}}), newServer(t, o)}
 }
 
 func name(s string) model.Name {

@@ -311,7 +311,7 @@ func TestClients(t *testing.T) {
 		t.Errorf("%d strangers counted", n)
 	}
 	// Nodes come and go.
-	b := model.NewBuilder("n1", nil)
+	b := model.NewBuilder(model.Config{Self: "n1"})
 	b.SetNode(model.Node{Name: "n3", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.13")}})
 	s.Publish(b.Build())
 	for from, want := range map[string]string{"172.30.0.13": "NXDOMAIN", "172.30.0.12": "REFUSED", "10.244.77.1": "NXDOMAIN"} {

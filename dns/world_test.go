@@ -79,7 +79,7 @@ func TestDumpIsStable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := model.NewBuilder("n1", w.Build().DNS)
+	again := model.NewBuilder(model.Config{Self: "n1", DNS: w.Build().DNS})
 	for _, s := range w.specs {
 		again.SetService(s)
 	}
@@ -111,7 +111,7 @@ func newRandomWorld(r *rand.Rand) *randomWorld {
 	o := Options{Domain: "cluster.local", Pods: PodNames(r.IntN(2)), Reverse: []netip.Prefix{
 		netip.MustParsePrefix("10.96.0.0/" + []string{"12", "16", "24", "28"}[r.IntN(4)]),
 		netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:96::/112"), netip.MustParsePrefix("fd00:244::/46")}}
-	return &randomWorld{model.NewBuilder("n1", []netip.Addr{netip.MustParseAddr("10.96.0.10")}), o,
+	return &randomWorld{model.NewBuilder(model.Config{Self: "n1", DNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}}), o,
 		make(map[model.Name]model.ServiceSpec), make(map[model.Name]model.Slice)}
 }
 

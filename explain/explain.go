@@ -83,6 +83,13 @@ type Route struct {
 	MTU int `json:"mtu"`
 }
 
+// Entry is what the kernel holds for a frontend.
+type Entry struct {
+	// Chain is the chain of rules that a packet ends in.
+	Chain    string
+	Backends []netip.AddrPort
+}
+
 // Explainer knows how to look at one node. Every field must be set.
 type Explainer struct {
 	Domain string
@@ -90,8 +97,8 @@ type Explainer struct {
 	DNS []netip.AddrPort
 	// Snapshot is the acknowledged state; nil before the first.
 	Snapshot func() *model.Snapshot
-	// Entry reads a Service port's backends from the kernel; ok is false if the map has no such entry.
-	Entry func(vip netip.AddrPort, proto model.Protocol) (backends []netip.AddrPort, ok bool, err error)
+	// Entry reads from the kernel where a frontend leads for clients inside the cluster; ok is false if the kernel has no such entry.
+	Entry func(model.Frontend) (e Entry, ok bool, err error)
 	// Route asks the kernel for the route to an address.
 	Route func(netip.Addr) (Route, error)
 }
@@ -166,8 +173,13 @@ type Way struct {
 	Protocol string         `json:"protocol"`
 	Action   string         `json:"action"`
 	Why      string         `json:"why"`
-	// InKernel says whether the kernel's map has an entry for the address and port.
+	// Kind is what the address is to the Service: ClusterIP, load balancer, external IP, node port or leaving endpoint.
+	Kind string `json:"kind,omitempty"`
+	// Affinity is how long the client keeps its endpoint, in seconds; zero: no longer than the connection.
+	Affinity float64 `json:"affinitySeconds,omitempty"`
+	// InKernel says whether the kernel's map has an entry for the address and port, and Chain where the entry leads.
 	InKernel bool       `json:"inKernel"`
+	Chain    string     `json:"chain,omitempty"`
 	Backends []Endpoint `json:"backends,omitempty"`
 	// Route leads to the address itself when no Service stands before it.
 	Route *Route `json:"route,omitempty"`
@@ -319,24 +331,42 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		return way
 	}
 	source := sourceFor(pod, addr)
-	v := snap.Lookup(model.Packet{Protocol: target.Protocol, Src: netip.AddrPortFrom(source, 0), Dst: at})
+	p := model.Packet{Protocol: target.Protocol, Src: netip.AddrPortFrom(source, 0), Dst: at, ToNode: isOwn(snap, addr)}
+	v := snap.Lookup(p)
 	way.Action, way.Why = v.Action.String(), v.Why
 	if v.Service == nil {
+		if v.Action == model.Reject {
+			w.find("connections to %s are refused: %s", at, v.Why)
+			return way
+		}
 		way.Route = e.route(w, addr)
 		e.headless(w, &way, snap, target)
 		return way
 	}
-	way.Service, way.PortName = v.Service.Name.String(), v.Port.Name
-	kernel, inKernel, err := e.Entry(at, target.Protocol)
+	way.Service, way.PortName, way.Kind, way.Affinity = v.Service.Name.String(), v.Port.Name, v.Kind.String(), v.Affinity.Seconds()
+	front := model.Frontend{Addr: addr, Protocol: target.Protocol, Port: port}
+	if v.Kind == model.AtNodePort {
+		front.Addr = model.Unspecified(addr)
+	}
+	entry, inKernel, err := e.Entry(front)
 	if err != nil {
 		w.find("the kernel's entry for %s cannot be read: %v", at, err)
 	}
-	way.InKernel = inKernel
-	e.backends(w, &way, snap, v, source, kernel)
-	if v.Action == model.Reject {
+	way.InKernel, way.Chain = inKernel, entry.Chain
+	e.backends(w, &way, snap, v, p, entry.Backends)
+	switch v.Action {
+	case model.Reject:
 		w.find("connections to %s are refused: %s", at, v.Why)
+	case model.Drop:
+		w.find("connections to %s get no answer: %s", at, v.Why)
 	}
 	return way
+}
+
+// isOwn reports whether an address is one of this node's, as far as the API server knows them.
+func isOwn(snap *model.Snapshot, a netip.Addr) bool {
+	self := snap.Node()
+	return self != nil && slices.Contains(self.Addrs, a)
 }
 
 // headless says what an address is that belongs to a headless Service. Such a Service translates no ports: a client must
@@ -368,7 +398,7 @@ func (e *Explainer) headless(w *Walk, way *Way, snap *model.Snapshot, target Tar
 }
 
 // backends lists what the model knows and what the kernel holds, and says where they differ.
-func (e *Explainer) backends(w *Walk, way *Way, snap *model.Snapshot, v model.Verdict, source netip.Addr, kernel []netip.AddrPort) {
+func (e *Explainer) backends(w *Walk, way *Way, snap *model.Snapshot, v model.Verdict, p model.Packet, kernel []netip.AddrPort) {
 	all := v.Candidates
 	if i := slices.Index(v.Service.Ports, v.Port); i >= 0 {
 		all = v.Service.Backends[i]
@@ -381,11 +411,14 @@ func (e *Explainer) backends(w *Walk, way *Way, snap *model.Snapshot, v model.Ve
 		if b.Pod != (model.Name{}) {
 			ep.Pod = b.Pod.String()
 		}
+		if v.Action == model.Drop && v.Kind == model.AtBalancer {
+			ep.InKernel = false // it is there for those who may pass
+		}
 		ep.In = slices.ContainsFunc(v.Candidates, func(c model.Backend) bool { return c.AddrPort() == b.AddrPort() })
 		if ep.In {
 			ep.Route = e.route(w, b.Addr)
-			ep.Source = source.String() + " (kept)"
-			if masq, why := snap.Masquerade(source, b.Addr); masq {
+			ep.Source = p.Src.Addr().String() + " (kept)"
+			if masq, why := snap.Masquerade(p, b.Addr); masq {
 				ep.Source = "this node's address, because " + why
 			}
 		}

@@ -60,7 +60,7 @@ var orders = netip.MustParseAddr("10.96.1.1")
 
 // bed is a small world: Service shop/orders with one endpoint ready and one not, and a pod that asks.
 func bed(t *testing.T) *Explainer {
-	b := model.NewBuilder("n1", nil)
+	b := model.NewBuilder(model.Config{Self: "n1"})
 	b.SetNode(model.Node{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}})
 	b.SetNode(model.Node{Name: "n2", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}})
 	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "client"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}})
@@ -80,8 +80,8 @@ func bed(t *testing.T) *Explainer {
 		Domain:   "cluster.local",
 		DNS:      []netip.AddrPort{serveDNS(t)},
 		Snapshot: func() *model.Snapshot { return snap },
-		Entry: func(netip.AddrPort, model.Protocol) ([]netip.AddrPort, bool, error) {
-			return []netip.AddrPort{netip.MustParseAddrPort("10.244.1.5:8080")}, true, nil
+		Entry: func(model.Frontend) (Entry, bool, error) {
+			return Entry{"pick4-1", []netip.AddrPort{netip.MustParseAddrPort("10.244.1.5:8080")}}, true, nil
 		},
 		Route: func(netip.Addr) (Route, error) {
 			return Route{Dev: "eth0", Via: netip.MustParseAddr("172.30.0.12"), MTU: 1500}, nil
@@ -135,8 +135,8 @@ func TestWalk(t *testing.T) {
 		"search     shop.svc.cluster.local, svc.cluster.local, cluster.local",
 		"orders.shop.svc.cluster.local. A at ",
 		"NOERROR 10.96.1.1",
-		`10.96.1.1:80/tcp is shop/orders port "http": forward, a Service's address and port`,
-		"entry 10.96.1.1 . tcp . 80 with 1 endpoints (read from the kernel)",
+		`10.96.1.1:80/tcp is shop/orders port "http": forward, a Service's ClusterIP and port`,
+		"entry 10.96.1.1 . tcp . 80 leads to chain pick4-1 with 1 endpoints (read from the kernel)",
 		"in  10.244.1.5:8080 ready, pod shop/orders-a on n2, via 172.30.0.12 dev eth0 mtu 1500, sees 10.244.0.9 (kept)",
 		"out 10.244.1.6:8080 not ready on n2",
 		"The model, the DNS and the kernel agree.",
@@ -154,20 +154,21 @@ func TestWalkFindings(t *testing.T) {
 	}{
 		{"the kernel lacks an endpoint", "orders:80", "endpoint 10.244.1.5:8080: the model says in=true, the kernel says in=false",
 			func(e *Explainer) {
-				e.Entry = func(netip.AddrPort, model.Protocol) ([]netip.AddrPort, bool, error) { return nil, false, nil }
+				e.Entry = func(model.Frontend) (Entry, bool, error) { return Entry{}, false, nil }
 			}},
 		{"the kernel has one too many", "orders:80", "the kernel still sends to 10.244.9.9:1, which is no endpoint of shop/orders",
 			func(e *Explainer) {
 				old := e.Entry
-				e.Entry = func(v netip.AddrPort, p model.Protocol) ([]netip.AddrPort, bool, error) {
-					b, ok, err := old(v, p)
-					return append(b, netip.MustParseAddrPort("10.244.9.9:1")), ok, err
+				e.Entry = func(f model.Frontend) (Entry, bool, error) {
+					x, ok, err := old(f)
+					x.Backends = append(x.Backends, netip.MustParseAddrPort("10.244.9.9:1"))
+					return x, ok, err
 				}
 			}},
 		{"the kernel cannot be read", "orders:80", "the kernel's entry for 10.96.1.1:80 cannot be read: no permission",
 			func(e *Explainer) {
-				e.Entry = func(netip.AddrPort, model.Protocol) ([]netip.AddrPort, bool, error) {
-					return nil, false, errors.New("no permission")
+				e.Entry = func(model.Frontend) (Entry, bool, error) {
+					return Entry{}, false, errors.New("no permission")
 				}
 			}},
 		{"no such port", "orders:81", "connections to 10.96.1.1:81 are refused: the Service has no such port", func(*Explainer) {}},

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
+
+	"github.com/fairlead/fairlead/model"
 )
 
 // Print writes the walk for a person to read, one step after another.
@@ -28,7 +31,7 @@ func (w *Walk) Print(out io.Writer) {
 		line("dns", "%s %s at %s: %s (%.2f ms)", q.Name, q.Type, q.Server, answer, q.Millis)
 	}
 	for _, way := range w.Ways {
-		if way.Action == "pass" {
+		if way.Action == "pass" || way.Service == "" {
 			line("address", "%s", way.passed())
 			if way.Route != nil {
 				line("route", "%s", way.Route)
@@ -36,6 +39,9 @@ func (w *Walk) Print(out io.Writer) {
 			continue
 		}
 		line("service", "%s/%s is %s port %q: %s, %s", way.Address, strings.ToLower(way.Protocol), way.Service, way.PortName, way.Action, way.Why)
+		if way.Affinity > 0 {
+			line("affinity", "the client keeps its endpoint until it has made no connection for %s", time.Duration(way.Affinity*float64(time.Second)))
+		}
 		line("kernel", "%s", way.kernel())
 		for _, b := range way.Backends {
 			line("endpoint", "%s", b.describe())
@@ -74,8 +80,11 @@ func (w *Way) kernel() string {
 			n++
 		}
 	}
-	return fmt.Sprintf("entry %s . %s . %d with %d endpoints (read from the kernel)",
-		w.Address.Addr(), strings.ToLower(w.Protocol), w.Address.Port(), n)
+	key := fmt.Sprintf("%s . %s . %d", w.Address.Addr(), strings.ToLower(w.Protocol), w.Address.Port())
+	if w.Kind == model.AtNodePort.String() {
+		key = fmt.Sprintf("%s . %d", strings.ToLower(w.Protocol), w.Address.Port())
+	}
+	return fmt.Sprintf("entry %s leads to chain %s with %d endpoints (read from the kernel)", key, w.Chain, n)
 }
 
 func (b *Endpoint) describe() string {

@@ -7,10 +7,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -18,12 +22,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/fairlead/fairlead/model"
 )
 
 // Client reaches the two API groups a node needs. A full clientset would carry every type of
 // Kubernetes into each agent.
 type Client struct {
-	core, discovery rest.Interface
+	core, discovery, networking rest.Interface
 	// Server is the API server's address, for messages.
 	Server string
 }
@@ -40,7 +46,7 @@ func NewClient(kubeconfig string) (*Client, error) {
 // NewClientFor uses a configuration that is at hand.
 func NewClientFor(cfg *rest.Config) (*Client, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register types: %w", err)
 		}
@@ -69,7 +75,27 @@ func NewClientFor(cfg *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{core: core, discovery: discovery, Server: cfg.Host}, nil
+	networking, err := client("/apis", networkingv1.SchemeGroupVersion)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{core: core, discovery: discovery, networking: networking, Server: cfg.Host}, nil
+}
+
+// servesServiceCIDRs asks whether the API server has the kind ServiceCIDR, which is in networking.k8s.io/v1 since Kubernetes 1.33.
+func (c *Client) servesServiceCIDRs(ctx context.Context) (bool, error) {
+	data, err := c.networking.Get().AbsPath("/apis/networking.k8s.io/v1").SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	var list metav1.APIResourceList
+	if err == nil {
+		err = json.Unmarshal(data, &list)
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask for the kinds of networking.k8s.io/v1: %w", err)
+	}
+	return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == "servicecidrs" }), nil
 }
 
 // SetNetworkAvailable says in the Node's status that pods on it can be reached and can reach Services: condition
@@ -101,4 +127,34 @@ func (c *Client) SetNetworkAvailable(ctx context.Context, name string) error {
 		return fmt.Errorf("patch status of node %s: %w", name, err)
 	}
 	return nil
+}
+
+// Warn makes an Event of type Warning about a Service: kubectl describe shows it. The message is cut to what the API takes.
+func (c *Client) Warn(ctx context.Context, service model.Name, node, reason, message string) error {
+	var svc corev1.Service
+	if err := c.core.Get().Resource("services").Namespace(service.Namespace).Name(service.Name).Do(ctx).Into(&svc); err != nil {
+		return fmt.Errorf("get service %s: %w", service, err)
+	}
+	const most = 1024 // of a message, in bytes, as the API server validates it
+	if len(message) > most {
+		message = strings.ToValidUTF8(message[:most], "")
+	}
+	now := metav1.NewTime(time.Now())
+	e := &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Name: eventName(service.Name, now.Time), Namespace: service.Namespace},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: service.Namespace, Name: service.Name,
+			UID: svc.UID, ResourceVersion: svc.ResourceVersion},
+		Type: corev1.EventTypeWarning, Reason: reason, Message: message,
+		Source: corev1.EventSource{Component: "fairlead", Host: node}, ReportingController: "fairlead", ReportingInstance: node,
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}
+	if err := c.core.Post().Resource("events").Namespace(service.Namespace).Body(e).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("make event about service %s: %w", service, err)
+	}
+	return nil
+}
+
+// eventName names an Event as Kubernetes' own components do. It leaves the API server nothing to append: a prefix that ends in a dot is refused.
+func eventName(object string, at time.Time) string {
+	return fmt.Sprintf("%s.%x", strings.TrimRight(object[:min(len(object), 200)], "-."), at.UnixNano())
 }

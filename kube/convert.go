@@ -5,7 +5,10 @@ package kube
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -13,21 +16,26 @@ import (
 	"github.com/fairlead/fairlead/model"
 )
 
-// proxyNameLabel names another program that a Service has been given to; such a Service is not ours.
-const proxyNameLabel = "service.kubernetes.io/service-proxy-name"
+// Labels by which a Service is left to somebody else's proxy.
+const (
+	proxyNameLabel = "service.kubernetes.io/service-proxy-name"
+	headlessLabel  = corev1.IsHeadlessService
+)
 
-// service shrinks a Service; false if it belongs to another service proxy. An API may hold what no validator
-// would pass: what cannot be used is left out, and the rest of the object works.
-func service(o *corev1.Service) (model.ServiceSpec, bool) {
-	s := model.ServiceSpec{Name: model.Name{Namespace: o.Namespace, Name: o.Name}}
-	if _, other := o.Labels[proxyNameLabel]; other {
-		return s, false
-	}
+// taintLeaving is what the cluster autoscaler puts on a node that it is about to remove.
+const taintLeaving = "ToBeDeletedByClusterAutoscaler"
+
+// service shrinks a Service. What cannot be used (an address that is none, a port out of range) is left out; the rest goes on.
+func service(o *corev1.Service) model.ServiceSpec {
+	s := model.ServiceSpec{Name: model.Name{Namespace: intern(o.Namespace), Name: o.Name}, PublishNotReady: o.Spec.PublishNotReadyAddresses}
+	_, another := o.Labels[proxyNameLabel]
+	_, headless := o.Labels[headlessLabel]
+	s.Unproxied = another || headless
 	switch {
 	case o.Spec.Type == corev1.ServiceTypeExternalName:
 		s.Type, s.ExternalName = model.ExternalName, strings.TrimSuffix(o.Spec.ExternalName, ".")
-		return s, true
-	case o.Spec.ClusterIP == corev1.ClusterIPNone:
+		return s
+	case o.Spec.ClusterIP == corev1.ClusterIPNone || slices.Contains(o.Spec.ClusterIPs, corev1.ClusterIPNone):
 		s.Type = model.Headless
 	default:
 		ips := o.Spec.ClusterIPs
@@ -35,20 +43,72 @@ func service(o *corev1.Service) (model.ServiceSpec, bool) {
 			ips = []string{o.Spec.ClusterIP}
 		}
 		s.ClusterIPs = addrs(ips)
+		s.LocalOnly = o.Spec.InternalTrafficPolicy != nil && *o.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+		s.Affinity = affinity(o)
+		s.Exposure = exposure(o)
 	}
 	for _, p := range o.Spec.Ports {
 		if proto, ok := model.ParseProtocol(string(p.Protocol)); ok && validPort(p.Port) {
-			s.Ports = append(s.Ports, model.Port{Name: p.Name, Protocol: proto, Port: uint16(p.Port)})
+			port := model.Port{Name: intern(p.Name), Protocol: proto, Port: uint16(p.Port)}
+			if s.Type == model.ClusterIP && hasNodePorts(o) && validPort(p.NodePort) {
+				port.NodePort = uint16(p.NodePort)
+			}
+			s.Ports = append(s.Ports, port)
 		}
 	}
-	return s, true
+	return s
+}
+
+func hasNodePorts(o *corev1.Service) bool {
+	return o.Spec.Type == corev1.ServiceTypeNodePort || o.Spec.Type == corev1.ServiceTypeLoadBalancer
+}
+
+func affinity(o *corev1.Service) time.Duration {
+	if o.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
+	if c := o.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = min(max(*c.ClientIP.TimeoutSeconds, 1), int32(24*time.Hour/time.Second))
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// exposure is nil for a Service that clients outside the cluster cannot reach.
+func exposure(o *corev1.Service) *model.Exposure {
+	x := &model.Exposure{
+		LocalOnly:   o.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		ExternalIPs: addrs(o.Spec.ExternalIPs),
+	}
+	if o.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		for _, in := range o.Status.LoadBalancer.Ingress {
+			// A balancer of mode Proxy sends to the nodes by their own addresses (KEP-1860).
+			if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
+				x.Balancers = append(x.Balancers, addrs([]string{in.IP})...)
+			}
+		}
+		for _, r := range o.Spec.LoadBalancerSourceRanges {
+			if p, ok := prefix(strings.TrimSpace(r)); ok {
+				x.SourceRanges = append(x.SourceRanges, p)
+			}
+		}
+		if len(x.SourceRanges) == 0 && len(o.Spec.LoadBalancerSourceRanges) > 0 {
+			x.SourceRanges = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 32)} // ranges that nobody can read let nobody in
+		}
+		if x.LocalOnly && validPort(o.Spec.HealthCheckNodePort) {
+			x.HealthPort = uint16(o.Spec.HealthCheckNodePort)
+		}
+	}
+	if !hasNodePorts(o) && len(x.ExternalIPs) == 0 {
+		return nil
+	}
+	return x
 }
 
 // slice shrinks an EndpointSlice; false if it belongs to no Service or to an address type that has no IP addresses.
-// Conditions that are not set mean what the API says they mean: ready, serving as ready, not terminating.
 func slice(o *discoveryv1.EndpointSlice) (model.Slice, bool) {
 	s := model.Slice{
-		Name:    model.Name{Namespace: o.Namespace, Name: o.Name},
+		Name:    model.Name{Namespace: intern(o.Namespace), Name: o.Name},
 		Service: o.Labels[discoveryv1.LabelServiceName],
 	}
 	if s.Service == "" || o.AddressType == discoveryv1.AddressTypeFQDN {
@@ -57,7 +117,7 @@ func slice(o *discoveryv1.EndpointSlice) (model.Slice, bool) {
 	for _, p := range o.Ports {
 		port := model.Port{}
 		if p.Name != nil {
-			port.Name = *p.Name
+			port.Name = intern(*p.Name)
 		}
 		proto := ""
 		if p.Protocol != nil {
@@ -88,14 +148,15 @@ func endpoints(o *discoveryv1.Endpoint, family discoveryv1.AddressType) []model.
 		e.Hostname = *o.Hostname
 	}
 	if o.NodeName != nil {
-		e.Node = *o.NodeName
+		e.Node = intern(*o.NodeName)
 	}
 	if o.Zone != nil {
-		e.Zone = *o.Zone
+		e.Zone = intern(*o.Zone)
 	}
 	if t := o.TargetRef; t != nil && t.Kind == "Pod" {
-		e.Pod = model.Name{Namespace: t.Namespace, Name: t.Name}
+		e.Pod = model.Name{Namespace: intern(t.Namespace), Name: t.Name}
 	}
+	e.Hints = hints(o.Hints)
 	// All addresses of one endpoint are interchangeable; consumers use the first.
 	for _, a := range addrs(o.Addresses) {
 		if a.Is4() == (family == discoveryv1.AddressTypeIPv4) {
@@ -106,8 +167,23 @@ func endpoints(o *discoveryv1.Endpoint, family discoveryv1.AddressType) []model.
 	return nil
 }
 
+func hints(o *discoveryv1.EndpointHints) *model.Hints {
+	if o == nil || len(o.ForZones) == 0 && len(o.ForNodes) == 0 {
+		return nil
+	}
+	h := &model.Hints{}
+	for _, z := range o.ForZones {
+		h.Zones = append(h.Zones, z.Name)
+	}
+	for _, n := range o.ForNodes {
+		h.Nodes = append(h.Nodes, n.Name)
+	}
+	return h
+}
+
 func node(o *corev1.Node) model.Node {
-	n := model.Node{Name: o.Name}
+	n := model.Node{Name: o.Name, Zone: o.Labels[corev1.LabelTopologyZone]}
+	n.Leaving = o.DeletionTimestamp != nil || slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintLeaving })
 	for _, a := range o.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			n.Addrs = append(n.Addrs, addrs([]string{a.Address})...)
@@ -117,11 +193,7 @@ func node(o *corev1.Node) model.Node {
 	if len(cidrs) == 0 && o.Spec.PodCIDR != "" {
 		cidrs = []string{o.Spec.PodCIDR}
 	}
-	for _, c := range cidrs {
-		if p, err := netip.ParsePrefix(c); err == nil {
-			n.PodCIDRs = append(n.PodCIDRs, p.Masked())
-		}
-	}
+	n.PodCIDRs = prefixes(cidrs)
 	for _, c := range o.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			n.Ready = c.Status == corev1.ConditionTrue
@@ -135,6 +207,8 @@ func pod(o *corev1.Pod) model.Pod {
 		Name:      model.Name{Namespace: o.Namespace, Name: o.Name},
 		Hostname:  o.Spec.Hostname,
 		Subdomain: o.Spec.Subdomain,
+
+		Terminating: o.DeletionTimestamp != nil,
 	}
 	for _, ip := range o.Status.PodIPs {
 		p.Addrs = append(p.Addrs, addrs([]string{ip.IP})...)
@@ -148,6 +222,31 @@ func addrs(in []string) []netip.Addr {
 	for _, s := range in {
 		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// prefix reads a range. Of IPv4 addresses written as IPv6 it is one of IPv4.
+func prefix(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, false
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), true
+}
+
+// intern is for strings that many objects have: each is kept once.
+func intern(s string) string { return unique.Make(s).Value() }
+
+// prefixes reads ranges and leaves out what is none.
+func prefixes(in []string) (out []netip.Prefix) {
+	for _, s := range in {
+		if p, ok := prefix(s); ok {
+			out = append(out, p)
 		}
 	}
 	return out

@@ -30,6 +30,7 @@ type agents struct {
 	nodes   map[string]*http.Client
 	count   *counters
 	returns func(node string) bool // whether an agent that does not answer is on its way back
+	after   *time.Duration         // see Options.StopAfter
 }
 
 func newAgents(dir cluster.Dir, nodes []string, count *counters) *agents {
@@ -85,6 +86,13 @@ func (a *agents) ready(ctx context.Context, node string) error {
 // able to end whatever else is broken. An agent that was killed is waited for within the bound, because its kernel still sends.
 func (a *agents) waitGone(ctx context.Context, addrs []netip.Addr) {
 	if len(addrs) == 0 {
+		return
+	}
+	if a.after != nil {
+		select {
+		case <-time.After(*a.after):
+		case <-ctx.Done():
+		}
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, goneTimeout)

@@ -286,4 +286,7 @@ func TestAgents(t *testing.T) {
 	answer("n3", func(http.ResponseWriter, *http.Request) {})
 	<-done
 	check(3, 2, 1)
+	a.after = new(time.Duration)
+	a.waitGone(t.Context(), []netip.Addr{netip.MustParseAddr("10.244.1.7")})
+	check(3, 2, 1) // nobody was asked
 }

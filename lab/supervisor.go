@@ -43,6 +43,10 @@ type Options struct {
 	Listener *os.File
 	// Progress gets lines of cluster.Progress; it is closed when the cluster is ready.
 	Progress io.WriteCloser
+	// AgentFlags are given to the nodes' agents beside those that they need; for tests.
+	AgentFlags []string
+	// StopAfter, if not nil, is when a pod that is deleted gets SIGTERM without the nodes' agents being asked, as a kubelet does it; for tests.
+	StopAfter *time.Duration
 	// Logger gets a line per change.
 	Logger *slog.Logger
 }
@@ -89,6 +93,7 @@ func Run(ctx context.Context, o Options) error {
 		count: newCounters(), hosts: map[string]*host{}, nodes: map[string]*apiNode{}, changed: map[string]chan struct{}{},
 	}
 	s.agents = newAgents(o.Dir, s.params.NodeNames(), s.count)
+	s.agents.after = o.StopAfter
 	s.agents.returns = func(node string) bool {
 		c, err := s.child("agent-" + node)
 		return err == nil && c.show().State != cluster.ChildStopped
@@ -439,13 +444,13 @@ func (s *supervisor) notReady() error {
 // agent is the child that is a node's agent.
 func (s *supervisor) agent(name string) *child {
 	h := s.hosts[name]
-	c := newChild("agent-"+name, []string{
+	c := newChild("agent-"+name, append([]string{
 		s.Fairlead, "agent", "--node", name, "--kubeconfig", h.node.Kubeconfig(), "--state", string(h.node),
 		"--cni-conf-dir", h.node.CNIConfDir(), "--cluster-domain", s.params.Domain,
 		"--dns-ip", joinAddrs(s.params.DNSAddrs()),
 		"--service-cidr", cluster.FormatCIDRs(s.params.ServiceCIDRs),
 		"--pod-cidr", cluster.FormatCIDRs(s.params.PodCIDRs),
-	}, s.Dir.Log("agent-"+name), h.group.Child("agent"), s.Logger)
+	}, s.AgentFlags...), s.Dir.Log("agent-"+name), h.group.Child("agent"), s.Logger)
 	c.netns = h.netns
 	c.told = func() { poke(s.changed[name]) }
 	return c

@@ -5,6 +5,8 @@ package model
 
 import (
 	"cmp"
+	"iter"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -17,76 +19,195 @@ import (
 type Builder struct {
 	last *Snapshot
 
-	specs  map[Name]ServiceSpec
-	slices map[Name]map[string]Slice // by Service, then by the slice's name
-	owner  map[Name]Name             // slice to the Service it was last filed under
-	vips   claims
-	hosts  claims
+	specs   map[Name]*ServiceSpec // that Build has not taken in yet; nil: the Service is gone
+	slices  map[Name][]Slice      // by Service
+	owner   map[Name]string       // slice to the Service it was last filed under, in the same namespace
+	vips    claims[netip.Addr]
+	foreign claims[netip.Addr]
+	hosts   claims[netip.Addr]
+	fronts  claims[Frontend]
+	// here are the Services that have a pod of this node among their endpoints: what becomes of the pod is known here first.
+	here map[Name]map[Name]struct{}
 
-	services editor[Name, *Service]
-	nodes    editor[string, *Node]
-	pods     editor[Name, *Pod]
-	vipOf    editor[netip.Addr, Name]
-	hostOf   editor[netip.Addr, Name]
+	config Config
+	ranges map[string][]netip.Prefix // by the ServiceCIDR's name
+
+	services  editor[Name, *Service]
+	nodes     editor[string, *Node]
+	pods      editor[Name, *Pod]
+	vipOf     editor[netip.Addr, Name]
+	hostOf    editor[netip.Addr, Name]
+	foreignOf editor[netip.Addr, Name]
+	frontOf   editor[Frontend, Name]
 
 	dirty   map[Name]struct{}
 	changed bool
 }
 
-// NewBuilder starts from nothing, for the node of that name. dns are the cluster DNS's virtual addresses.
-func NewBuilder(self string, dns []netip.Addr) *Builder {
+// NewBuilder starts from nothing.
+func NewBuilder(c Config) *Builder {
 	return &Builder{
-		last:   &Snapshot{Self: self, DNS: dns},
-		specs:  make(map[Name]ServiceSpec),
-		slices: make(map[Name]map[string]Slice),
-		owner:  make(map[Name]Name),
-		vips:   make(claims),
-		hosts:  make(claims),
-		dirty:  make(map[Name]struct{}),
+		config:  c,
+		ranges:  make(map[string][]netip.Prefix),
+		last:    &Snapshot{Config: c},
+		specs:   make(map[Name]*ServiceSpec),
+		slices:  make(map[Name][]Slice),
+		owner:   make(map[Name]string),
+		vips:    make(claims[netip.Addr]),
+		foreign: make(claims[netip.Addr]),
+		hosts:   make(claims[netip.Addr]),
+		fronts:  make(claims[Frontend]),
+		here:    make(map[Name]map[Name]struct{}),
+		dirty:   make(map[Name]struct{}),
 	}
 }
 
 // SetService takes in a Service object. The Arrived of one already known is kept.
 func (b *Builder) SetService(s ServiceSpec) {
-	if old, ok := b.specs[s.Name]; ok {
+	if old := b.spec(s.Name); old != nil {
 		s.Arrived = old.Arrived
 	}
-	b.specs[s.Name] = s
+	b.specs[s.Name] = &s
 	b.dirty[s.Name] = struct{}{}
+}
+
+// spec is what is known of a Service; nil if there is none.
+func (b *Builder) spec(n Name) *ServiceSpec {
+	if s, pending := b.specs[n]; pending {
+		return s
+	}
+	if svc, ok := b.services.get(n); ok {
+		return &svc.ServiceSpec
+	}
+	return nil
 }
 
 // DeleteService forgets a Service. Its slices are kept until they are deleted themselves: the Service may come back.
 func (b *Builder) DeleteService(n Name) {
-	delete(b.specs, n)
+	b.specs[n] = nil
 	b.dirty[n] = struct{}{}
 }
 
-// SetSlice takes in an EndpointSlice, which may have changed the Service it belongs to.
+// SetSlice takes in an EndpointSlice, which may have changed the Service it belongs to. The slice belongs to the Builder from then on.
 func (b *Builder) SetSlice(s Slice) {
 	svc := Name{s.Name.Namespace, s.Service}
-	if was, ok := b.owner[s.Name]; ok && was != svc {
+	if was, ok := b.owner[s.Name]; ok && was != s.Service {
 		b.DeleteSlice(s.Name)
 	}
-	if b.slices[svc] == nil {
-		b.slices[svc] = make(map[string]Slice, 1)
+	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
+	list := b.slices[svc]
+	if i := slices.IndexFunc(list, func(o Slice) bool { return o.Name == s.Name }); i >= 0 {
+		list[i] = s
+	} else {
+		b.slices[svc] = append(slices.Grow(list, 1), s)
 	}
-	b.slices[svc][s.Name.Name] = s
-	b.owner[s.Name] = svc
+	b.owner[s.Name] = s.Service
 	b.dirty[svc] = struct{}{}
 }
 
 // DeleteSlice forgets an EndpointSlice; unknown ones are fine.
 func (b *Builder) DeleteSlice(n Name) {
-	svc, ok := b.owner[n]
+	service, ok := b.owner[n]
 	if !ok {
 		return
 	}
+	svc := Name{n.Namespace, service}
 	delete(b.owner, n)
-	delete(b.slices[svc], n.Name)
+	b.slices[svc] = slices.DeleteFunc(b.slices[svc], func(s Slice) bool { return s.Name == n })
 	if len(b.slices[svc]) == 0 {
 		delete(b.slices, svc)
 	}
 	b.dirty[svc] = struct{}{}
+}
+
+// Services yields the names of the Services that the Builder knows; so do the others for their kinds.
+func (b *Builder) Services(yield func(Name) bool) {
+	for n, s := range b.specs {
+		if s != nil && !yield(n) {
+			return
+		}
+	}
+	for n := range b.services.table.All() {
+		if _, pending := b.specs[n]; !pending && !yield(n) {
+			return
+		}
+	}
+}
+
+// Slices is like Services, for EndpointSlices.
+func (b *Builder) Slices(yield func(Name) bool) { maps.Keys(b.owner)(yield) }
+
+// Pods is like Services, for pods.
+func (b *Builder) Pods(yield func(Name) bool) { keys(b.pods.table)(yield) }
+
+// Nodes is like Services, for Nodes, whose names have no namespace.
+func (b *Builder) Nodes(yield func(Name) bool) { global(keys(b.nodes.table))(yield) }
+
+// ServiceCIDRs is like Nodes, for ServiceCIDRs.
+func (b *Builder) ServiceCIDRs(yield func(Name) bool) { global(maps.Keys(b.ranges))(yield) }
+
+// Orphans yields the EndpointSlices of Services that there are not, each with the Service's name.
+func (b *Builder) Orphans(yield func(slice, service Name) bool) {
+	for service, list := range b.slices {
+		if b.spec(service) != nil {
+			continue
+		}
+		for _, s := range list {
+			if !yield(s.Name, service) {
+				return
+			}
+		}
+	}
+}
+
+func global(names iter.Seq[string]) iter.Seq[Name] {
+	return func(yield func(Name) bool) {
+		for n := range names {
+			if !yield(Name{Name: n}) {
+				return
+			}
+		}
+	}
+}
+
+func keys[K, V comparable](t Table[K, V]) iter.Seq[K] {
+	return func(yield func(K) bool) {
+		for k := range t.All() {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// SetServiceCIDR takes in a further range of virtual addresses, or one of each family, beside those of the Config.
+func (b *Builder) SetServiceCIDR(name string, ranges []netip.Prefix) {
+	if !slices.Equal(b.ranges[name], ranges) {
+		b.ranges[name] = ranges
+		b.changed = true
+	}
+}
+
+// DeleteServiceCIDR forgets a range.
+func (b *Builder) DeleteServiceCIDR(name string) {
+	if _, ok := b.ranges[name]; ok {
+		delete(b.ranges, name)
+		b.changed = true
+	}
+}
+
+// allRanges are the ranges of virtual addresses there are, in order.
+func (b *Builder) allRanges() []netip.Prefix {
+	all := slices.Clone(b.config.ServiceCIDRs)
+	for _, r := range b.ranges {
+		all = append(all, r...)
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	all = slices.Compact(all)
+	if slices.Equal(all, b.last.ServiceCIDRs) {
+		return b.last.ServiceCIDRs
+	}
+	return all
 }
 
 // SetNode takes in a Node.
@@ -96,10 +217,34 @@ func (b *Builder) SetNode(n Node) { setValue(b, &b.nodes, n.Name, &n) }
 func (b *Builder) DeleteNode(name string) { deleteKey(b, &b.nodes, name) }
 
 // SetPod takes in a pod of this node.
-func (b *Builder) SetPod(p Pod) { setValue(b, &b.pods, p.Name, &p) }
+func (b *Builder) SetPod(p Pod) {
+	setValue(b, &b.pods, p.Name, &p)
+	b.touchServicesOf(p.Name)
+}
 
 // DeletePod forgets a pod.
-func (b *Builder) DeletePod(n Name) { deleteKey(b, &b.pods, n) }
+func (b *Builder) DeletePod(n Name) {
+	deleteKey(b, &b.pods, n)
+	b.touchServicesOf(n)
+}
+
+func (b *Builder) touchServicesOf(pod Name) {
+	for n := range b.here[pod] {
+		b.dirty[n] = struct{}{}
+	}
+}
+
+// leaving reports whether an endpoint is a pod of this node that has been told to end.
+func (b *Builder) leaving(e *Endpoint) bool {
+	if !b.isHere(e) {
+		return false
+	}
+	p, ok := b.pods.get(e.Pod)
+	return ok && p.Terminating && slices.Contains(p.Addrs, e.Addr)
+}
+
+// isHere reports whether an endpoint is a pod of this node, as the slices say.
+func (b *Builder) isHere(e *Endpoint) bool { return e.Node == b.last.Self && e.Pod != (Name{}) }
 
 func setValue[K comparable, V any](b *Builder, e *editor[K, *V], k K, v *V) {
 	if old, ok := e.get(k); ok && reflect.DeepEqual(old, v) {
@@ -121,28 +266,40 @@ func (b *Builder) Build() *Snapshot {
 	for n := range b.dirty {
 		b.resolve(n)
 	}
-	clear(b.dirty)
+	b.dirty, b.specs = emptied(b.dirty), emptied(b.specs)
 	if b.changed || b.last.Generation == 0 {
 		b.changed = false
+		config := b.config
+		config.ServiceCIDRs = b.allRanges()
 		b.last = &Snapshot{
 			Generation: b.last.Generation + 1,
-			Self:       b.last.Self,
-			DNS:        b.last.DNS,
+			Config:     config,
 			Services:   b.services.freeze(),
 			Nodes:      b.nodes.freeze(),
 			Pods:       b.pods.freeze(),
 			VIPs:       b.vipOf.freeze(),
 			Hosts:      b.hostOf.freeze(),
+			Foreign:    b.foreignOf.freeze(),
+			Frontends:  b.frontOf.freeze(),
 		}
 	}
 	return b.last
 }
 
+// emptied is the map without its entries. One that was large, as at the start, gives back its memory, which clear would not.
+func emptied[K comparable, V any](m map[K]V) map[K]V {
+	if len(m) > 256 {
+		return make(map[K]V)
+	}
+	clear(m)
+	return m
+}
+
 // resolve brings one Service of the tables up to date.
 func (b *Builder) resolve(n Name) {
 	old, had := b.services.get(n)
-	spec, exists := b.specs[n]
-	if !exists {
+	spec := b.spec(n)
+	if spec == nil {
 		if had {
 			b.services.delete(n)
 			b.index(n, old, nil)
@@ -150,7 +307,7 @@ func (b *Builder) resolve(n Name) {
 		}
 		return
 	}
-	svc := Resolve(spec, b.slices[n])
+	svc := Resolve(*spec, b.slices[n], b.leaving)
 	if had && reflect.DeepEqual(old, svc) {
 		return
 	}
@@ -159,23 +316,34 @@ func (b *Builder) resolve(n Name) {
 	b.changed = true
 }
 
-// index moves a Service's claims on addresses from its old value to its new one.
+// index moves a Service's claims on addresses and frontends from its old value to its new one.
 func (b *Builder) index(n Name, old, svc *Service) {
-	for _, a := range hostAddrs(old) {
-		b.hosts.drop(a, n, &b.hostOf)
-	}
-	for _, a := range hostAddrs(svc) {
-		b.hosts.claim(a, n, &b.hostOf)
-	}
-	if old != nil {
-		for _, a := range old.ClusterIPs {
-			b.vips.drop(a, n, &b.vipOf)
+	plain := func(_ netip.Addr, n Name) claimant { return claimant{name: n} }
+	for _, x := range []struct {
+		of      func(*Service) []netip.Addr
+		claims  claims[netip.Addr]
+		winners *editor[netip.Addr, Name]
+	}{{hostAddrs, b.hosts, &b.hostOf}, {virtualAddrs, b.vips, &b.vipOf}, {foreignAddrs, b.foreign, &b.foreignOf}} {
+		for _, a := range x.of(old) {
+			x.claims.drop(a, claimant{name: n}, x.winners)
+		}
+		for _, a := range x.of(svc) {
+			x.claims.claim(a, claimant{name: n}, x.winners, plain)
 		}
 	}
-	if svc != nil {
-		for _, a := range svc.ClusterIPs {
-			b.vips.claim(a, n, &b.vipOf)
+	old.frontends(b.last.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, claimant{k, n}, &b.frontOf) })
+	svc.frontends(b.last.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, claimant{k, n}, &b.frontOf, b.claimantOf) })
+	for _, p := range b.podsHere(old) {
+		delete(b.here[p], n)
+		if len(b.here[p]) == 0 {
+			delete(b.here, p)
 		}
+	}
+	for _, p := range b.podsHere(svc) {
+		if b.here[p] == nil {
+			b.here[p] = make(map[Name]struct{}, 1)
+		}
+		b.here[p][n] = struct{}{}
 	}
 }
 
@@ -190,82 +358,180 @@ func hostAddrs(svc *Service) []netip.Addr {
 	return addrs
 }
 
-// claims holds, for every address, the Services that claim it, in order; the first one has it.
-type claims map[netip.Addr][]Name
-
-func (c claims) claim(a netip.Addr, n Name, winners *editor[netip.Addr, Name]) {
-	if i, found := slices.BinarySearchFunc(c[a], n, Name.Compare); !found {
-		c[a] = slices.Insert(c[a], i, n)
+func virtualAddrs(svc *Service) []netip.Addr {
+	if svc == nil || svc.Unproxied {
+		return nil
 	}
-	winners.set(a, c[a][0])
+	return svc.ClusterIPs
 }
 
-func (c claims) drop(a netip.Addr, n Name, winners *editor[netip.Addr, Name]) {
-	if i, found := slices.BinarySearchFunc(c[a], n, Name.Compare); found {
-		c[a] = slices.Delete(c[a], i, i+1)
+func foreignAddrs(svc *Service) []netip.Addr {
+	if svc == nil || !svc.Unproxied {
+		return nil
 	}
-	if len(c[a]) == 0 {
-		delete(c, a)
-		winners.delete(a)
+	return svc.ClusterIPs
+}
+
+func (b *Builder) podsHere(svc *Service) (pods []Name) {
+	if svc == nil {
+		return nil
+	}
+	for i := range svc.Endpoints {
+		if e := &svc.Endpoints[i]; b.isHere(e) {
+			pods = append(pods, e.Pod)
+		}
+	}
+	return pods
+}
+
+// claimantOf is the one who claims a frontend for a Service.
+func (b *Builder) claimantOf(f Frontend, n Name) claimant {
+	c, found := claimant{name: n}, false
+	svc, _ := b.services.get(n)
+	svc.frontends(b.config.PassOn, func(g Frontend, k Kind, _ int) {
+		if f == g && (!found || k < c.kind) {
+			c.kind, found = k, true
+		}
+	})
+	return c
+}
+
+// claims holds who claims what is claimed by several, in order; the first one has it. What only one claims, which is nearly everything, is
+// not in it: the table of winners knows.
+type claims[K comparable] map[K][]claimant
+
+// claimant claims something, a frontend as a kind of it.
+type claimant struct {
+	kind Kind
+	name Name
+}
+
+func (c claimant) compare(o claimant) int {
+	return cmp.Or(cmp.Compare(c.kind, o.kind), c.name.Compare(o.name))
+}
+
+// claim takes in a claim. sole tells who claims something for the Service that has it undisputed.
+func (c claims[K]) claim(k K, by claimant, winners *editor[K, Name], sole func(K, Name) claimant) {
+	list, disputed := c[k]
+	if owner, taken := winners.get(k); !disputed {
+		if !taken {
+			winners.set(k, by.name)
+			return
+		}
+		list = []claimant{sole(k, owner)}
+	}
+	if i, found := slices.BinarySearchFunc(list, by, claimant.compare); !found {
+		list = slices.Insert(list, i, by)
+	}
+	if len(list) > 1 {
+		c[k] = list
+	}
+	winners.set(k, list[0].name)
+}
+
+func (c claims[K]) drop(k K, by claimant, winners *editor[K, Name]) {
+	list, disputed := c[k]
+	if !disputed {
+		if owner, taken := winners.get(k); taken && owner == by.name {
+			winners.delete(k)
+		}
 		return
 	}
-	winners.set(a, c[a][0])
+	if i, found := slices.BinarySearchFunc(list, by, claimant.compare); found {
+		list = slices.Delete(list, i, i+1)
+	}
+	if c[k] = list; len(list) == 1 {
+		delete(c, k)
+	}
+	winners.set(k, list[0].name)
 }
 
 // Resolve joins a Service with its slices. Slices may overlap and name different ports; an endpoint found twice
 // counts once, and its best condition holds, because a slice that lags must not take a pod out of service.
-// A slice's port belongs to the Service's port of the same name and protocol.
-func Resolve(spec ServiceSpec, slices_ map[string]Slice) *Service {
+// A slice's port belongs to the Service's port of the same name and protocol. leaving tells of endpoints whose pods have just been told
+// to end, which the slices will say a moment later.
+func Resolve(spec ServiceSpec, slices_ []Slice, leaving func(*Endpoint) bool) *Service {
 	svc := &Service{ServiceSpec: spec, Slices: len(slices_), Backends: make([][]Backend, len(spec.Ports))}
-	merged := make(map[netip.Addr]Endpoint)
-	targets := make([]map[netip.AddrPort]struct{}, len(spec.Ports))
-	for _, sl := range slices_ {
-		for _, e := range sl.Endpoints {
-			merged[e.Addr] = better(merged[e.Addr], e)
+	svc.Endpoints = endpoints(slices_)
+	copied := len(slices_) > 1
+	for i := range svc.Endpoints {
+		if !leaving(&svc.Endpoints[i]) {
+			continue
 		}
-		for i, p := range spec.Ports {
-			for _, target := range sl.Ports {
-				if target.Name != p.Name || target.Protocol != p.Protocol || target.Port == 0 {
-					continue
-				}
-				if targets[i] == nil {
-					targets[i] = make(map[netip.AddrPort]struct{})
-				}
-				for _, e := range sl.Endpoints {
-					targets[i][netip.AddrPortFrom(e.Addr, target.Port)] = struct{}{}
-				}
-			}
+		if !copied {
+			svc.Endpoints, copied = slices.Clone(svc.Endpoints), true
 		}
+		e := &svc.Endpoints[i]
+		e.Leaving, e.Terminating = true, true
+		e.Ready = e.Ready && spec.PublishNotReady
 	}
-	svc.Endpoints = make([]Endpoint, 0, len(merged))
-	for _, e := range merged {
-		svc.Endpoints = append(svc.Endpoints, e)
-	}
-	slices.SortFunc(svc.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
-	for i := range targets {
-		svc.Backends[i] = svc.backends(targets[i])
+	for i, p := range spec.Ports {
+		svc.Backends[i] = svc.backends(p, slices_)
 	}
 	return svc
 }
 
-func (svc *Service) backends(targets map[netip.AddrPort]struct{}) []Backend {
-	out := make([]Backend, 0, len(targets))
-	for t := range targets {
-		i, _ := slices.BinarySearchFunc(svc.Endpoints, t.Addr(), func(e Endpoint, a netip.Addr) int { return e.Addr.Compare(a) })
-		out = append(out, Backend{Endpoint: &svc.Endpoints[i], Port: t.Port()})
+// endpoints are those of some slices, each address once, in order. With one slice that has no address twice, which is how most are, they are
+// the slice's own.
+func endpoints(slices_ []Slice) []Endpoint {
+	if len(slices_) == 1 {
+		all := slices_[0].Endpoints
+		strictly := true
+		for i := 1; i < len(all); i++ {
+			strictly = strictly && all[i-1].Addr.Less(all[i].Addr)
+		}
+		if strictly {
+			return all
+		}
+	}
+	n := 0
+	for _, sl := range slices_ {
+		n += len(sl.Endpoints)
+	}
+	all := make([]Endpoint, 0, n)
+	for _, sl := range slices_ {
+		all = append(all, sl.Endpoints...)
+	}
+	slices.SortFunc(all, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
+	return merge(all)
+}
+
+// merge makes one of the endpoints that have the same address, in order of address.
+func merge(sorted []Endpoint) []Endpoint {
+	out := sorted[:0]
+	for _, e := range sorted {
+		if last := len(out) - 1; last >= 0 && out[last].Addr == e.Addr {
+			out[last] = better(out[last], e)
+		} else {
+			out = append(out, e)
+		}
+	}
+	return slices.Clip(out)
+}
+
+// backends are the endpoints behind a port, of those slices that have it.
+func (svc *Service) backends(p Port, slices_ []Slice) []Backend {
+	out := make([]Backend, 0, len(svc.Endpoints))
+	for _, sl := range slices_ {
+		for _, target := range sl.Ports {
+			if target.Name != p.Name || target.Protocol != p.Protocol || target.Port == 0 {
+				continue
+			}
+			for _, e := range sl.Endpoints {
+				i, _ := slices.BinarySearchFunc(svc.Endpoints, e.Addr, func(e Endpoint, a netip.Addr) int { return e.Addr.Compare(a) })
+				out = append(out, Backend{Endpoint: &svc.Endpoints[i], Port: target.Port})
+			}
+		}
 	}
 	slices.SortFunc(out, func(a, b Backend) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
 	})
-	return out
+	return slices.CompactFunc(out, func(a, b Backend) bool { return a.AddrPort() == b.AddrPort() })
 }
 
 // better picks one of two views of the same address: the more useful condition, then by a fixed order so that the
 // outcome does not depend on the order of slices.
 func better(a, b Endpoint) Endpoint {
-	if !a.Addr.IsValid() {
-		return b
-	}
 	rank := func(e Endpoint) int {
 		switch {
 		case e.Ready:
@@ -280,9 +546,23 @@ func better(a, b Endpoint) Endpoint {
 		return 0
 	}
 	order := cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Hostname, b.Hostname),
-		a.Pod.Compare(b.Pod), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone))
+		a.Pod.Compare(b.Pod), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone), a.Hints.compare(b.Hints))
 	if order >= 0 {
 		return a
 	}
 	return b
+}
+
+func (h *Hints) compare(o *Hints) int {
+	if h == nil || o == nil {
+		return cmp.Compare(btoi(h != nil), btoi(o != nil))
+	}
+	return cmp.Or(slices.Compare(h.Nodes, o.Nodes), slices.Compare(h.Zones, o.Zones))
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -5,6 +5,8 @@ package model
 
 import (
 	"fmt"
+	"iter"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -21,14 +23,20 @@ type world struct {
 	slices   map[Name]Slice
 	nodes    map[string]Node
 	pods     map[Name]Pod
+	ranges   map[string][]netip.Prefix
 }
 
 func newWorld() *world {
-	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}}
+	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}, map[string][]netip.Prefix{}}
 }
 
+// worldConfig is what every builder of such a world is told.
+var worldConfig = Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, PassOn: true,
+	ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24"), netip.MustParsePrefix("fd00:96::/112")}}
+
+// build takes everything in in an order of its own, which must not matter.
 func (w *world) build() *Snapshot {
-	b := NewBuilder("n1", []netip.Addr{addr("10.96.0.10")})
+	b := NewBuilder(worldConfig)
 	for _, s := range w.services {
 		b.SetService(s)
 	}
@@ -41,13 +49,16 @@ func (w *world) build() *Snapshot {
 	for _, p := range w.pods {
 		b.SetPod(p)
 	}
+	for name, r := range w.ranges {
+		b.SetServiceCIDR(name, r)
+	}
 	return b.Build()
 }
 
 // step changes one thing in the world and tells the builder.
 func (w *world) step(r *rand.Rand, b *Builder) {
 	n := Name{"ns" + string(rune('a'+r.IntN(2))), fmt.Sprintf("svc%d", r.IntN(6))}
-	switch r.IntN(12) {
+	switch r.IntN(15) {
 	case 0, 1:
 		w.services[n] = randomService(r, n)
 		b.SetService(w.services[n])
@@ -63,15 +74,26 @@ func (w *world) step(r *rand.Rand, b *Builder) {
 		delete(w.slices, s.Name)
 		b.DeleteSlice(s.Name)
 	case 9:
-		node := Node{Name: fmt.Sprintf("n%d", r.IntN(3)), Ready: r.IntN(2) == 0}
+		node := Node{Name: fmt.Sprintf("n%d", r.IntN(3)), Ready: r.IntN(2) == 0, Zone: [...]string{"", "a", "b"}[r.IntN(3)],
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", r.IntN(3)))}}
 		w.nodes[node.Name] = node
 		b.SetNode(node)
 	case 10:
 		name := fmt.Sprintf("n%d", r.IntN(3))
 		delete(w.nodes, name)
 		b.DeleteNode(name)
-	case 11:
-		p := Pod{Name: n, Addrs: []netip.Addr{randomAddr(r)}}
+	case 14:
+		name := fmt.Sprint("range", r.IntN(3))
+		if r.IntN(2) == 0 {
+			delete(w.ranges, name)
+			b.DeleteServiceCIDR(name)
+		} else {
+			w.ranges[name] = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", 96+r.IntN(3)))}
+			b.SetServiceCIDR(name, w.ranges[name])
+		}
+	case 11, 12, 13:
+		p := randomPod(r)
+		n := p.Name
 		if r.IntN(3) == 0 {
 			delete(w.pods, n)
 			b.DeletePod(n)
@@ -89,6 +111,17 @@ func randomAddr(r *rand.Rand) netip.Addr {
 	return addr(fmt.Sprintf("10.244.1.%d", 1+r.IntN(8)))
 }
 
+// randomPod is one of few pods, so that endpoints name pods that are there, most of them by the addresses they have.
+func randomPod(r *rand.Rand) Pod {
+	i := 1 + r.IntN(4)
+	p := Pod{Name: Name{"ns", fmt.Sprintf("pod%d", i)}, Addrs: []netip.Addr{addr(fmt.Sprintf("10.244.1.%d", i)), addr(fmt.Sprintf("fd00:244::%d", i))}}
+	if r.IntN(6) == 0 {
+		p.Addrs = []netip.Addr{randomAddr(r)}
+	}
+	p.Terminating = r.IntN(2) == 0
+	return p
+}
+
 func randomService(r *rand.Rand, n Name) ServiceSpec {
 	s := ServiceSpec{Name: n, Type: ServiceType(r.IntN(3))}
 	switch s.Type {
@@ -102,10 +135,34 @@ func randomService(r *rand.Rand, n Name) ServiceSpec {
 		s.ExternalName = "example.com"
 		return s
 	}
-	for i := range 1 + r.IntN(2) {
-		s.Ports = append(s.Ports, Port{Name: fmt.Sprintf("p%d", i), Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(80 + i)})
+	for i := range 1 + r.IntN(3) {
+		s.Ports = append(s.Ports, Port{Name: fmt.Sprintf("p%d", i), Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(80 + r.IntN(2)),
+			NodePort: [...]uint16{0, 0, 30080, 30081}[r.IntN(4)]})
+	}
+	s.Unproxied, s.LocalOnly, s.PublishNotReady = r.IntN(6) == 0, r.IntN(4) == 0, r.IntN(4) == 0
+	s.Affinity = [...]time.Duration{0, 0, time.Hour}[r.IntN(3)]
+	if r.IntN(2) == 0 {
+		s.Exposure = randomExposure(r)
 	}
 	return s
+}
+
+// randomExposure has addresses that others have too, as a kind that wins or loses.
+func randomExposure(r *rand.Rand) *Exposure {
+	x := &Exposure{LocalOnly: r.IntN(2) == 0}
+	some := func() (out []netip.Addr) {
+		for range r.IntN(3) {
+			out = append(out, [...]netip.Addr{addr("203.0.113.1"), addr("203.0.113.2"), addr("2001:db8::1"), addr("10.96.0.11"), addr("10.244.1.3"),
+				addr("fd00:96::12")}[r.IntN(6)])
+		}
+		return out
+	}
+	x.Balancers, x.ExternalIPs = some(), some()
+	for range r.IntN(3) {
+		x.SourceRanges = append(x.SourceRanges, [...]netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("10.244.1.0/29"),
+			netip.MustParsePrefix("2001:db8:51::/48")}[r.IntN(3)])
+	}
+	return x
 }
 
 func randomSlice(r *rand.Rand, svc Name) Slice {
@@ -117,6 +174,13 @@ func randomSlice(r *rand.Rand, svc Name) Slice {
 		e := Endpoint{Addr: randomAddr(r), Node: fmt.Sprintf("n%d", r.IntN(3)), Terminating: r.IntN(4) == 0}
 		e.Serving = r.IntN(4) != 0
 		e.Ready = e.Serving && !e.Terminating
+		if r.IntN(2) == 0 {
+			p := randomPod(r)
+			e.Pod, e.Addr, e.Node = p.Name, p.Addrs[r.IntN(len(p.Addrs))], fmt.Sprintf("n%d", 1+r.IntN(2))
+		}
+		if r.IntN(3) == 0 {
+			e.Hints = &Hints{Nodes: []string{"n1", "n2"}[:r.IntN(3)], Zones: []string{"a", "b"}[:r.IntN(3)]}
+		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	return s
@@ -125,7 +189,7 @@ func randomSlice(r *rand.Rand, svc Name) Slice {
 // TestBuilderAgainstNaive holds a long history against a fresh start at every step: what a builder says must not depend on how it got there.
 func TestBuilderAgainstNaive(t *testing.T) {
 	r := seeded(t)
-	w, b := newWorld(), NewBuilder("n1", []netip.Addr{addr("10.96.0.10")})
+	w, b := newWorld(), NewBuilder(worldConfig)
 	last := b.Build()
 	for i := range 4000 {
 		for range 1 + r.IntN(3) {
@@ -137,6 +201,7 @@ func TestBuilderAgainstNaive(t *testing.T) {
 			t.Fatalf("step %d: the builder has\n%s\na fresh start has\n%s", i, got, want)
 		}
 		checkIndexes(t, snap, fresh)
+		w.checkNames(t, b)
 		if last.String() != before {
 			t.Fatalf("step %d: an older snapshot changed", i)
 		}
@@ -147,17 +212,50 @@ func TestBuilderAgainstNaive(t *testing.T) {
 	}
 }
 
-func checkIndexes(t *testing.T, got, want *Snapshot) {
+// checkNames wants the Builder to know exactly what there is.
+func (w *world) checkNames(t *testing.T, b *Builder) {
 	t.Helper()
-	for name, tables := range map[string][2]Table[netip.Addr, Name]{"VIPs": {got.VIPs, want.VIPs}, "Hosts": {got.Hosts, want.Hosts}} {
-		for k, c := range Diff(tables[0], tables[1]) {
-			t.Fatalf("%s[%s] is %v (%t), want %v (%t)", name, k, c.Old, c.HadOld, c.New, c.HasNew)
+	global := func(names iter.Seq[string]) iter.Seq[Name] {
+		return func(yield func(Name) bool) {
+			for n := range names {
+				if !yield(Name{Name: n}) {
+					return
+				}
+			}
+		}
+	}
+	for _, x := range []struct {
+		what      string
+		got, want iter.Seq[Name]
+	}{
+		{"Services", b.Services, maps.Keys(w.services)}, {"slices", b.Slices, maps.Keys(w.slices)}, {"pods", b.Pods, maps.Keys(w.pods)},
+		{"Nodes", b.Nodes, global(maps.Keys(w.nodes))}, {"ServiceCIDRs", b.ServiceCIDRs, global(maps.Keys(w.ranges))},
+	} {
+		got, want := slices.SortedFunc(x.got, Name.Compare), slices.SortedFunc(x.want, Name.Compare)
+		if !slices.Equal(got, want) {
+			t.Fatalf("the builder knows the %s %v, there are %v", x.what, got, want)
 		}
 	}
 }
 
+func checkIndexes(t *testing.T, got, want *Snapshot) {
+	t.Helper()
+	for name, tables := range map[string][2]Table[netip.Addr, Name]{"VIPs": {got.VIPs, want.VIPs}, "Hosts": {got.Hosts, want.Hosts},
+		"Foreign": {got.Foreign, want.Foreign}} {
+		for k, c := range Diff(tables[0], tables[1]) {
+			t.Fatalf("%s[%s] is %v (%t), want %v (%t)", name, k, c.Old, c.HadOld, c.New, c.HasNew)
+		}
+	}
+	if !slices.Equal(got.ServiceCIDRs, want.ServiceCIDRs) {
+		t.Fatalf("ranges %v, want %v", got.ServiceCIDRs, want.ServiceCIDRs)
+	}
+	for k, c := range Diff(got.Frontends, want.Frontends) {
+		t.Fatalf("Frontends[%s] is %v (%t), want %v (%t)", k, c.Old, c.HadOld, c.New, c.HasNew)
+	}
+}
+
 func TestBuildKeepsPointers(t *testing.T) {
-	b := NewBuilder("n1", nil)
+	b := NewBuilder(Config{Self: "n1"})
 	a, c := Name{"x", "a"}, Name{"x", "c"}
 	b.SetService(ServiceSpec{Name: a, Arrived: time.Unix(1, 0)})
 	b.SetService(ServiceSpec{Name: c})
@@ -188,7 +286,7 @@ func TestBuildKeepsPointers(t *testing.T) {
 }
 
 func TestSliceMovesToAnotherService(t *testing.T) {
-	b := NewBuilder("n1", nil)
+	b := NewBuilder(Config{Self: "n1"})
 	port := []Port{{Protocol: TCP, Port: 80}}
 	for _, n := range []string{"a", "b"} {
 		b.SetService(ServiceSpec{Name: Name{"x", n}, ClusterIPs: []netip.Addr{addr("10.96.0." + map[string]string{"a": "1", "b": "2"}[n])}, Ports: port})
@@ -237,11 +335,13 @@ func TestResolve(t *testing.T) {
 			"10.0.0.1:8080 ready, 10.0.0.9:8080 not ready, [fd00::1]:8080 ready"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			bySlice := map[string]Slice{}
+			all := make([]Slice, len(tt.slices))
 			for i, s := range tt.slices {
-				bySlice[fmt.Sprint(i)] = s
+				slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) }) // as the Builder does
+				s.Name = Name{"x", fmt.Sprint(i)}
+				all[i] = s
 			}
-			svc := Resolve(ServiceSpec{Ports: tt.ports}, bySlice)
+			svc := Resolve(ServiceSpec{Ports: tt.ports}, all, func(*Endpoint) bool { return false })
 			var got []string
 			for _, b := range svc.Backends[0] {
 				got = append(got, b.AddrPort().String()+" "+b.State())
@@ -257,7 +357,7 @@ func TestResolve(t *testing.T) {
 func BenchmarkOneChange(b *testing.B) {
 	for _, n := range []int{10, 1_000, 20_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			builder := NewBuilder("n1", nil)
+			builder := NewBuilder(Config{Self: "n1"})
 			slice := func(i, last int) Slice {
 				return Slice{Name: Name{"x", fmt.Sprint("s", i)}, Service: fmt.Sprint("s", i), Ports: []Port{{Protocol: TCP, Port: 80}},
 					Endpoints: []Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 244, 0, byte(last)}), Ready: true}}}
@@ -276,5 +376,39 @@ func BenchmarkOneChange(b *testing.B) {
 				last = snap
 			}
 		})
+	}
+}
+
+// TestOrphans: a slice whose Service there is not is named, until that comes or the slice goes; also before the next Build.
+func TestOrphans(t *testing.T) {
+	b := NewBuilder(Config{Self: "n1"})
+	orphans := func() (out []string) {
+		for slice, service := range b.Orphans {
+			out = append(out, slice.String()+" of "+service.String())
+		}
+		slices.Sort(out)
+		return out
+	}
+	want := func(when string, list ...string) {
+		t.Helper()
+		if got := orphans(); !slices.Equal(got, list) {
+			t.Errorf("%s: %v, want %v", when, got, list)
+		}
+	}
+	b.SetSlice(Slice{Name: Name{"x", "a-1"}, Service: "a"})
+	b.SetSlice(Slice{Name: Name{"x", "a-2"}, Service: "a"})
+	b.SetSlice(Slice{Name: Name{"x", "b-1"}, Service: "b"})
+	b.SetService(ServiceSpec{Name: Name{"x", "b"}})
+	want("at first", "x/a-1 of x/a", "x/a-2 of x/a")
+	b.Build()
+	want("built", "x/a-1 of x/a", "x/a-2 of x/a")
+	b.DeleteSlice(Name{"x", "a-2"})
+	b.DeleteService(Name{"x", "b"})
+	want("without b", "x/a-1 of x/a", "x/b-1 of x/b")
+	b.SetService(ServiceSpec{Name: Name{"x", "a"}})
+	b.SetService(ServiceSpec{Name: Name{"x", "b"}})
+	want("with both")
+	for range b.Orphans {
+		t.Error("there is one")
 	}
 }

@@ -4,17 +4,21 @@
 package model
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // DNSPort is where cluster DNS is asked, over UDP and TCP.
 const DNSPort = 53
 
-// Packet is the first packet of a connection, as it leaves a pod or a process of this node.
+// Packet is the first packet of a connection, as this node gets to see it.
 type Packet struct {
 	Protocol Protocol
 	Src, Dst netip.AddrPort
+	// FromNode says that a process of this node sends it (one on the node's own network); ToNode that Dst is one of the node's own addresses.
+	FromNode, ToNode bool
 }
 
 // Action is what becomes of a packet.
@@ -24,17 +28,22 @@ type Action uint8
 const (
 	// Pass leaves the packet alone: it is not for a Service.
 	Pass Action = iota
-	// Forward replaces the destination by one of the candidates, each equally likely (DNAT).
+	// Forward replaces the destination by one of the candidates, each equally likely (DNAT), or by the client's last one if the Service has
+	// affinity and that is still a candidate.
 	Forward
 	// Reject answers for the Service: a TCP reset, or ICMP port unreachable for other protocols.
 	Reject
 	// Local delivers to this node's own socket for the virtual address while there is one, without DNAT or
 	// conntrack; when there is none, the candidates are used as with Forward, and none of them means Reject.
 	Local
+	// Drop gives no answer. Load balancers know by it that they should ask another node, and strangers do not learn that anybody is here.
+	Drop
 )
 
 // String is the action in a word.
-func (a Action) String() string { return [...]string{"pass", "forward", "reject", "local"}[a] }
+func (a Action) String() string {
+	return [...]string{"pass", "forward", "reject", "local", "drop"}[a]
+}
 
 // Verdict is a decision and the reason for it.
 type Verdict struct {
@@ -42,58 +51,90 @@ type Verdict struct {
 	// Service and Port are the ones addressed; nil and zero if none.
 	Service *Service
 	Port    Port
+	// Kind is what the destination is to the Service; it says nothing without a Service.
+	Kind Kind
 	// Candidates are the backends that may be chosen, in order of address.
 	Candidates []Backend
+	// Affinity is how long the client keeps its endpoint; zero: no longer than the connection.
+	Affinity time.Duration
 	// Why is the reason in words.
 	Why string
 }
 
 // Lookup decides about a packet. It is the specification of the dataplane.
 func (s *Snapshot) Lookup(p Packet) Verdict {
-	name, ok := s.VIPs.Get(p.Dst.Addr())
-	if !ok {
-		return Verdict{Action: Pass, Why: "the destination is no Service's address"}
+	dst := Frontend{p.Dst.Addr(), p.Protocol, p.Dst.Port()}
+	if w, ok := s.Way(dst); ok {
+		return s.follow(w, p)
 	}
-	svc, _ := s.Services.Get(name)
-	i := slices.IndexFunc(svc.Ports, func(q Port) bool { return q.Protocol == p.Protocol && q.Port == p.Dst.Port() })
-	if i < 0 {
+	if name, ok := s.VIPs.Get(dst.Addr); ok {
+		svc, _ := s.Services.Get(name)
 		return Verdict{Action: Reject, Service: svc, Why: "the Service has no such port"}
 	}
-	v := Verdict{Action: Forward, Service: svc, Port: svc.Ports[i], Why: "a Service's address and port"}
-	v.Candidates = s.Candidates(svc, i, p.Dst.Addr())
+	if _, ok := s.Foreign.Get(dst.Addr); ok {
+		return Verdict{Action: Pass, Why: "somebody else carries the traffic of the Service that has this address"}
+	}
+	if s.InServiceCIDRs(dst.Addr) {
+		return Verdict{Action: Reject, Why: "no Service has this address"}
+	}
+	if p.ToNode && s.ServesNodePorts(dst.Addr) && (p.FromNode || !dst.Addr.IsLoopback()) {
+		if w, ok := s.Way(Frontend{Unspecified(dst.Addr), p.Protocol, dst.Port}); ok {
+			return s.follow(w, p)
+		}
+	}
+	return Verdict{Action: Pass, Why: "the destination is no Service's address"}
+}
+
+// follow decides about a packet at a frontend.
+func (s *Snapshot) follow(w Way, p Packet) Verdict {
+	v := Verdict{Action: Forward, Service: w.Service, Port: w.Service.Ports[w.Port], Kind: w.Kind, Affinity: w.Service.Affinity}
+	if w.Guarded && !slices.ContainsFunc(w.Ranges, func(r netip.Prefix) bool { return r.Contains(p.Src.Addr()) }) {
+		v.Action, v.Why = Drop, "the client is in none of the Service's source ranges"
+		return v
+	}
+	if w.Kind == AtLeaving && p.FromNode {
+		return Verdict{Action: Pass, Why: "this node's own processes, the pod's probes among them, reach a pod that is ending"}
+	}
+	scope := w.Outside
+	if p.FromNode || s.isPod(p.Src.Addr()) {
+		scope = w.Inside
+	}
+	c := s.Choose(w.Service, w.Port, p.Dst.Addr().Is4(), scope)
+	v.Action, v.Candidates, v.Why = c.Action, c.Candidates, c.Why
 	switch {
-	case s.IsDNS(p.Dst.Addr(), svc.Ports[i]):
+	case w.Kind == AtClusterIP && s.IsDNS(p.Dst.Addr(), v.Port):
 		v.Action, v.Why = Local, "cluster DNS is answered on this node"
-	case len(v.Candidates) == 0 && svc.Slices == 0:
-		v.Action, v.Why = Reject, "the Service's endpoints are not known yet"
-	case len(v.Candidates) == 0 && len(svc.Backends[i]) == 0:
-		v.Action, v.Why = Reject, "the Service has no endpoint"
-	case len(v.Candidates) == 0:
-		v.Action, v.Why = Reject, "none of the Service's endpoints is ready"
+	case w.Kind == AtLeaving && (v.Action != Forward || isCandidate(v.Candidates, p.Dst)):
+		return Verdict{Action: Pass, Why: "the pod is ending, and its Service has no other endpoint"}
+	case w.Kind == AtLeaving:
+		v.Why = "the pod is ending; its Service's other endpoints take its new connections"
+	case v.Action == Forward:
+		v.Why = fmt.Sprintf("a Service's %s and port", w.Kind)
 	}
 	return v
 }
 
-// Candidates are the backends that a new connection to port i of a Service may go to, at a virtual address of vip's family: the
-// ready ones, or if there are none the terminating ones that still serve (KEP-1669). For cluster DNS, this node's own agent is not
-// among them when others are: it is reached by its socket, and the rules only matter when that is closed.
-func (s *Snapshot) Candidates(svc *Service, i int, vip netip.Addr) []Backend {
-	pick := func(use func(Backend) bool) (out []Backend) {
-		for _, b := range svc.Backends[i] {
-			if b.Addr.Is4() == vip.Is4() && use(b) {
-				out = append(out, b)
-			}
-		}
-		return out
+func isCandidate(candidates []Backend, a netip.AddrPort) bool {
+	return slices.ContainsFunc(candidates, func(b Backend) bool { return b.AddrPort() == a })
+}
+
+// InServiceCIDRs reports whether an address is in the ranges of virtual addresses.
+func (s *Snapshot) InServiceCIDRs(a netip.Addr) bool {
+	return slices.ContainsFunc(s.ServiceCIDRs, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+// ServesNodePorts reports whether node ports are served at an address of this node. Those of loopback are if a range of loopback is asked
+// for; never ::1, from which the kernel lets no packet leave.
+func (s *Snapshot) ServesNodePorts(a netip.Addr) bool {
+	if a.IsLoopback() && !(a.Is4() && s.LoopbackNodePorts()) {
+		return false
 	}
-	out := pick(func(b Backend) bool { return b.Ready })
-	if len(out) == 0 {
-		out = pick(func(b Backend) bool { return b.Serving && b.Terminating })
-	}
-	if s.IsDNS(vip, svc.Ports[i]) {
-		out = slices.DeleteFunc(out, func(b Backend) bool { return b.Node == s.Self })
-	}
-	return out
+	return len(s.NodePortAddrs) == 0 || slices.ContainsFunc(s.NodePortAddrs, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// LoopbackNodePorts reports whether node ports are asked for at addresses of loopback, for this node's own clients.
+func (s *Snapshot) LoopbackNodePorts() bool {
+	return slices.ContainsFunc(s.NodePortAddrs, func(p netip.Prefix) bool { return p.Addr().Is4() && p.Addr().IsLoopback() })
 }
 
 // IsDNS reports whether a port at a virtual address is cluster DNS's, which this node's agent answers itself.
@@ -101,20 +142,42 @@ func (s *Snapshot) IsDNS(vip netip.Addr, p Port) bool {
 	return p.Port == DNSPort && p.Protocol != SCTP && slices.Contains(s.DNS, vip)
 }
 
-// Masquerade reports whether a packet from src must get this node's own source address on its way to dst (the destination
-// after DNAT), and why. Only two cases need it; every other packet keeps its source.
-func (s *Snapshot) Masquerade(src, dst netip.Addr) (bool, string) {
-	if src == dst {
+// Masquerade reports whether a packet must get this node's own source address on its way to a destination (the endpoint's, if it was for
+// a Service), and why. Every other packet keeps its source.
+func (s *Snapshot) Masquerade(p Packet, to netip.Addr) (bool, string) {
+	src, translated := p.Src.Addr(), to != p.Dst.Addr()
+	switch {
+	case src == to && translated && !p.FromNode:
 		return true, "a pod that reaches itself through a Service would answer itself directly"
-	}
-	self := s.Node()
-	if self == nil || !slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(src) }) {
-		return false, "the source is not a pod of this node"
-	}
-	for _, n := range s.Nodes.All() {
-		if slices.Contains(n.Addrs, dst) || slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(dst) }) {
+	case s.isOwnPod(src) && !p.FromNode:
+		if s.isInside(to) {
 			return false, "the destination is inside the cluster and knows the way back"
 		}
+		return true, "the destination is outside the cluster, where no route leads back to pods"
+	case !translated:
+		return false, "the destination is the one that the sender knows"
+	case p.FromNode:
+		if s.isInside(src) {
+			return false, "the answer finds this node by itself"
+		}
+		return true, "the sender's address is known on this node only"
+	case s.isOwnPod(to) || s.isOwnAddr(to):
+		return false, "the endpoint is on this node, where the answer passes anyway"
 	}
-	return true, "the destination is outside the cluster, where no route leads back to pods"
+	return true, "the answer must come back through this node, which knows the connection"
+}
+
+// isInside reports whether an address is a pod's or a node's of the cluster.
+func (s *Snapshot) isInside(a netip.Addr) bool {
+	for _, n := range s.Nodes.All() {
+		if slices.Contains(n.Addrs, a) {
+			return true
+		}
+	}
+	return s.isPod(a)
+}
+
+func (s *Snapshot) isOwnAddr(a netip.Addr) bool {
+	self := s.Node()
+	return self != nil && slices.Contains(self.Addrs, a)
 }

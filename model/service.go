@@ -79,12 +79,37 @@ type ServiceSpec struct {
 	Type ServiceType
 	// ClusterIPs are the virtual addresses, at most one of a family; empty unless Type is ClusterIP.
 	ClusterIPs []netip.Addr
+	// Unproxied says that somebody else carries the Service's traffic (label service.kubernetes.io/service-proxy-name or
+	// service.kubernetes.io/headless): its names are answered, its packets left alone.
+	Unproxied bool
+	// LocalOnly is internalTrafficPolicy Local: clients at the ClusterIPs reach endpoints of their own node only (KEP-2086).
+	LocalOnly bool
+	// PublishNotReady says that endpoints count as ready whatever state their pods are in.
+	PublishNotReady bool
+	// Affinity is how long after its last connection a client still gets the same endpoint (sessionAffinity ClientIP); zero: not at all.
+	Affinity time.Duration
+	// Exposure is how the Service is reached from outside the cluster; nil if it is not.
+	Exposure *Exposure
 	// ExternalName is the target of the alias, without trailing dot; empty unless Type is ExternalName.
 	ExternalName string
 	// Ports are in the object's order. A headless Service may have none.
 	Ports []Port
 	// Arrived is when this node first heard of the Service; zero for one that was there when the node began.
 	Arrived time.Time
+}
+
+// Exposure is what the Service object says about clients outside the cluster.
+type Exposure struct {
+	// LocalOnly is externalTrafficPolicy Local: clients outside the cluster reach endpoints of the node only that they came to, with
+	// their own address.
+	LocalOnly bool
+	// Balancers are addresses of load balancers that deliver packets to the nodes unchanged (ipMode VIP); ExternalIPs are those of
+	// spec.externalIPs.
+	Balancers, ExternalIPs []netip.Addr
+	// SourceRanges are the clients that may use the Balancers' addresses; empty: everyone. It may name other families than an address has.
+	SourceRanges []netip.Prefix
+	// HealthPort is the healthCheckNodePort; zero if there is none.
+	HealthPort uint16
 }
 
 // Port is one port of a Service, as clients address it.
@@ -94,6 +119,8 @@ type Port struct {
 	Protocol Protocol
 	// Port is the number that clients use, 1 to 65535.
 	Port uint16
+	// NodePort is the number at which every node answers for the Service; zero if there is none.
+	NodePort uint16
 }
 
 // Slice is one EndpointSlice: some of the endpoints of one Service, all in one address family and
@@ -118,7 +145,14 @@ type Endpoint struct {
 	Pod Name
 	// Ready endpoints get new connections. Serving ones could; they are not ready only because they are Terminating.
 	Ready, Serving, Terminating bool
+	// Leaving says that this node has seen the pod being told to end: it is a pod of this node, still here, and Terminating.
+	Leaving bool
+	// Hints say for whom the endpoint is meant; nil if nobody says.
+	Hints *Hints
 }
+
+// Hints are an EndpointSlice's hints for one endpoint: clients of these nodes (KEP-3015) and zones (KEP-2433, KEP-4444) should use it.
+type Hints struct{ Nodes, Zones []string }
 
 // State is the endpoint's condition in one word.
 func (e *Endpoint) State() string {
@@ -163,7 +197,11 @@ type Node struct {
 	Addrs []netip.Addr
 	// PodCIDRs are the ranges its pods' addresses come from, at most one of a family.
 	PodCIDRs []netip.Prefix
-	Ready    bool
+	// Zone is the label topology.kubernetes.io/zone; empty if there is none.
+	Zone  string
+	Ready bool
+	// Leaving says that the node is about to be removed: load balancers should stop sending to it.
+	Leaving bool
 }
 
 // Addr is the node's address of the same family as like; zero if it has none.
@@ -182,4 +220,6 @@ type Pod struct {
 	Addrs []netip.Addr
 	// Hostname and Subdomain are the pod's name under a headless Service; empty if it has none.
 	Hostname, Subdomain string
+	// Terminating says that the pod has been told to end.
+	Terminating bool
 }

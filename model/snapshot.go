@@ -11,21 +11,37 @@ import (
 	"strings"
 )
 
-// Snapshot is the whole state at one moment. It never changes.
-type Snapshot struct {
-	// Generation grows by one with every snapshot of a Builder; the first is 1.
-	Generation uint64
+// Config is what a node is told about itself and its cluster once, at its start.
+type Config struct {
 	// Self is the name of the node whose view this is.
 	Self string
 	// DNS are the cluster DNS's virtual addresses, which this node's own agent answers for as long as it runs.
 	DNS []netip.Addr
+	// ServiceCIDRs are the ranges of virtual addresses; in a Snapshot, with those that ServiceCIDR objects add. What no Service has of them is nobody's.
+	ServiceCIDRs []netip.Prefix
+	// NodePortAddrs are the ranges in which addresses of this node serve node ports; empty: all of them. Loopback is one of them only if a
+	// range of its own is named.
+	NodePortAddrs []netip.Prefix
+	// PassOn has this node send new connections that still arrive for a pod being ended on to another endpoint of its Service.
+	PassOn bool
+}
+
+// Snapshot is the whole state at one moment. It never changes.
+type Snapshot struct {
+	// Generation grows by one with every snapshot of a Builder; the first is 1.
+	Generation uint64
+	Config
 
 	Services Table[Name, *Service]
 	Nodes    Table[string, *Node]
 	// Pods are those of this node.
 	Pods Table[Name, *Pod]
-	// VIPs says which Service a virtual address belongs to. If several claim one, it is the first by name.
+	// VIPs says which Service a ClusterIP belongs to. If several claim one, it is the first by name.
 	VIPs Table[netip.Addr, Name]
+	// Foreign are the ClusterIPs of Services that are Unproxied, and whose they are: the first by name.
+	Foreign Table[netip.Addr, Name]
+	// Frontends says which Service answers at a frontend. If several claim one, it is the first in the order of Kind, then by name.
+	Frontends Table[Frontend, Name]
 	// Hosts says which headless Services an endpoint's address belongs to, for reverse names: the first by name.
 	Hosts Table[netip.Addr, Name]
 }
@@ -37,21 +53,66 @@ func (s *Snapshot) Node() *Node {
 }
 
 // Owns reports whether a virtual address is the Service's to use. It is not when another Service claims it too.
-func (s *Snapshot) Owns(vip netip.Addr, svc Name) bool {
+func (s *Snapshot) Owns(vip netip.Addr, svc *Service) bool {
 	owner, ok := s.VIPs.Get(vip)
-	return ok && owner == svc
+	return ok && owner == svc.Name || !ok && svc.Unproxied
+}
+
+// Pods' ranges and addresses: a packet from one of them comes from inside the cluster.
+func (s *Snapshot) isPod(a netip.Addr) bool {
+	for _, n := range s.Nodes.All() {
+		if n.hasPod(a) {
+			return true
+		}
+	}
+	return s.isOwnPod(a)
+}
+
+// isOwnPod reports whether the address is of a pod of this node. Pods on the node's own network are not meant. A node that is not known yet has
+// no pods: neither are the others, and everything would seem to be outside.
+func (s *Snapshot) isOwnPod(a netip.Addr) bool {
+	self := s.Node()
+	switch {
+	case self == nil || slices.Contains(self.Addrs, a):
+		return false
+	case self.hasPod(a):
+		return true
+	}
+	for _, p := range s.Pods.All() {
+		if slices.Contains(p.Addrs, a) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Node) hasPod(a netip.Addr) bool {
+	return slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // String prints the snapshot in a stable order, one line a fact: the form that dump shows and tests compare.
 func (s *Snapshot) String() string {
 	var b strings.Builder
+	for _, r := range s.ServiceCIDRs {
+		fmt.Fprintf(&b, "range %s\n", r)
+	}
 	for _, n := range sorted(s.Nodes, cmp.Compare[string]) {
-		fmt.Fprintf(&b, "node %s addrs %v podcidrs %v ready %t\n", n.Name, n.Addrs, n.PodCIDRs, n.Ready)
+		fmt.Fprintf(&b, "node %s addrs %v podcidrs %v ready %t", n.Name, n.Addrs, n.PodCIDRs, n.Ready)
+		if n.Zone != "" {
+			fmt.Fprintf(&b, " zone %s", n.Zone)
+		}
+		if n.Leaving {
+			b.WriteString(" leaving")
+		}
+		b.WriteByte('\n')
 	}
 	for _, p := range sorted(s.Pods, Name.Compare) {
 		fmt.Fprintf(&b, "pod %s addrs %v", p.Name, p.Addrs)
 		if p.Hostname != "" {
 			fmt.Fprintf(&b, " hostname %s.%s", p.Hostname, p.Subdomain)
+		}
+		if p.Terminating {
+			b.WriteString(" terminating")
 		}
 		b.WriteByte('\n')
 	}
@@ -71,12 +132,17 @@ func (svc *Service) String() string {
 	if svc.ExternalName != "" {
 		fmt.Fprintf(&b, " %s", svc.ExternalName)
 	}
+	svc.describe(&b)
 	if svc.Slices == 0 && svc.Type != ExternalName {
 		b.WriteString(" (no slice yet)")
 	}
 	b.WriteByte('\n')
 	for i, p := range svc.Ports {
-		fmt.Fprintf(&b, "  port %q %s %d\n", p.Name, p.Protocol, p.Port)
+		fmt.Fprintf(&b, "  port %q %s %d", p.Name, p.Protocol, p.Port)
+		if p.NodePort != 0 {
+			fmt.Fprintf(&b, " nodeport %d", p.NodePort)
+		}
+		b.WriteByte('\n')
 		for _, e := range svc.Backends[i] {
 			fmt.Fprintf(&b, "    %s %s\n", e.AddrPort(), e.Endpoint.describe())
 		}
@@ -90,6 +156,38 @@ func (svc *Service) String() string {
 	return b.String()
 }
 
+// describe prints what the Service's specification says beyond the usual.
+func (s *ServiceSpec) describe(b *strings.Builder) {
+	if s.Unproxied {
+		b.WriteString(" unproxied")
+	}
+	if s.LocalOnly {
+		b.WriteString(" internal local")
+	}
+	if s.Affinity > 0 {
+		fmt.Fprintf(b, " affinity %s", s.Affinity)
+	}
+	x := s.Exposure
+	if x == nil {
+		return
+	}
+	if x.LocalOnly {
+		b.WriteString(" external local")
+	}
+	for _, a := range x.Balancers {
+		fmt.Fprintf(b, " balancer %s", a)
+	}
+	for _, a := range x.ExternalIPs {
+		fmt.Fprintf(b, " external %s", a)
+	}
+	for _, p := range x.SourceRanges {
+		fmt.Fprintf(b, " from %s", p)
+	}
+	if x.HealthPort != 0 {
+		fmt.Fprintf(b, " health %d", x.HealthPort)
+	}
+}
+
 func (e *Endpoint) describe() string {
 	s := e.State()
 	if e.Pod != (Name{}) {
@@ -100,6 +198,12 @@ func (e *Endpoint) describe() string {
 	}
 	if e.Hostname != "" {
 		s += " hostname " + e.Hostname
+	}
+	if e.Hints != nil {
+		s += fmt.Sprintf(" for nodes %v zones %v", e.Hints.Nodes, e.Hints.Zones)
+	}
+	if e.Leaving {
+		s += " leaving"
 	}
 	return s
 }

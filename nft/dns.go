@@ -6,7 +6,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/google/nftables/expr"
@@ -44,7 +43,7 @@ func (t *Target) answerHere(snap *model.Snapshot) error {
 	for _, a := range snap.DNS {
 		for _, p := range []model.Protocol{model.UDP, model.TCP} {
 			if t.answering && answersDNS(snap, a, p) {
-				want = append(want, frontend{netip.AddrPortFrom(a, model.DNSPort), p})
+				want = append(want, frontend{Addr: a, Protocol: p, Port: model.DNSPort})
 			}
 		}
 	}
@@ -75,8 +74,8 @@ func (t *Target) answerHere(snap *model.Snapshot) error {
 	return nil
 }
 
-func notrackTo(k frontend) []expr.Any {
-	f, port := k.family(), k.addr.Port()
-	return join(loadPort(reg0, destPort), equal(reg0, byte(port>>8), byte(port)), proto(k.proto), f.only(),
-		f.load(reg0, f.daddr), equal(reg0, k.addr.Addr().AsSlice()...), &expr.Notrack{})
+func notrackTo(k frontend) []any {
+	f, port := familyOf(k.Addr), k.Port
+	return join(loadPort(reg0, destPort), equal(reg0, byte(port>>8), byte(port)), proto(k.Protocol), f.only(),
+		f.load(reg0, f.daddr), equal(reg0, k.Addr.AsSlice()...), &expr.Notrack{})
 }

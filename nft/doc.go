@@ -3,17 +3,28 @@
 
 // Package nft brings a [model.Snapshot] into the kernel's nftables: the complete path of a Service's packets.
 //
-// There is one table, "inet fairlead". Its rules never change; what changes is elements of sets and maps. The way of the first packet
-// of a connection (conntrack takes care of the others), in v4 words:
+// There is one table, "inet fairlead". Its rules never change; what changes is elements of sets and maps, and the chains of ways. The way
+// of the first packet of a connection (conntrack takes care of the others), in v4 words:
 //
-//	services4   { 10.96.0.20 . tcp . 80 : 3 }                     the number of endpoints
-//	picks4      { 3 : goto pick4-3 }                              a chain for each number, not for each Service
-//	pick4-3     dnat to (daddr . proto . dport . random mod 3) in endpoints4
-//	endpoints4  { 10.96.0.20 . tcp . 80 . 1 : 10.244.1.5 . 8080 }
+//	services4   { 10.96.0.20 . tcp . 80 : 7/16 }       a frontend's code: group 7, way 16     (nodeports4 { tcp . 30080 : 7/16 })
+//	ways4       { 16 : goto pick4-3 }                  a chain for each number of endpoints, not for each Service
+//	pick4-3     dnat to (7 . random mod 3) in endpoints4
+//	endpoints4  { 7 . 1 : 10.244.1.5 . 8080 }
 //
-// An address in vips4 that found nothing in services4 is refused at once: a TCP reset, or ICMP port unreachable. Questions to the cluster
+// A code's upper 18 bits are a group of endpoints, its lower 14 the way on: which chain. It travels in the packet's priority. All frontends of a
+// Service's port share its groups, of which there are two at most in a family: for the traffic policies Cluster and Local.
+//
+// Where it matters who asks, a frontend's code is that of a junction: the chain split4 (a Local policy), guard4 (source ranges, in sources4) or onward4 (an
+// endpoint that leaves). It looks its code up in inside4 or outside4 and goes on by ends4, which is ways4 without junctions.
+//
+// A way with affinity (stay4-3-10800s) draws a seat from seats4 { 7 . 1 : 7/2 }, makes or renews the client's pin in pins4, and looks the pin's seat
+// up in seated4 { 7/2 : 10.244.1.5 . 8080 }. A seat that is empty makes the packet draw again, so pins of an endpoint that is gone need
+// no removal. docs/design/0005-groups.md has the reasons for all this.
+//
+// A code of way 0 is a refusal: a TCP reset, or ICMP port unreachable; of way 1 a counted drop. An address of ranges4 (or in vips4, if it lies outside)
+// that found nothing in services4 is refused too, unless it is in foreign4: another proxy's. Questions to the cluster
 // DNS that find a socket of this node are taken out of conntrack before all of this, see [Target.AnswerDNS]. Behind the choice of
-// a route, a pod that reached itself and a pod that leaves the cluster get this node's address; nobody else does.
+// a route, the source of some packets becomes this node's address; model.Snapshot.Masquerade says of which and why.
 //
 // The invariant: after [Target.Apply], the table is a function of the snapshot (but for the order of a Service's endpoints, and for what is
 // quarantined), however it came about, and [Dump] prints it. The way in is [New] and Apply; [Cleanup] takes the table away.
@@ -27,11 +38,11 @@
 //
 // # Cost
 //
-// For a packet: one look-up for the first packet that is for a Service and two more until it is rewritten, two for the first packet
-// of any other connection, none for all that follow; in raw, one comparison of the port. For a change: what changed. The
-// values of services4 are numbers and not verdicts, because the kernel checks all verdicts of a table in each transaction that adds one
-// (measured on 6.18: 14 µs for one change among 10 elements, 5 ms among 20,000; with numbers it is the same at every size).
-// A Service that loses an endpoint moves its last one into the hole, so no change touches more than a few elements.
+// For the first packet of a connection to a Service: three look-ups, two more at a junction, and with affinity three more. For the first packet
+// of any other connection: three, and for one to this node's own addresses six. None for all that follow; in raw, one comparison of the port. For a
+// change: what changed. The values of services4 are numbers and not verdicts, because the kernel checks all verdicts of a table in each transaction
+// that adds one (measured on 6.18: 14 µs for one change among 10 elements, 5 ms among 20,000; with numbers it is the same at every size).
+// A group that loses an endpoint moves its last one into the hole, so no change touches more than a few elements.
 //
 // # Caveats
 //
@@ -48,5 +59,6 @@
 // The kernel sends ICMP messages to one host at a limited rate (icmp_ratelimit), so that of many refused datagrams
 // only the first few are answered, as with any closed port.
 //
-// To see what it does: "fairlead dump", or "nft list table inet fairlead", which it can print and read again.
+// To see what it does: "fairlead dump", or "nft list table inet fairlead". The tool can read again what it has printed, but for the statements about
+// IPv6 clients of Services with affinity (seen in 1.0.6): it writes their keys in a form that it does not take.
 package nft

@@ -26,11 +26,13 @@ type family struct {
 	udata [2]uint32
 
 	loopback netip.Addr
+	// ctDestination is conntrack's key of a destination of this family (NFT_CT_DST_IP, NFT_CT_DST_IP6).
+	ctDestination uint32
 }
 
 var (
-	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4, [2]uint32{12, 12}, netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6, [2]uint32{13, 9}, netip.IPv6Loopback()}
+	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4, [2]uint32{12, 12}, netip.AddrFrom4([4]byte{127, 0, 0, 1}), 20}
+	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6, [2]uint32{13, 9}, netip.IPv6Loopback(), 22}
 	families = [...]*family{v4, v6}
 )
 
@@ -42,20 +44,9 @@ func familyOf(a netip.Addr) *family {
 }
 
 // frontend is what a client addresses.
-type frontend struct {
-	addr  netip.AddrPort
-	proto model.Protocol
-}
+type frontend = model.Frontend
 
-func (f frontend) family() *family { return familyOf(f.addr.Addr()) }
-
-// compareFrontends orders as dumps do.
-func compareFrontends(a, b frontend) int {
-	if c := a.addr.Compare(b.addr); c != 0 {
-		return c
-	}
-	return int(a.proto) - int(b.proto)
-}
+func familyOfFrontend(k frontend) *family { return familyOf(k.Addr) }
 
 // dest is where a connection may go. It has no pointers: a node may hold hundreds of thousands, and the garbage
 // collector need not look at them.
@@ -89,29 +80,41 @@ func (f *family) appendAddr(b []byte, a netip.Addr) []byte {
 // and an index one each. Protocols and ports are at the register's start, padded with zeros; ports are in network order, numbers in
 // the machine's order.
 
-// portKey is the key of a service: address, protocol, port.
-func (f *family) portKey(b []byte, k frontend) []byte {
-	b = f.appendAddr(b, k.addr.Addr())
-	b = append(b, byte(k.proto), 0, 0, 0)
-	return append(binary.BigEndian.AppendUint16(b, k.addr.Port()), 0, 0)
+// frontendKey is the key of a frontend: address, protocol, port; or for a node port protocol, port.
+func (f *family) frontendKey(b []byte, k frontend) []byte {
+	if !k.IsNodePort() {
+		b = f.appendAddr(b, k.Addr)
+	}
+	b = append(b, byte(k.Protocol), 0, 0, 0)
+	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)
 }
 
-func (f *family) portKeyLen() int { return f.size + 8 }
-
-// parsePortKey is the reverse of portKey.
-func (f *family) parsePortKey(b []byte) frontend {
-	port := binary.BigEndian.Uint16(b[f.size+4:])
-	return frontend{netip.AddrPortFrom(f.address(b), port), model.Protocol(b[f.size])}
+// frontendSet is the map that a frontend is in.
+func frontendSet(k frontend) *set {
+	if k.IsNodePort() {
+		return sets[nodeports][familyOf(k.Addr).index]
+	}
+	return sets[services][familyOf(k.Addr).index]
 }
 
-// endpointKey is the key of an endpoint: the service's key and an index.
-func (f *family) endpointKey(b []byte, k frontend, index int) []byte {
-	return appendNumber(f.portKey(b, k), uint32(index))
+// parseFrontend is the reverse of frontendKey.
+func (s *set) parseFrontend(b []byte) frontend {
+	a := netip.IPv4Unspecified()
+	if s.f == v6 {
+		a = netip.IPv6Unspecified()
+	}
+	if s.kind == services {
+		a, b = s.f.address(b), b[s.f.size:]
+	}
+	return frontend{Addr: a, Protocol: model.Protocol(b[0]), Port: binary.BigEndian.Uint16(b[4:])}
 }
 
-func (f *family) parseEndpointKey(b []byte) (frontend, int) {
-	return f.parsePortKey(b), int(binary.NativeEndian.Uint32(b[f.portKeyLen():]))
-}
+// pairKey is the key of a group's index: two numbers.
+func pairKey(b []byte, x, y uint32) []byte { return appendNumber(appendNumber(b, x), y) }
+
+func parsePair(b []byte) (x, y uint32) { return parseNumber(b), parseNumber(b[4:]) }
+
+func parseNumber(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
 
 // destData is an endpoint's value: address, port.
 func (f *family) destData(b []byte, d dest) []byte {
@@ -131,11 +134,14 @@ func (f *family) protoKey(b []byte, a netip.Addr, p model.Protocol) []byte {
 func appendNumber(b []byte, n uint32) []byte { return binary.NativeEndian.AppendUint32(b, n) }
 
 // after is the first address behind a prefix; zero if it ends at the last address there is.
-func after(p netip.Prefix) netip.Addr {
+func after(p netip.Prefix) netip.Addr { return lastOf(p).Next() }
+
+// lastOf is the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {
 		b[i/8] |= 0x80 >> (i % 8)
 	}
 	last, _ := netip.AddrFromSlice(b)
-	return last.Next()
+	return last
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,8 +23,11 @@ import (
 
 // Attributes of conntrack messages that golang.org/x/sys/unix does not name (linux/netfilter/nfnetlink_conntrack.h).
 const (
-	ctGet    = 1
-	ctDelete = 2
+	ctGet      = 1
+	ctDelete   = 2
+	ctGetStats = 5
+
+	ctStatsEntries = 1 // CTA_STATS_GLOBAL_ENTRIES
 
 	ctTupleOrig  = 1
 	ctTupleReply = 2
@@ -52,11 +56,11 @@ const manyPorts = 4
 
 // flow is a UDP conntrack entry.
 type flow struct {
-	front  frontend       // where the client sends to
-	leads  netip.AddrPort // who answers
-	origin []byte         // what the kernel needs to find it again
-	id     []byte
-	zone   []byte
+	from, to netip.AddrPort // the client, and where it sends to
+	leads    netip.AddrPort // who answers
+	origin   []byte         // what the kernel needs to find it again
+	id       []byte
+	zone     []byte
 }
 
 // cleanFlows removes the flows that lead to no candidate of the frontends that changed.
@@ -64,10 +68,15 @@ func (t *Target) cleanFlows() error {
 	if len(t.stale) == 0 && !t.everyStale {
 		return nil
 	}
+	if n, err := t.conn.tracked(); err == nil && n == 0 { // else the kernel goes through its whole, empty table
+		clear(t.stale)
+		t.everyStale = false
+		return nil
+	}
 	for _, f := range families {
 		var fronts []frontend
 		for k := range t.stale {
-			if k.family() == f {
+			if familyOf(k.Addr) == f {
 				fronts = append(fronts, k)
 			}
 		}
@@ -77,10 +86,14 @@ func (t *Target) cleanFlows() error {
 		if t.everyStale || len(fronts) > manyPorts {
 			fronts = []frontend{{}}
 		}
+		start, before := time.Now(), t.stats.Flows
 		for _, k := range fronts {
 			if err := t.cleanPort(f, k); err != nil {
 				return fmt.Errorf("remove flows to past endpoints: %w", err)
 			}
+		}
+		if t.options.Flows != nil {
+			t.options.Flows(f == v6, time.Since(start), int(t.stats.Flows-before))
 		}
 	}
 	clear(t.stale)
@@ -111,15 +124,32 @@ func (t *Target) cleanPort(f *family, k frontend) error {
 	return nil
 }
 
-// isStale reports whether a flow is to a frontend that is to be looked at and leads elsewhere than to its candidates. A flow that
-// was made before the Service existed leads to the virtual address itself.
+// isStale reports whether a flow is to a frontend that is to be looked at and leads where its Service has no endpoint that could go on
+// serving it. A flow that was made before the Service existed leads to the virtual address itself.
 func (t *Target) isStale(x flow) bool {
-	if _, ok := t.stale[x.front]; !ok {
-		if _, ok := t.state.vips[x.front.addr.Addr()]; !ok || !t.everyStale {
-			return false
-		}
+	k := frontend{Addr: x.to.Addr(), Protocol: model.UDP, Port: x.to.Port()}
+	port := frontend{Addr: model.Unspecified(x.to.Addr()), Protocol: model.UDP, Port: x.to.Port()}
+	_, own := t.stale[k]
+	_, byPort := t.stale[port]
+	if !own && !byPort && !t.everyStale {
+		return false
 	}
-	return !slices.Contains(t.state.ports[x.front].dests, destOf(x.leads))
+	w, ok := t.last.Way(k)
+	if _, virtual := t.last.VIPs.Get(k.Addr); !ok && !virtual {
+		w, ok = t.last.Way(port)
+	}
+	switch {
+	case ok && w.Kind == model.AtLeaving:
+		return false // it is the endpoint's own, as long as that is there
+	case ok:
+		return !slices.ContainsFunc(w.Service.Backends[w.Port], func(b model.Backend) bool { return b.AddrPort() == x.leads && (b.Serving || b.Ready) })
+	case own || byPort:
+		return x.leads != x.to // the frontend is gone, and the flow is still translated
+	}
+	// At the start nobody remembers which frontends there were, but virtual addresses are for nothing else.
+	_, virtual := t.last.VIPs.Get(k.Addr)
+	_, foreign := t.last.Foreign.Get(k.Addr)
+	return virtual || !foreign && t.last.InServiceCIDRs(k.Addr)
 }
 
 // flows hands every UDP flow of a family to each; with a frontend only those to it. The kernel selects; one that is too old for that
@@ -129,19 +159,19 @@ func (c *conn) flows(f *family, k frontend, each func(flow)) error {
 	m.begin(unix.NFNL_SUBSYS_CTNETLINK<<8|ctGet, unix.NLM_F_DUMP, f.nfproto, 0)
 	flags := uint32(ctFilterNum)
 	tuple := m.nest(ctTupleOrig)
-	if k.addr.IsValid() {
+	if k.Port != 0 {
 		flags |= ctFilterPortDst
 	}
-	if k.addr.IsValid() && f == v4 { // for IPv6 the kernel (seen in 6.18) gives those with any other address
+	if k.Port != 0 && f == v4 && !k.IsNodePort() { // for IPv6 the kernel (seen in 6.18) gives those with any other address
 		flags |= ctFilterIPDst
 		ip := m.nest(ctTupleIP)
-		m.put(f.ctDst(), k.addr.Addr().AsSlice())
+		m.put(f.ctDst(), k.Addr.AsSlice())
 		m.close(ip)
 	}
 	proto := m.nest(ctTupleProto)
 	m.put(ctProtoNum, []byte{byte(model.UDP)})
-	if k.addr.IsValid() {
-		m.put(ctProtoDst, binary.BigEndian.AppendUint16(nil, k.addr.Port()))
+	if k.Port != 0 {
+		m.put(ctProtoDst, binary.BigEndian.AppendUint16(nil, k.Port))
 	}
 	m.close(proto)
 	m.close(tuple)
@@ -159,6 +189,23 @@ func (c *conn) flows(f *family, k frontend, each func(flow)) error {
 			return err
 		}
 	}
+}
+
+// tracked is the number of tracked connections of all kinds.
+func (c *conn) tracked() (n uint32, err error) {
+	m := &message{}
+	m.begin(unix.NFNL_SUBSYS_CTNETLINK<<8|ctGetStats, unix.NLM_F_ACK, unix.AF_UNSPEC, 0)
+	found := false
+	_, err = c.request(m, func(data []byte) error {
+		if v := attribute(data, ctStatsEntries); len(v) == 4 {
+			n, found = binary.BigEndian.Uint32(v), true
+		}
+		return nil
+	})
+	if err == nil && !found {
+		err = errors.New("the kernel does not count tracked connections")
+	}
+	return n, err
 }
 
 func (f *family) ctSrc() uint16 {
@@ -180,13 +227,11 @@ func (f *family) parseFlow(data []byte) (x flow, ok bool) {
 	x.id = attribute(data, ctID)
 	x.zone = attribute(data, ctZone)
 	proto := attribute(x.origin, ctTupleProto, ctProtoNum)
-	to, ok1 := f.parseEnd(x.origin, f.ctDst(), ctProtoDst)
-	from, ok2 := f.parseEnd(attribute(data, ctTupleReply), f.ctSrc(), ctProtoSrc)
-	if !ok1 || !ok2 || len(proto) != 1 || proto[0] != byte(model.UDP) {
-		return x, false
-	}
-	x.front, x.leads = frontend{to, model.UDP}, from
-	return x, true
+	var ok1, ok2, ok3 bool
+	x.from, ok1 = f.parseEnd(x.origin, f.ctSrc(), ctProtoSrc)
+	x.to, ok2 = f.parseEnd(x.origin, f.ctDst(), ctProtoDst)
+	x.leads, ok3 = f.parseEnd(attribute(data, ctTupleReply), f.ctSrc(), ctProtoSrc)
+	return x, ok1 && ok2 && ok3 && len(proto) == 1 && proto[0] == byte(model.UDP)
 }
 
 func (f *family) parseEnd(tuple []byte, ip, port uint16) (netip.AddrPort, bool) {

@@ -10,42 +10,13 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/fairlead/fairlead/model"
 )
 
 // readTries bounds how often a reading is repeated because the ruleset changed meanwhile. Another program may be
 // changing tables of its own all the time, and the last reading is as good then.
 const readTries = 5
-
-// shape is what the table consists of beside elements.
-type shape struct {
-	exists bool
-	layout string
-	chains map[string][]string // chain → comments of its rules
-	vips   []*set              // those of the virtual addresses that exist
-}
-
-// sound reports whether the table was made by this version of the program and nobody has changed its rules.
-func (s *shape) sound() bool {
-	if !s.exists || s.layout != tableComment() {
-		return false
-	}
-	for _, c := range program() {
-		if !s.has(c) {
-			return false
-		}
-	}
-	return true
-}
-
-func (s *shape) has(c chain) bool {
-	comments, ok := s.chains[c.name]
-	return ok && slices.EqualFunc(comments, c.rule, func(comment string, r rule) bool { return comment == r.comment })
-}
 
 func get(kind int, flags uint16, fill func(*message)) *message {
 	m := &message{}
@@ -92,63 +63,6 @@ func (c *conn) settled(read func() error) (uint32, error) {
 	}
 }
 
-// readShape reads the table's layout, chains and rules.
-func (c *conn) readShape() (*shape, error) {
-	s := &shape{chains: make(map[string][]string)}
-	_, err := c.request(get(unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, func(m *message) { m.putString(unix.NFTA_TABLE_NAME, Table) }),
-		func(data []byte) error {
-			s.exists = true
-			s.layout = commentOf(attribute(data, tableUserdata))
-			return nil
-		})
-	if errors.Is(err, unix.ENOENT) {
-		return s, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read table: %w", err)
-	}
-	_, err = c.request(get(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, func(*message) {}), func(data []byte) error {
-		if cString(attribute(data, unix.NFTA_CHAIN_TABLE)) == Table {
-			s.chains[cString(attribute(data, unix.NFTA_CHAIN_NAME))] = nil
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read chains: %w", err)
-	}
-	_, err = c.request(get(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, func(m *message) { m.putString(unix.NFTA_RULE_TABLE, Table) }),
-		func(data []byte) error {
-			if cString(attribute(data, unix.NFTA_RULE_TABLE)) == Table {
-				name := cString(attribute(data, unix.NFTA_RULE_CHAIN))
-				s.chains[name] = append(s.chains[name], commentOf(attribute(data, unix.NFTA_RULE_USERDATA)))
-			}
-			return nil
-		})
-	if err != nil {
-		return nil, fmt.Errorf("read rules: %w", err)
-	}
-	_, err = c.request(get(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, func(m *message) { m.putString(unix.NFTA_SET_TABLE, Table) }),
-		func(data []byte) error {
-			for _, f := range families {
-				if cString(attribute(data, unix.NFTA_SET_TABLE)) == Table && cString(attribute(data, unix.NFTA_SET_NAME)) == sets[vips][f.index].name() {
-					s.vips = append(s.vips, sets[vips][f.index])
-				}
-			}
-			return nil
-		})
-	if err != nil {
-		return nil, fmt.Errorf("read sets: %w", err)
-	}
-	return s, nil
-}
-
-func commentOf(userdata []byte) string {
-	if len(userdata) < 2 || userdata[0] != 0 || int(userdata[1]) > len(userdata)-2 {
-		return ""
-	}
-	return cString(userdata[2 : 2+int(userdata[1])])
-}
-
 // count is the number of elements of a set; -1 if the kernel does not tell (before 6.16).
 func (c *conn) count(s *set) (n int, err error) {
 	n = -1
@@ -171,8 +85,8 @@ func (c *conn) count(s *set) (n int, err error) {
 // setCount is NFTA_SET_COUNT.
 const setCount = 20
 
-// elements hands every element of a set to each, once: key, value (for verdicts the chain's name), and whether it ends an
-// interval.
+// elements hands every element of a set to each, once: key (of a range of concatenations the first and the last), value (for verdicts the
+// chain's name), and whether it ends an interval.
 //
 // A reading may miss elements while the kernel resizes its hash table, which it does in the background after many were added. So it is
 // repeated until there are as many as the kernel says.
@@ -215,15 +129,21 @@ func (c *conn) elements(s *set, each func(key, val []byte, end bool)) error {
 }
 
 func parseElements(s *set, data []byte, each func(key, val []byte, end bool)) error {
+	keyLen := int(s.key.len)
+	if s.kind == sources {
+		keyLen *= 2
+	}
 	for _, elem := range attributes(attribute(data, unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
-		var key, val []byte
+		var key, keyEnd, val []byte
 		end := false
 		for typ, v := range attributes(elem) {
 			switch typ {
 			case unix.NFTA_SET_ELEM_KEY:
 				key = attribute(v, unix.NFTA_DATA_VALUE)
+			case setElemKeyEnd:
+				keyEnd = attribute(v, unix.NFTA_DATA_VALUE)
 			case unix.NFTA_SET_ELEM_DATA:
-				if val = attribute(v, unix.NFTA_DATA_VALUE); s.kind == picks {
+				if val = attribute(v, unix.NFTA_DATA_VALUE); s.data == typeVerdict {
 					val = attribute(v, unix.NFTA_DATA_VERDICT, unix.NFTA_VERDICT_CHAIN)
 				}
 			case unix.NFTA_SET_ELEM_FLAGS:
@@ -233,82 +153,221 @@ func parseElements(s *set, data []byte, each func(key, val []byte, end bool)) er
 		if key == nil {
 			continue // the catch-all element, which this package never makes
 		}
-		if len(key) != int(s.key.len) || val != nil && s.kind != picks && len(val) != int(s.data.len) {
-			return fmt.Errorf("element of %d and %d bytes, want %d and %d", len(key), len(val), s.key.len, s.data.len)
+		if s.kind == sources {
+			key = append(slices.Clone(key), keyEnd...)
+		}
+		if len(key) != keyLen || val != nil && s.data != typeVerdict && len(val) != int(s.data.len) {
+			return fmt.Errorf("element of %d and %d bytes, want %d and %d", len(key), len(val), keyLen, s.data.len)
 		}
 		each(key, val, end)
 	}
 	return nil
 }
 
-// readState reads all elements.
+// setElemKeyEnd is NFTA_SET_ELEM_KEY_END.
+const setElemKeyEnd = 10
+
+// readState reads all elements. It is nil if the program's own are not as they should be.
 func (c *conn) readState(shape *shape) (*state, error) {
 	s := newState()
 	for _, f := range families {
-		for _, read := range []func(*conn, *family) error{s.readServices, s.readEndpoints, s.readVIPs, s.readPlains} {
+		sound, err := s.readWays(c, f, shape)
+		if err != nil || !sound {
+			return nil, err
+		}
+		for _, read := range []func(*conn, *family) error{s.readFronts, s.readLinks, s.readSources, s.readGroups, s.readVIPs, s.readPlains} {
 			if err := read(c, f); err != nil {
 				return nil, err
 			}
 		}
-		if err := s.readPicks(c, f, shape); err != nil {
-			return nil, err
-		}
 	}
+	s.sweep()
 	return s, nil
 }
 
-func (s *state) readServices(c *conn, f *family) error {
-	m := sets[services][f.index]
-	return c.elements(m, func(key, val []byte, _ bool) {
-		k := f.parsePortKey(key)
-		if string(f.portKey(nil, k)) != string(key) {
+// sweep makes strays of what no frontend leads to.
+func (s *state) sweep() {
+	led := make(map[numbered]uint32) // id → the frontend's code
+	for k, code := range s.fronts {
+		led[numbered{familyOf(k.Addr), code >> lowBits}] = code
+	}
+	for l := range s.links {
+		if led[numbered{l.s.f, l.code >> lowBits}] != l.code {
+			s.strays = append(s.strays, stray{l.s, string(appendNumber(nil, l.code))})
+			delete(s.links, l)
+		}
+	}
+	for n := range s.sources {
+		if led[n]&lowMask != wayGuard {
+			s.discardSources(n)
+		}
+	}
+}
+
+func (s *state) discardSources(n numbered) {
+	for _, p := range s.sources[n] {
+		s.strays = append(s.strays, stray{sets[sources][n.f.index], string(sourceKey(n, p))})
+	}
+	delete(s.sources, n)
+}
+
+// readWays takes a chain for good when its elements and its rules are there.
+func (s *state) readWays(c *conn, f *family, shape *shape) (sound bool, err error) {
+	top, err := s.readWaysOf(c, sets[ways][f.index], shape)
+	if err != nil || top == nil {
+		return false, err
+	}
+	end, err := s.readWaysOf(c, sets[ends][f.index], shape)
+	if err != nil || end == nil {
+		return false, err
+	}
+	for _, x := range []struct {
+		k           kind
+		these, also map[way]uint32
+	}{{ways, top, end}, {ends, end, top}} {
+		for w, n := range x.these {
+			if x.also[w] == n {
+				s.ways[wayOf{f, w}] = n
+			} else {
+				s.strays = append(s.strays, stray{sets[x.k][f.index], string(appendNumber(nil, n))})
+			}
+		}
+	}
+	return true, nil
+}
+
+// readWaysOf is nil if what belongs to the program is not there.
+func (s *state) readWaysOf(c *conn, m *set, shape *shape) (map[way]uint32, error) {
+	found, fixed := make(map[way]uint32), m.f.fixedWays(m.kind)
+	err := c.elements(m, func(key, val []byte, _ bool) {
+		n, name := parseNumber(key), cString(val)
+		if want, ok := fixed[n]; ok && want == name {
+			delete(fixed, n)
+			return
+		}
+		if w, ok := m.f.parseChain(name); ok && n >= firstWay && n <= lowMask && found[w] == 0 && shape.has(m.f.wayChain(w)) {
+			found[w] = n
+			return
+		}
+		s.strays = append(s.strays, stray{m, string(key)})
+	})
+	if len(fixed) > 0 {
+		return nil, err
+	}
+	return found, err
+}
+
+func (s *state) readFronts(c *conn, f *family) error {
+	for _, k := range []kind{services, nodeports} {
+		m := sets[k][f.index]
+		err := c.elements(m, func(key, val []byte, _ bool) {
+			front := m.parseFrontend(key)
+			if k == services && front.IsNodePort() || string(f.frontendKey(nil, front)) != string(key) {
+				s.strays = append(s.strays, stray{m, string(key)})
+				return
+			}
+			s.fronts[front] = parseNumber(val)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *state) readLinks(c *conn, f *family) error {
+	for _, k := range []kind{inside, outside} {
+		m := sets[k][f.index]
+		err := c.elements(m, func(key, val []byte, _ bool) { s.links[link{m, parseNumber(key)}] = parseNumber(val) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *state) readSources(c *conn, f *family) error {
+	m := sets[sources][f.index]
+	err := c.elements(m, func(key, _ []byte, _ bool) {
+		code := parseNumber(key)
+		n := numbered{f, code >> lowBits}
+		prefix, ok := prefixBetween(f.address(key[4:]), f.address(key[int(m.key.len)+4:]).Next())
+		if !ok || string(sourceKey(n, prefix)) != string(key) {
 			s.strays = append(s.strays, stray{m, string(key)})
 			return
 		}
-		s.ports[k] = entry{n: binary.NativeEndian.Uint32(val)}
+		s.sources[n] = append(s.sources[n], prefix)
 	})
+	for _, from := range s.sources {
+		slices.SortFunc(from, netip.Prefix.Compare)
+	}
+	return err
 }
 
-// readEndpoints reads the endpoints of all services. It asks for each by its key, because reading the whole map costs
+// readGroups reads the groups that the frontends lead to.
+func (s *state) readGroups(c *conn, f *family) error {
+	numbers := s.wayNumbers(f)
+	plain, staying := make(map[uint32]uint32), make(map[uint32]uint32) // id → number of endpoints
+	visit := func(code uint32) {
+		if code&lowMask < firstWay {
+			return
+		}
+		if w := numbers[code&lowMask]; w.affinity == 0 {
+			plain[code>>lowBits] = max(plain[code>>lowBits], w.n)
+		} else {
+			staying[code>>lowBits] = w.n
+		}
+	}
+	for k, code := range s.fronts {
+		if familyOf(k.Addr) == f {
+			visit(code)
+		}
+	}
+	for l, code := range s.links {
+		if l.s.f == f {
+			visit(code)
+		}
+	}
+	for id := range staying {
+		delete(plain, id)
+	}
+	if err := s.readEndpoints(c, f, plain); err != nil {
+		return err
+	}
+	return s.readSeats(c, f, staying)
+}
+
+// readEndpoints reads the groups' endpoints. It asks for each by its key, because reading the whole map costs
 // the square of its size: the kernel goes through it from the start for every 32 KB. Only when that does not account for all
-// elements, something is there that no service leads to, and the whole map is read.
-func (s *state) readEndpoints(c *conn, f *family) error {
+// elements, something is there that no Service leads to, and the whole map is read.
+func (s *state) readEndpoints(c *conn, f *family, groups map[uint32]uint32) error {
 	m := sets[endpoints][f.index]
 	count, err := c.count(m)
 	if err != nil {
 		return err
 	}
-	type place struct {
-		k frontend
-		i int
-	}
+	type place struct{ id, index uint32 }
 	var asked []place
 	wanted, found := 0, 0
 	ask := func() error {
 		wanted += len(asked)
-		err := c.lookup(m, len(asked), func(b []byte, i int) []byte { return f.endpointKey(b, asked[i].k, asked[i].i) },
+		err := c.lookup(m, len(asked), func(b []byte, i int) []byte { return pairKey(b, asked[i].id<<lowBits, asked[i].index) },
 			func(i int, val []byte) {
-				p := asked[i]
-				if e := s.ports[p.k]; len(e.dests) == p.i {
-					e.dests = append(e.dests, f.parseDest(val))
-					s.ports[p.k] = e
+				if g := s.groups[numbered{f, asked[i].id}]; len(g.dests) == int(asked[i].index) {
+					g.dests = append(g.dests, f.parseDest(val))
 					found++
 				}
 			})
 		asked = asked[:0]
 		return err
 	}
-	for k, e := range s.ports {
-		if k.family() != f {
-			continue
+	for id, n := range groups {
+		if n > maxEndpoints {
+			return s.readAllEndpoints(c, m, groups)
 		}
-		if e.n > maxEndpoints {
-			return s.readAllEndpoints(c, m)
-		}
-		e.dests = make([]dest, 0, e.n)
-		s.ports[k] = e
-		for i := range int(e.n) {
-			asked = append(asked, place{k, i})
+		s.groups[numbered{f, id}] = &group{dests: make([]dest, 0, n)}
+		for i := range n {
+			asked = append(asked, place{id, i})
 		}
 		if len(asked) < 16*maxLookup {
 			continue
@@ -321,7 +380,7 @@ func (s *state) readEndpoints(c *conn, f *family) error {
 		return fmt.Errorf("read set %s: %w", m.name(), err)
 	}
 	if found != wanted || count >= 0 && found != count {
-		return s.readAllEndpoints(c, m)
+		return s.readAllEndpoints(c, m, groups)
 	}
 	return nil
 }
@@ -329,37 +388,84 @@ func (s *state) readEndpoints(c *conn, f *family) error {
 // maxEndpoints is what no Service has: more can only come from numbers that somebody else wrote into the map.
 const maxEndpoints = 1 << 20
 
-// readAllEndpoints sorts the endpoints under their frontends. Those behind a gap in the indexes are strays: they are
-// written again if they are wanted.
-func (s *state) readAllEndpoints(c *conn, m *set) error {
+// readAllEndpoints sorts the endpoints under their groups. Those behind a gap in the indexes, and those of groups that nothing leads to, are
+// strays: they are written again if they are wanted.
+func (s *state) readAllEndpoints(c *conn, m *set, groups map[uint32]uint32) error {
 	type indexed struct {
-		index int
+		index uint32
 		dest  dest
 	}
-	f, found := m.f, make(map[frontend][]indexed)
+	f, found := m.f, make(map[uint32][]indexed)
 	err := c.elements(m, func(key, val []byte, _ bool) {
-		k, i := f.parseEndpointKey(key)
-		if string(f.endpointKey(nil, k, i)) != string(key) {
+		code, i := parsePair(key)
+		if _, ok := groups[code>>lowBits]; !ok || code&lowMask != 0 {
 			s.strays = append(s.strays, stray{m, string(key)})
 			return
 		}
-		found[k] = append(found[k], indexed{i, f.parseDest(val)})
+		found[code>>lowBits] = append(found[code>>lowBits], indexed{i, f.parseDest(val)})
 	})
 	if err != nil {
 		return err
 	}
-	for k, list := range found {
-		slices.SortFunc(list, func(a, b indexed) int { return a.index - b.index })
-		e := s.ports[k]
-		e.dests = make([]dest, 0, len(list))
-		for i, x := range list {
-			if x.index != i {
-				s.strays = append(s.strays, stray{m, string(f.endpointKey(nil, k, x.index))})
+	for id := range groups {
+		g := &group{}
+		s.groups[numbered{f, id}] = g
+		slices.SortFunc(found[id], func(a, b indexed) int { return cmp.Compare(a.index, b.index) })
+		for i, x := range found[id] {
+			if int(x.index) != i {
+				s.strays = append(s.strays, stray{m, string(pairKey(nil, id<<lowBits, x.index))})
 				continue
 			}
-			e.dests = append(e.dests, x.dest)
+			g.dests = append(g.dests, x.dest)
 		}
-		s.ports[k] = e
+	}
+	return nil
+}
+
+// readSeats reads the groups with affinity.
+func (s *state) readSeats(c *conn, f *family, groups map[uint32]uint32) error {
+	bySeat, byIndex := sets[seated][f.index], sets[seats][f.index]
+	sitting, order := make(map[uint32]dest), make(map[uint32]map[uint32]uint32)
+	err := c.elements(bySeat, func(key, val []byte, _ bool) { sitting[parseNumber(key)] = f.parseDest(val) })
+	if err != nil {
+		return err
+	}
+	err = c.elements(byIndex, func(key, val []byte, _ bool) {
+		code, i := parsePair(key)
+		seat, id := parseNumber(val), code>>lowBits
+		_, there := sitting[seat]
+		_, led := groups[id]
+		if !there || !led || code&lowMask != 0 || seat>>lowBits != id || seat&lowMask == 0 {
+			s.strays = append(s.strays, stray{byIndex, string(key)})
+			return
+		}
+		if order[id] == nil {
+			order[id] = make(map[uint32]uint32)
+		}
+		order[id][i] = seat
+	})
+	if err != nil {
+		return err
+	}
+	for id := range groups {
+		g := &group{seats: []uint16{}}
+		s.groups[numbered{f, id}] = g
+		for i := uint32(0); ; i++ {
+			seat, ok := order[id][i]
+			d, free := sitting[seat]
+			if !ok || !free { // the end, or somebody sits there twice
+				break
+			}
+			g.dests, g.seats = append(g.dests, d), append(g.seats, uint16(seat&lowMask))
+			delete(order[id], i)
+			delete(sitting, seat)
+		}
+		for i := range order[id] {
+			s.strays = append(s.strays, stray{byIndex, string(pairKey(nil, id<<lowBits, i))})
+		}
+	}
+	for seat := range sitting {
+		s.strays = append(s.strays, stray{bySeat, string(appendNumber(nil, seat))})
 	}
 	return nil
 }
@@ -369,14 +475,14 @@ func (s *state) readVIPs(c *conn, f *family) error {
 }
 
 func (s *state) readPlains(c *conn, f *family) error {
-	for _, k := range []kind{dnsPorts, hairpin} {
+	for _, k := range []kind{dnsPorts, hairpin, foreign} {
 		p := sets[k][f.index]
 		err := c.elements(p, func(key, _ []byte, _ bool) { s.plains[p][string(key)] = struct{}{} })
 		if err != nil {
 			return err
 		}
 	}
-	for _, k := range []kind{pods, cluster} {
+	for _, k := range []kind{pods, allPods, cluster, ranges, portsOn, portsOff} {
 		if err := s.readIntervals(c, sets[k][f.index]); err != nil {
 			return err
 		}
@@ -443,19 +549,6 @@ func prefixBetween(start, end netip.Addr) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// readPicks takes a chain for good when its element and its rules are there.
-func (s *state) readPicks(c *conn, f *family, shape *shape) error {
-	m := sets[picks][f.index]
-	return c.elements(m, func(key, val []byte, _ bool) {
-		n := binary.NativeEndian.Uint32(key)
-		if n > 0 && n < 1<<31 && cString(val) == f.chainPick(int(n)) && shape.has(f.pickChain(int(n))) {
-			s.picks[pick{f, int(n)}] = struct{}{}
-			return
-		}
-		s.strays = append(s.strays, stray{m, string(key)})
-	})
-}
-
 // lookup reads n single elements by their keys, and hands those that are there to each, in order.
 func (c *conn) lookup(s *set, n int, key func(b []byte, i int) []byte, each func(i int, val []byte)) error {
 	var buf, scratch []byte
@@ -493,134 +586,3 @@ func (c *conn) lookup(s *set, n int, key func(b []byte, i int) []byte, each func
 
 // maxLookup is bounded by a receive buffer of the default size: every element is answered by a message of its own.
 const maxLookup = 64
-
-// Read asks the kernel for the endpoints of one Service port: two look-ups by key, whatever else the table holds. ok is
-// false if the map has no such entry (or there is no table): the port is refused if vip is a virtual address. An index without
-// an endpoint is an error: it is refused too, and [Target.Verify] mends it.
-func Read(o Options, vip netip.AddrPort, proto model.Protocol) (backends []netip.AddrPort, ok bool, err error) {
-	c, err := dial(o.NetNS)
-	if err != nil {
-		return nil, false, err
-	}
-	defer c.close()
-	_, err = c.settled(func() error {
-		backends, ok, err = c.readPort(frontend{vip, proto})
-		return err
-	})
-	if err != nil {
-		return nil, false, fmt.Errorf("read service %s %s: %w", proto, vip, err)
-	}
-	return backends, ok, nil
-}
-
-func (c *conn) readPort(k frontend) (backends []netip.AddrPort, ok bool, err error) {
-	f, n := k.family(), 0
-	err = c.lookup(sets[services][f.index], 1, func(b []byte, _ int) []byte { return f.portKey(b, k) },
-		func(_ int, val []byte) { n = int(binary.NativeEndian.Uint32(val)) })
-	if err != nil || n == 0 {
-		return nil, false, err
-	}
-	err = c.lookup(sets[endpoints][f.index], n, func(b []byte, i int) []byte { return f.endpointKey(b, k, i) },
-		func(_ int, val []byte) { backends = append(backends, f.parseDest(val).addrPort(f)) })
-	if err == nil && len(backends) != n {
-		err = fmt.Errorf("%d of %d endpoints are missing", n-len(backends), n)
-	}
-	slices.SortFunc(backends, netip.AddrPort.Compare)
-	return backends, true, err
-}
-
-// Dump reads the whole table and prints what it means, a line a fact, in an order that does not depend on history: endpoints
-// are sorted by address and their indexes are left out. Chains that are there but lead nowhere are left out too.
-func Dump(o Options) (string, error) {
-	c, err := dial(o.NetNS)
-	if err != nil {
-		return "", err
-	}
-	defer c.close()
-	var sh *shape
-	st := newState()
-	_, err = c.settled(func() (err error) {
-		if sh, err = c.readShape(); err != nil || !sh.exists {
-			return err
-		}
-		if !sh.sound() {
-			return nil
-		}
-		st, err = c.readState(sh)
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	switch {
-	case !sh.exists:
-		return "no table\n", nil
-	case !sh.sound():
-		return fmt.Sprintf("table with %s, not %s, or with changed rules\n", cmp.Or(sh.layout, "no layout"), tableComment()), nil
-	}
-	return st.String(), nil
-}
-
-// String prints the state as [Dump] does.
-func (s *state) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n", tableComment())
-	for _, line := range s.plainLines() {
-		b.WriteString(line)
-	}
-	addrs := make([]netip.Addr, 0, len(s.vips))
-	for a := range s.vips {
-		addrs = append(addrs, a)
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	for _, a := range addrs {
-		fmt.Fprintf(&b, "vip %s\n", a)
-	}
-	keys := make([]frontend, 0, len(s.ports))
-	for k := range s.ports {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, compareFrontends)
-	for _, k := range keys {
-		s.ports[k].print(&b, k, s.picks)
-	}
-	for _, x := range s.strays {
-		fmt.Fprintf(&b, "stray %s %x\n", x.s.name(), x.key)
-	}
-	return b.String()
-}
-
-func (s *state) plainLines() []string {
-	var lines []string
-	for set, keys := range s.plains {
-		for key := range keys {
-			lines = append(lines, fmt.Sprintf("%s %s\n", kindNames[set.kind], plain{set, key}))
-		}
-	}
-	slices.Sort(lines)
-	return lines
-}
-
-func (p plain) String() string {
-	f := p.s.f
-	switch p.s.kind {
-	case pods, cluster:
-		return parsePrefixKey(f, p.key).String()
-	case dnsPorts:
-		return fmt.Sprintf("%s %s", model.Protocol(p.key[f.size]), f.address([]byte(p.key)))
-	}
-	return f.address([]byte(p.key)).String()
-}
-
-func (e entry) print(b *strings.Builder, k frontend, picks map[pick]struct{}) {
-	fmt.Fprintf(b, "service %s %s endpoints %d\n", k.proto, k.addr, e.n)
-	if _, ok := picks[pick{k.family(), int(e.n)}]; !ok && e.n > 0 {
-		fmt.Fprintf(b, "  no chain for %d endpoints\n", e.n)
-	}
-	if int(e.n) != len(e.dests) {
-		fmt.Fprintf(b, "  %d at consecutive indexes\n", len(e.dests))
-	}
-	for _, d := range slices.SortedFunc(slices.Values(e.dests), compareDests) {
-		fmt.Fprintf(b, "  %s\n", d.addrPort(k.family()))
-	}
-}

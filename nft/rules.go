@@ -5,11 +5,12 @@ package nft
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -19,85 +20,6 @@ import (
 
 // Table is the name of the nftables table, of family inet, that holds everything. It belongs to this package alone.
 const Table = "fairlead"
-
-// datatype is how the nft tool shows a set's key or value, and its length in registers.
-type datatype struct {
-	magic uint32
-	len   uint32
-}
-
-// The numbers are nftables' own (include/datatype.h of the tool).
-var (
-	typeAddr4   = datatype{7, 4}
-	typeAddr6   = datatype{8, 16}
-	typeProto   = datatype{12, 4}
-	typePort    = datatype{13, 4}
-	typeNumber  = datatype{4, 4}  // an integer, see typeof
-	typeCount   = datatype{23, 4} // a traffic class, see serviceChain
-	typeVerdict = datatype{unix.NFT_DATA_VERDICT, 16}
-)
-
-func concat(types ...datatype) (t datatype) {
-	for _, x := range types {
-		t.magic = t.magic<<6 | x.magic
-		t.len += x.len
-	}
-	return t
-}
-
-// kind names the sets, of which there is one for each family.
-type kind int
-
-const (
-	services  kind = iota // address, protocol, port → number of endpoints
-	endpoints             // the same and an index → endpoint
-	picks                 // number of endpoints → the chain that chooses among so many
-	vips                  // virtual addresses
-	dnsPorts              // address, protocol of the cluster DNS's port 53
-	hairpin               // address twice, of pods of this node
-	pods                  // ranges of this node's pods
-	cluster               // ranges and addresses of the cluster's pods and nodes
-	kinds
-)
-
-var kindNames = [kinds]string{"services", "endpoints", "picks", "vips", "dns", "hairpin", "pods", "cluster"}
-
-// maxPicks bounds how many different numbers of endpoints there can be at a time, in each family. A fixed size lets the kernel use
-// its fastest kind of map.
-const maxPicks = 1024
-
-// set is a set or map of the table.
-type set struct {
-	kind  kind
-	f     *family
-	key   datatype
-	data  datatype // of a map
-	flags uint32
-	size  uint32 // most elements; 0: any
-}
-
-func (s *set) name() string { return kindNames[s.kind] + s.f.suffix }
-
-// sets are indexed by kind and family.
-var sets = func() (all [kinds][2]*set) {
-	for _, f := range families {
-		port := concat(f.addr, typeProto, typePort)
-		for _, s := range []*set{
-			{kind: services, key: port, data: typeCount, flags: unix.NFT_SET_MAP},
-			{kind: endpoints, key: concat(port, typeNumber), data: concat(f.addr, typePort), flags: unix.NFT_SET_MAP},
-			{kind: picks, key: typeCount, data: typeVerdict, flags: unix.NFT_SET_MAP, size: maxPicks},
-			{kind: vips, key: f.addr},
-			{kind: dnsPorts, key: concat(f.addr, typeProto)},
-			{kind: hairpin, key: concat(f.addr, f.addr)},
-			{kind: pods, key: f.addr, flags: unix.NFT_SET_INTERVAL},
-			{kind: cluster, key: f.addr, flags: unix.NFT_SET_INTERVAL},
-		} {
-			s.f = f
-			all[s.kind][f.index] = s
-		}
-	}
-	return all
-}()
 
 // chain is a chain and its rules.
 type chain struct {
@@ -116,7 +38,20 @@ type base struct {
 // rule is one rule. Its comment tells it from the others of its chain when the chain is read back.
 type rule struct {
 	comment string
-	exprs   []expr.Any
+	exprs   []any // expr.Any or raw
+}
+
+// raw is an expression that github.com/google/nftables cannot write.
+type raw struct {
+	name  string
+	attrs message
+}
+
+func (r raw) marshal() []byte {
+	var m message
+	m.putString(unix.NFTA_EXPR_NAME, r.name)
+	m.put(unix.NFTA_EXPR_DATA|unix.NLA_F_NESTED, r.attrs.buf)
+	return m.buf
 }
 
 // Registers. A key begins at the first; what a lookup finds goes to the second half.
@@ -125,19 +60,17 @@ const (
 	result = unix.NFT_REG32_08
 )
 
-func payload(reg, offset, size uint32, header expr.PayloadBase) expr.Any {
+func payload(reg, offset, size uint32, header expr.PayloadBase) any {
 	return &expr.Payload{DestRegister: reg, Base: header, Offset: offset, Len: size}
 }
 
-func (f *family) load(reg, offset uint32) expr.Any {
+func (f *family) load(reg, offset uint32) any {
 	return payload(reg, offset, uint32(f.size), expr.PayloadBaseNetworkHeader)
 }
 
-func loadProto(reg uint32) expr.Any {
-	return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}
-}
+func loadProto(reg uint32) any { return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg} }
 
-func loadPort(reg, offset uint32) expr.Any {
+func loadPort(reg, offset uint32) any {
 	return payload(reg, offset, 2, expr.PayloadBaseTransportHeader)
 }
 
@@ -149,65 +82,127 @@ const (
 // behind is the register behind an address at reg0.
 func (f *family) behind() uint32 { return reg0 + uint32(f.size)/4 }
 
-// loadService is "ip daddr . meta l4proto . th dport", from reg0 on.
-func (f *family) loadService() []expr.Any {
+// loadFrontend is "ip daddr . meta l4proto . th dport", from reg0 on.
+func (f *family) loadFrontend() []any {
 	r := f.behind()
-	return []expr.Any{f.load(reg0, f.daddr), loadProto(r), loadPort(r+1, destPort)}
+	return []any{f.load(reg0, f.daddr), loadProto(r), loadPort(r+1, destPort)}
 }
 
-func equal(reg uint32, data ...byte) expr.Any {
+func equal(reg uint32, data ...byte) any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: data}
 }
 
-func (f *family) only() []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0}, equal(reg0, f.nfproto)}
+func (f *family) only() []any {
+	return []any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0}, equal(reg0, f.nfproto)}
 }
 
-func proto(p model.Protocol) []expr.Any {
-	return []expr.Any{loadProto(reg0), equal(reg0, byte(p))}
-}
+func proto(p model.Protocol) []any { return []any{loadProto(reg0), equal(reg0, byte(p))} }
 
 // in matches when reg0 and what follows is in the set.
-func (f *family) in(k kind) expr.Any {
+func (f *family) in(k kind) any {
 	return &expr.Lookup{SourceRegister: reg0, SetName: sets[k][f.index].name()}
 }
 
-func (f *family) notIn(k kind) expr.Any {
+func (f *family) notIn(k kind) any {
 	return &expr.Lookup{SourceRegister: reg0, SetName: sets[k][f.index].name(), Invert: true}
 }
 
 // find looks reg0 up in a map.
-func (f *family) find(k kind) expr.Any {
+func (f *family) find(k kind) any {
 	return &expr.Lookup{SourceRegister: reg0, DestRegister: result, IsDestRegSet: true, SetName: sets[k][f.index].name()}
 }
 
-func jump(to string) expr.Any { return &expr.Verdict{Kind: expr.VerdictGoto, Chain: to} }
+func jump(to string) any { return &expr.Verdict{Kind: expr.VerdictGoto, Chain: to} }
 
-func join(parts ...any) (all []expr.Any) {
+func drop() any { return &expr.Verdict{Kind: expr.VerdictDrop} }
+
+func join(parts ...any) (all []any) {
 	for _, p := range parts {
-		switch p := p.(type) {
-		case []expr.Any:
-			all = append(all, p...)
-		case expr.Any:
+		if list, ok := p.([]any); ok {
+			all = append(all, list...)
+		} else {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
+// A code goes from one rule to the next through the packet's priority, and not in a register: the nft tool (seen in 1.0.6) aborts when it
+// has to print what one map found being looked up in another, and with it everything on the machine that lists the ruleset. A priority is
+// read by nobody before the packet leaves; for packets that are forwarded the kernel then sets it itself, and for this node's own the
+// masquerade chain sets it back.
+func loadCode(reg uint32) any { return &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg} }
+
+func setCode(reg uint32) any {
+	return &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg}
+}
+
+func mask(reg, bits uint32) any {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: appendNumber(nil, bits), Xor: make([]byte, 4)}
+}
+
+// goOn follows the code to the chain of its way.
+func (f *family) goOn(k kind) []any {
+	return []any{loadCode(reg0), mask(reg0, lowMask),
+		&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: sets[k][f.index].name()}}
+}
+
+// clearWay leaves only the group in the code.
+func clearWay() []any {
+	return []any{loadCode(reg0), mask(reg0, ^uint32(lowMask)), setCode(reg0)}
+}
+
+// follow takes the code from a junction to where it leads.
+func (f *family) follow(k kind) []any {
+	return join(loadCode(reg0), f.find(k), setCode(result), f.goOn(ends))
+}
+
 // Names of the chains.
 const (
 	chainRefuse     = "refuse"
+	chainNoLocal    = "no-local-endpoint"
+	chainNotAllowed = "not-in-source-ranges"
 	chainQuestions  = "dns-questions"
 	chainAnswers    = "dns-answers"
 	chainAnswerHere = "dns-here"
 )
 
 func (f *family) chainServices() string   { return "service" + f.suffix }
-func (f *family) chainPick(n int) string  { return fmt.Sprintf("pick%s-%d", f.suffix, n) }
+func (f *family) chainSplit() string      { return "split" + f.suffix }
+func (f *family) chainGuard() string      { return "guard" + f.suffix }
+func (f *family) chainOnward() string     { return "onward" + f.suffix }
 func (f *family) chainMasquerade() string { return "masquerade" + f.suffix }
+func (f *family) chainFromPod() string    { return "masquerade-pod" + f.suffix }
+func (f *family) chainOurs() string       { return "masquerade-service" + f.suffix }
 
-// program is the whole of the rules but for the pick chains. Only the elements of the sets ever change.
+// chainOf is the name of a way's chain.
+func (f *family) chainOf(w way) string {
+	if w.affinity == 0 {
+		return fmt.Sprintf("pick%s-%d", f.suffix, w.n)
+	}
+	return fmt.Sprintf("stay%s-%d-%ds", f.suffix, w.n, w.affinity)
+}
+
+// parseChain is the reverse of chainOf.
+func (f *family) parseChain(name string) (w way, ok bool) {
+	if _, err := fmt.Sscanf(name, "pick"+f.suffix+"-%d", &w.n); err != nil {
+		if _, err := fmt.Sscanf(name, "stay"+f.suffix+"-%d-%ds", &w.n, &w.affinity); err != nil {
+			return way{}, false
+		}
+	}
+	return w, w.n > 0 && f.chainOf(w) == name
+}
+
+// fixedWays are the elements of ways and ends that belong to the program.
+func (f *family) fixedWays(k kind) map[uint32]string {
+	fixed := map[uint32]string{wayRefuse: chainRefuse, wayNoLocal: chainNoLocal}
+	if k == ways {
+		fixed[waySplit], fixed[wayGuard], fixed[wayOnward] = f.chainSplit(), f.chainGuard(), f.chainOnward()
+	}
+	return fixed
+}
+
+// program is the whole of the rules but for the ways to groups. Only the elements of the sets ever change.
 var program = sync.OnceValue(func() []chain {
 	var pre, out, post, questions, answers []rule
 	for _, f := range families {
@@ -224,6 +219,8 @@ var program = sync.OnceValue(func() []chain {
 			v4.refuseOwn(), v6.refuseOwn(),
 			{"other protocols", join(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})},
 		}},
+		{name: chainNoLocal, rule: []rule{{"counted", join(&expr.Counter{}, drop())}}},
+		{name: chainNotAllowed, rule: []rule{{"counted", join(&expr.Counter{}, drop())}}},
 		{name: chainAnswerHere, rule: []rule{
 			{"no conntrack, no NAT", join(&expr.Notrack{}, &expr.Verdict{Kind: expr.VerdictAccept})},
 		}},
@@ -231,7 +228,7 @@ var program = sync.OnceValue(func() []chain {
 		{name: chainAnswers, rule: answers},
 	}
 	for _, f := range families {
-		chains = append(chains, f.serviceChain(), f.masqueradeChain())
+		chains = append(chains, f.splitChain(), f.guardChain(), f.onwardChain(), f.serviceChain(), f.oursChain(), f.fromPodChain(), f.masqueradeChain())
 	}
 	return append(chains,
 		chain{"prerouting", &base{"nat", unix.NF_INET_PRE_ROUTING, -100}, pre},
@@ -246,16 +243,48 @@ var program = sync.OnceValue(func() []chain {
 })
 
 // serviceChain decides about the first packet of a connection.
-//
-// The number of endpoints goes from one map to the next through the packet's priority, and not in a register: the nft tool (seen in
-// 1.0.6) aborts when it has to print a map's result being looked up in another map, and with it everything on the machine that
-// lists the ruleset. A priority is read by nobody before the packet leaves; pickChain sets it back.
 func (f *family) serviceChain() chain {
-	return chain{name: f.chainServices(), rule: []rule{
-		{"service with endpoints", join(f.only(), f.loadService(), f.find(services), setPriority(result),
-			&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg0},
-			&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: sets[picks][f.index].name()})},
-		{"no endpoint, or no such port", join(f.only(), f.load(reg0, f.daddr), f.in(vips), jump(chainRefuse))},
+	c := chain{name: f.chainServices(), rule: []rule{
+		{"a Service's address and port", join(f.only(), f.loadFrontend(), f.find(services), setCode(result), f.goOn(ways))},
+		{"no such Service, or no such port", join(f.only(), f.load(reg0, f.daddr), f.in(ranges), f.load(reg0, f.daddr), f.notIn(foreign), jump(chainRefuse))},
+		{"no such port, outside the ranges", join(f.only(), f.load(reg0, f.daddr), f.in(vips), jump(chainRefuse))},
+	}}
+	if f == v4 {
+		// Node ports on loopback need route_localnet, which would let neighbours reach them, and what else listens there.
+		c.rule = append(c.rule, rule{"loopback from elsewhere", join(notFromHere(), f.only(),
+			payload(reg0, f.daddr, 1, expr.PayloadBaseNetworkHeader), equal(reg0, 127), drop())})
+	}
+	c.rule = append(c.rule, []rule{
+		{"node port", join(&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true}, equal(reg0, unix.RTN_LOCAL, 0, 0, 0),
+			f.only(), f.load(reg0, f.daddr), f.in(portsOn), f.load(reg0, f.daddr), f.notIn(portsOff),
+			loadProto(reg0), loadPort(reg0+1, destPort), f.find(nodeports), setCode(result), f.goOn(ways))},
+	}...)
+	return c
+}
+
+// splitChain parts clients inside the cluster, for which a load balancer is simulated that sends everywhere, from those outside.
+func (f *family) splitChain() chain {
+	return chain{name: f.chainSplit(), rule: []rule{
+		{"this node's own", join(fromHere(), f.follow(inside))},
+		{"pods", join(f.only(), f.load(reg0, f.saddr), f.in(allPods), f.follow(inside))},
+		{"others", f.follow(outside)},
+	}}
+}
+
+// guardChain lets some clients pass.
+func (f *family) guardChain() chain {
+	return chain{name: f.chainGuard(), rule: []rule{
+		{"allowed", join(f.only(), loadCode(reg0), f.load(reg0+1, f.saddr), f.in(sources), jump(f.chainSplit()))},
+		{"others", join(jump(chainNotAllowed))},
+	}}
+}
+
+// onwardChain sends what still arrives for a pod that is ending on to its Service's others. This node's own processes mean the pod itself: the
+// kubelet's probes are among them.
+func (f *family) onwardChain() chain {
+	return chain{name: f.chainOnward(), rule: []rule{
+		{"this node's own", join(fromHere(), &expr.Verdict{Kind: expr.VerdictAccept})},
+		{"others", f.follow(inside)},
 	}}
 }
 
@@ -271,47 +300,129 @@ func (f *family) refuseOwn() rule {
 }
 
 // fromHere matches what this node itself sends.
-func fromHere() []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, equal(reg0, 0, 0, 0, 0)}
+func fromHere() []any {
+	return []any{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, equal(reg0, 0, 0, 0, 0)}
 }
 
-func setPriority(reg uint32) expr.Any {
-	return &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg}
+func notFromHere() []any {
+	return []any{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)}}
+}
+
+// dnats are rules that rewrite the destination to what a look-up finds, one for each protocol: the nft tool wants to know the protocol
+// where a port is rewritten.
+func (f *family) dnats(comment string, find ...any) (rules []rule) {
+	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: result, RegProtoMin: result + uint32(f.size)/4}
+	for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+		rules = append(rules, rule{comment + ", " + p.String(), join(proto(p), join(find...), nat)})
+	}
+	return rules
+}
+
+func random(reg, below uint32) any {
+	return &expr.Numgen{Register: reg, Modulus: below, Type: unix.NFT_NG_RANDOM}
+}
+
+// wayChain chooses one endpoint of a group.
+func (f *family) wayChain(w way) chain {
+	if w.affinity == 0 {
+		return f.pickChain(w)
+	}
+	return f.stayChain(w)
 }
 
 // pickChain chooses one of n endpoints. A packet may have read the number of endpoints just before a transaction that
-// lowers it, and then find none at its index: the second rule takes the first endpoint instead. If it was the whole table that was
+// lowers it, and then find none at its index: the second group of rules takes the first endpoint instead. If it was the whole table that was
 // replaced, the packet falls through to the new one.
-func (f *family) pickChain(n int) chain {
-	index := f.behind() + 2
-	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.nfproto), RegAddrMin: result, RegProtoMin: result + uint32(f.size)/4}
-	random := func(below int) expr.Any {
-		return &expr.Numgen{Register: index, Modulus: uint32(below), Type: unix.NFT_NG_RANDOM}
-	}
-	unset := []expr.Any{&expr.Immediate{Register: reg0, Data: appendNumber(nil, 0)}, setPriority(reg0)}
-	return chain{name: f.chainPick(n), rule: []rule{
-		{"any", join(unset, f.only(), f.loadService(), random(n), f.find(endpoints), dnat)},
-		{"number changed meanwhile", join(f.only(), f.loadService(), random(1), f.find(endpoints), dnat)},
-		{"all gone meanwhile", join(f.only(), f.load(reg0, f.daddr), f.in(vips), jump(chainRefuse))},
-	}}
+func (f *family) pickChain(w way) chain {
+	rules := []rule{{"group", clearWay()}}
+	rules = append(rules, f.dnats("any", loadCode(reg0), random(reg0+1, w.n), f.find(endpoints))...)
+	rules = append(rules, f.dnats("number changed meanwhile", loadCode(reg0), random(reg0+1, 1), f.find(endpoints))...)
+	return chain{name: f.chainOf(w), rule: append(rules, f.allGone()...)}
 }
 
-// masqueradeChain is asked once for a connection, after the destination is chosen and the route is known.
+func (f *family) allGone() []rule {
+	return []rule{
+		{"all gone meanwhile", join(f.only(), f.load(reg0, f.daddr), f.in(ranges), jump(chainRefuse))},
+		{"all gone meanwhile, outside the ranges", join(f.only(), f.load(reg0, f.daddr), f.in(vips), jump(chainRefuse))},
+	}
+}
+
+// stayChain gives a client the endpoint that it had, if that is still one, and otherwise chooses one and remembers it.
+//
+// What is remembered is the endpoint's seat, which nobody else gets while it is in the group. A seat is drawn first, for then one
+// statement does for both: it makes a pin with it where there is none, and only renews the one that is there. When the seat of a pin is
+// empty, the pin is removed and the same is done once more.
+func (f *family) stayChain(w way) chain {
+	const client = unix.NFT_REG32_12
+	key := join(f.only(), f.loadFrontend(), f.load(f.behind()+2, f.saddr))
+	onPin := func(op uint32, timeout time.Duration) []any {
+		return join(key, loadCode(client),
+			&expr.Dynset{SrcRegKey: reg0, SrcRegData: client, SetName: sets[pins][f.index].name(), Operation: op, Timeout: timeout})
+	}
+	draw := join(loadCode(reg0), random(reg0+1, w.n), f.find(seats), setCode(result))
+	first := join(loadCode(reg0), mask(reg0, lowMask), equal(reg0, 0, 0, 0, 0), loadCode(reg0), random(reg0+1, 1), f.find(seats), setCode(result))
+	keep := onPin(unix.NFT_DYNSET_OP_UPDATE, time.Duration(w.affinity)*time.Second)
+	pinned := join(key, &expr.Lookup{SourceRegister: reg0, DestRegister: client, IsDestRegSet: true, SetName: sets[pins][f.index].name()}, setCode(client))
+	rules := []rule{{"group", clearWay()}, {"draw", draw}, {"keep", keep}, {"pinned", pinned}}
+	rules = append(rules, f.dnats("seat", loadCode(reg0), f.find(seated))...)
+	rules = append(rules, rule{"empty seat", onPin(dynsetDelete, 0)}, rule{"group again", clearWay()}, rule{"draw again", draw},
+		rule{"number changed meanwhile", first}, rule{"keep again", keep})
+	rules = append(rules, f.dnats("seat again", loadCode(reg0), f.find(seated))...)
+	return chain{name: f.chainOf(w), rule: append(rules, f.allGone()...)}
+}
+
+const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
+
+// masqueradeChain is asked once for a connection, after the destination is chosen and the route is known. model.Snapshot.Masquerade gives the reasons.
 func (f *family) masqueradeChain() chain {
+	translated := []any{&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0}, mask(reg0, ctDNAT),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)}}
 	return chain{name: f.chainMasquerade(), rule: []rule{
 		{"pod to itself", join(f.only(), f.load(reg0, f.saddr), f.load(f.behind(), f.daddr), f.in(hairpin), &expr.Masq{})},
-		// A question to the local address of the cluster DNS comes from that address, if the route has no other; every node has it.
-		{"question of this node to another", join(fromHere(), f.only(), f.load(reg0, f.saddr), f.in(vips), &expr.Masq{})},
-		{"pod out of the cluster", join(f.only(), f.load(reg0, f.saddr), f.in(pods), f.load(reg0, f.daddr), f.notIn(cluster), &expr.Masq{})},
+		{"from a pod", join(f.only(), f.load(reg0, f.saddr), f.in(pods), jump(f.chainFromPod()))},
+		{"the code is done with", join(translated, fromHere(), &expr.Immediate{Register: reg0, Data: make([]byte, 4)}, setCode(reg0))},
+		{"from an address that only this node knows", join(translated, fromHere(), f.only(), f.load(reg0, f.saddr), f.notIn(cluster), jump(f.chainOurs()))},
+		{"the answer must come back here", join(translated, notFromHere(), f.only(), f.load(reg0, f.daddr), f.notIn(pods), jump(f.chainOurs()))},
 	}}
 }
 
-func port53(end uint32) []expr.Any {
-	return []expr.Any{loadPort(reg0, end), equal(reg0, 0, model.DNSPort)}
+const ctDNAT = 1 << 5 // IPS_DST_NAT
+
+func (f *family) fromPodChain() chain {
+	return chain{name: f.chainFromPod(), rule: []rule{
+		{"out of the cluster", join(f.only(), f.load(reg0, f.daddr), f.notIn(cluster), &expr.Masq{})},
+	}}
+}
+
+// oursChain masquerades what this table has translated, and not what others have.
+func (f *family) oursChain() chain {
+	var rules []rule
+	for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+		to, port := join(loadProto(f.behind())), &expr.Ct{Key: expr.CtKeyPROTODST, Register: f.behind() + 1}
+		rules = append(rules, rule{p.String(), join(proto(p), f.only(), f.loadOriginal(reg0), to, port, f.find(services), setCode(result), &expr.Masq{})})
+	}
+	for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+		port := &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg0 + 1}
+		rules = append(rules, rule{p.String() + " node port", join(proto(p), f.only(), loadProto(reg0), port, f.find(nodeports), setCode(result), &expr.Masq{})})
+	}
+	return chain{name: f.chainOurs(), rule: rules}
+}
+
+// loadOriginal is the destination that the client has addressed.
+func (f *family) loadOriginal(reg uint32) any {
+	r := raw{name: "ct"}
+	r.attrs.put32(unix.NFTA_CT_KEY, f.ctDestination)
+	r.attrs.put32(unix.NFTA_CT_DREG, reg)
+	r.attrs.put(unix.NFTA_CT_DIRECTION, []byte{0})
+	return r
+}
+
+func port53(end uint32) []any {
+	return []any{loadPort(reg0, end), equal(reg0, 0, model.DNSPort)}
 }
 
 // isDNS matches when an address (and the protocol) is the cluster DNS's.
-func (f *family) isDNS(addr uint32) []expr.Any {
+func (f *family) isDNS(addr uint32) []any {
 	return join(f.only(), f.load(reg0, addr), loadProto(f.behind()), f.in(dnsPorts))
 }
 
@@ -319,7 +430,7 @@ func (f *family) isDNS(addr uint32) []expr.Any {
 // connection being opened or ended there is no full socket, so that only the last rule knows it; and there is one only
 // if the first packet met a listener that was right.
 func (f *family) dnsQuestions() []rule {
-	socket := func(k expr.SocketKey) expr.Any { return &expr.Socket{Key: k, Register: reg0} }
+	socket := func(k expr.SocketKey) any { return &expr.Socket{Key: k, Register: reg0} }
 	return []rule{
 		{f.word + " socket for the address", join(f.isDNS(f.daddr), socket(expr.SocketKeyWildcard), equal(reg0, 0), jump(chainAnswerHere))},
 		{f.word + " socket for any address", join(f.isDNS(f.daddr), socket(expr.SocketKeyWildcard), equal(reg0, 1), &expr.Verdict{Kind: expr.VerdictAccept})},
@@ -338,7 +449,8 @@ var layout = sync.OnceValue(func() string {
 	addTable(b, Table, 0, "")
 	addProgram(b)
 	for _, f := range families {
-		addChain(b, f.pickChain(2))
+		addChain(b, f.wayChain(way{n: 2}))
+		addChain(b, f.wayChain(way{n: 2, affinity: 1}))
 	}
 	sum := sha256.Sum256(b.buf)
 	return hex.EncodeToString(sum[:6])
@@ -388,83 +500,21 @@ func addProgram(b *batch) {
 	for _, c := range program() {
 		declareChain(b, Table, c)
 	}
+	for _, k := range []kind{ways, ends} {
+		for _, f := range families {
+			var m message
+			fixed := f.fixedWays(k)
+			for _, low := range slices.Sorted(maps.Keys(fixed)) {
+				verdictElement(&m, appendNumber(nil, low), fixed[low])
+			}
+			addElements(b, Table, sets[k][f.index], unix.NFT_MSG_NEWSETELEM, m.buf)
+		}
+	}
 	for _, c := range program() {
 		for _, r := range c.rule {
 			addRule(b, Table, c.name, r)
 		}
 	}
-}
-
-// setUserdata is NFTA_SET_USERDATA.
-const setUserdata = 13
-
-// userdata tells the nft tool how to print: plain numbers are in the machine's order, all else in network order.
-func (s *set) userdata() []byte {
-	const keyOrder, dataOrder, machine, network = 0, 1, 1, 2
-	order := func(t datatype) uint32 {
-		if t == typeCount {
-			return machine
-		}
-		return network
-	}
-	u := tlv32(keyOrder, order(s.key))
-	if s.data != (datatype{}) && s.data != typeVerdict {
-		u = append(u, tlv32(dataOrder, order(s.data))...)
-	}
-	if s.kind == endpoints {
-		u = append(u, s.f.typeof()...)
-	}
-	return u
-}
-
-// typeof tells the nft tool what the endpoints map's key and value are made of. For a bare integer it has no type that it would take in
-// a map, only the expression that the integer comes from. The numbers are the tool's own (struct udata of expressions and protocols).
-func (f *family) typeof() []byte {
-	const (
-		key, data                       = 3, 4
-		concatenation, fromPacket       = 13, 7
-		meta, l4proto, numgen, random   = 9, 16, 23, 1
-		transport, transportDestination = 11, 2
-	)
-	expression := func(kind uint32, about ...[]byte) []byte {
-		return slices.Concat(tlv32(0, kind), tlv(1, slices.Concat(about...)))
-	}
-	of := func(parts ...[]byte) []byte {
-		for i, p := range parts {
-			parts[i] = tlv(byte(i), p)
-		}
-		return expression(concatenation, parts...)
-	}
-	addr := expression(fromPacket, tlv32(0, f.udata[0]), tlv32(1, f.udata[1]))
-	port := expression(fromPacket, tlv32(0, transport), tlv32(1, transportDestination))
-	index := expression(numgen, tlv32(0, random), tlv32(1, 2), tlv32(2, 0))
-	return append(tlv(key, of(addr, expression(meta, tlv32(0, l4proto)), port, index)), tlv(data, of(addr, port))...)
-}
-
-// tlv is an entry of userdata.
-func tlv(typ byte, val []byte) []byte { return append([]byte{typ, byte(len(val))}, val...) }
-
-func tlv32(typ byte, v uint32) []byte { return tlv(typ, appendNumber(nil, v)) }
-
-func addSet(b *batch, table string, s *set, id uint32) {
-	b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, func(m *message) {
-		m.putString(unix.NFTA_SET_TABLE, table)
-		m.putString(unix.NFTA_SET_NAME, s.name())
-		m.put32(unix.NFTA_SET_FLAGS, s.flags)
-		m.put32(unix.NFTA_SET_KEY_TYPE, s.key.magic)
-		m.put32(unix.NFTA_SET_KEY_LEN, s.key.len)
-		if s.flags&unix.NFT_SET_MAP != 0 {
-			m.put32(unix.NFTA_SET_DATA_TYPE, s.data.magic)
-			m.put32(unix.NFTA_SET_DATA_LEN, s.data.len)
-		}
-		if s.size > 0 {
-			at := m.nest(unix.NFTA_SET_DESC)
-			m.put32(unix.NFTA_SET_DESC_SIZE, s.size)
-			m.close(at)
-		}
-		m.put32(unix.NFTA_SET_ID, id)
-		m.put(setUserdata, s.userdata())
-	})
 }
 
 // addChain makes a chain. One of the name that is there already loses its rules.
@@ -500,72 +550,21 @@ func addRule(b *batch, table, chain string, r rule) {
 		m.putString(unix.NFTA_RULE_CHAIN, chain)
 		list := m.nest(unix.NFTA_RULE_EXPRESSIONS)
 		for _, e := range r.exprs {
-			data, err := expr.Marshal(unix.NFPROTO_INET, e)
-			if err != nil {
-				panic(fmt.Sprintf("nft: rule %q: %v", r.comment, err)) // the program is constant
-			}
-			m.put(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, data)
+			m.put(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, r.encode(e))
 		}
 		m.close(list)
 		m.put(unix.NFTA_RULE_USERDATA, commentData(r.comment))
 	})
 }
 
-// element is the encoded form of a set's element: key, and for maps a value.
-func element(m *message, key, val []byte, end bool) {
-	at := m.nest(unix.NFTA_LIST_ELEM)
-	k := m.nest(unix.NFTA_SET_ELEM_KEY)
-	m.put(unix.NFTA_DATA_VALUE, key)
-	m.close(k)
-	if val != nil {
-		d := m.nest(unix.NFTA_SET_ELEM_DATA)
-		m.put(unix.NFTA_DATA_VALUE, val)
-		m.close(d)
+// encode panics when an expression cannot be written: the program is constant.
+func (r rule) encode(e any) []byte {
+	if x, ok := e.(raw); ok {
+		return x.marshal()
 	}
-	if end {
-		m.put32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
+	data, err := expr.Marshal(unix.NFPROTO_INET, e.(expr.Any))
+	if err != nil {
+		panic(fmt.Sprintf("nft: rule %q: %v", r.comment, err))
 	}
-	m.close(at)
-}
-
-// verdictElement is an element whose value is "goto chain".
-func verdictElement(m *message, key []byte, to string) {
-	at := m.nest(unix.NFTA_LIST_ELEM)
-	k := m.nest(unix.NFTA_SET_ELEM_KEY)
-	m.put(unix.NFTA_DATA_VALUE, key)
-	m.close(k)
-	d := m.nest(unix.NFTA_SET_ELEM_DATA)
-	v := m.nest(unix.NFTA_DATA_VERDICT)
-	code := int32(unix.NFT_GOTO)
-	m.put(unix.NFTA_VERDICT_CODE, binary.BigEndian.AppendUint32(nil, uint32(code)))
-	m.putString(unix.NFTA_VERDICT_CHAIN, to)
-	m.close(v)
-	m.close(d)
-	m.close(at)
-}
-
-// addElements appends messages that add (or delete) already encoded elements, splitting between elements.
-func addElements(b *batch, table string, s *set, kind int, encoded []byte) {
-	for len(encoded) > 0 {
-		n := 0
-		for n < len(encoded) {
-			size := align(int(binary.NativeEndian.Uint16(encoded[n:])))
-			if n+size > maxMessage {
-				break
-			}
-			n += size
-		}
-		flags := uint16(0)
-		if kind == unix.NFT_MSG_NEWSETELEM {
-			flags = unix.NLM_F_CREATE
-		}
-		b.add(kind, flags, func(m *message) {
-			m.putString(unix.NFTA_SET_ELEM_LIST_TABLE, table)
-			m.putString(unix.NFTA_SET_ELEM_LIST_SET, s.name())
-			at := m.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-			m.buf = append(m.buf, encoded[:n]...)
-			m.close(at)
-		})
-		encoded = encoded[n:]
-	}
+	return data
 }

@@ -11,18 +11,31 @@ import (
 	"github.com/fairlead/fairlead/model"
 )
 
-// entry is what the maps hold for one frontend.
-type entry struct {
-	// n is the number in the services map; 0 if there is no element.
-	n uint32
-	// dests are the endpoints by index. In a sound table there are n.
+// group is a group of endpoints, of which one is chosen.
+type group struct {
+	// dests are the endpoints by index.
 	dests []dest
+	// seats are their seats, if clients stay with theirs; nil if not. lastSeat is the one given out last, if known.
+	seats    []uint16
+	lastSeat uint16
 }
 
-// pick is a pick chain.
-type pick struct {
+// numbered is an id of a family: of a group or a junction.
+type numbered struct {
+	f  *family
+	id uint32
+}
+
+// link is an element of the maps inside and outside: where a junction leads.
+type link struct {
+	s    *set
+	code uint32
+}
+
+// wayOf is a way's chain in a family.
+type wayOf struct {
 	f *family
-	n int
+	way
 }
 
 // plain is an element of a set that is small or seldom changes. Its key is the kernel's, or for intervals a prefixKey.
@@ -37,22 +50,47 @@ type stray struct {
 	key string
 }
 
+// id is the id that a stray's key has, if it has one.
+func (x stray) id() (n numbered, ok bool) {
+	switch x.s.kind {
+	case inside, outside, sources, endpoints, seats, seated:
+		return numbered{x.s.f, parseNumber([]byte(x.key)) >> lowBits}, true
+	}
+	return n, false
+}
+
 // state is what the kernel's table holds, element by element.
 type state struct {
-	ports map[frontend]entry
-	vips  map[netip.Addr]struct{}
+	fronts map[frontend]uint32
+	groups map[numbered]*group
+	links  map[link]uint32
+	// sources are who may pass a junction, in order.
+	sources map[numbered][]netip.Prefix
+	vips    map[netip.Addr]struct{}
 	// plains are the elements of the sets in plainSets.
 	plains map[*set]map[string]struct{}
-	picks  map[pick]struct{}
+	ways   map[wayOf]uint32
 	strays []stray
+
+	// owned says whose the ids in use are: those of groups and junctions.
+	owned map[owner]ids
+	// last is the id given out last, of each family: they go round, so that one is not used again soon.
+	last [2]uint32
+	// left are groups with affinity that are gone, and whose pins may still be there. Their ids must not be used.
+	left map[numbered]struct{}
 }
 
 func newState() *state {
 	s := &state{
-		ports:  make(map[frontend]entry),
-		vips:   make(map[netip.Addr]struct{}),
-		plains: make(map[*set]map[string]struct{}),
-		picks:  make(map[pick]struct{}),
+		fronts:  make(map[frontend]uint32),
+		groups:  make(map[numbered]*group),
+		links:   make(map[link]uint32),
+		sources: make(map[numbered][]netip.Prefix),
+		vips:    make(map[netip.Addr]struct{}),
+		plains:  make(map[*set]map[string]struct{}),
+		ways:    make(map[wayOf]uint32),
+		owned:   make(map[owner]ids),
+		left:    make(map[numbered]struct{}),
 	}
 	for _, p := range plainSets {
 		for _, k := range p.kinds {
@@ -64,34 +102,53 @@ func newState() *state {
 	return s
 }
 
-// candidates is what a frontend should lead to. It is a function of the snapshot alone.
-func candidates(s *model.Snapshot, k frontend) []model.Backend {
-	if !usable(k) {
-		return nil
+// inUse reports whether an id is a group's or a junction's.
+func (s *state) inUse(n numbered) bool {
+	if _, ok := s.groups[n]; ok {
+		return true
 	}
-	name, ok := s.VIPs.Get(k.addr.Addr())
-	if !ok {
-		return nil
+	for _, low := range [...]uint32{waySplit, wayGuard, wayOnward} {
+		if _, ok := s.links[link{sets[inside][n.f.index], n.id<<lowBits | low}]; ok {
+			return true
+		}
 	}
-	svc, ok := s.Services.Get(name)
-	if !ok {
-		return nil
+	return false
+}
+
+// expect makes room for some number of Services.
+func (s *state) expect(services int) {
+	s.fronts = make(map[frontend]uint32, services)
+	s.groups = make(map[numbered]*group, services)
+	s.owned = make(map[owner]ids, services)
+}
+
+// wayNumbers are the ways of a family by number.
+func (s *state) wayNumbers(f *family) map[uint32]way {
+	all := make(map[uint32]way)
+	for w, n := range s.ways {
+		if w.f == f {
+			all[n] = w.way
+		}
 	}
-	i := slices.IndexFunc(svc.Ports, func(p model.Port) bool { return p.Protocol == k.proto && p.Port == k.addr.Port() })
-	if i < 0 {
-		return nil
-	}
-	return s.Candidates(svc, i, k.addr.Addr())
+	return all
 }
 
 // usable refuses what no packet can have; an API may hold it all the same.
-func usable(k frontend) bool { return k.addr.Port() != 0 }
+func usable(k frontend) bool { return k.Port != 0 }
 
 // place decides which index each endpoint has, given the present ones: those that stay keep theirs, new ones fill the
 // holes, and holes that remain are filled from the end. So a change of one endpoint moves at most one other.
 func place(have []dest, want []model.Backend) []dest {
 	if same(have, want) {
 		return have
+	}
+	if len(have) == 0 {
+		out := make([]dest, len(want))
+		for i, b := range want {
+			out[i] = destOf(b.AddrPort())
+		}
+		slices.SortFunc(out, compareDests)
+		return slices.Compact(out)
 	}
 	missing := make(map[dest]struct{}, len(want))
 	for _, b := range want {
@@ -137,7 +194,9 @@ const (
 	ofNodes part = 1 << iota
 	ofPods
 	ofDNS
-	ofAll = ofNodes | ofPods | ofDNS
+	ofConfig
+	ofForeign
+	ofAll = ofNodes | ofPods | ofDNS | ofConfig | ofForeign
 )
 
 // plainSets lists the sets of plain elements by what they come from.
@@ -146,19 +205,57 @@ var plainSets = []struct {
 	kinds []kind
 	want  func(*model.Snapshot, func(kind, *family, []byte))
 }{
-	{ofNodes, []kind{pods, cluster}, wantRanges},
+	{ofNodes | ofPods, []kind{pods, allPods, cluster}, wantRanges},
 	{ofPods, []kind{hairpin}, wantHairpin},
 	{ofDNS, []kind{dnsPorts}, wantDNS},
+	{ofConfig, []kind{ranges, portsOn, portsOff}, wantConfig},
+	{ofForeign, []kind{foreign}, wantForeign},
 }
 
+// wantRanges are the pods' ranges and, where another plugin gives out addresses that no Node's range holds, this node's pods' own.
 func wantRanges(s *model.Snapshot, add func(kind, *family, []byte)) {
-	for _, p := range clusterRanges(s) {
-		add(cluster, familyOf(p.Addr()), prefixKey(p))
-	}
-	if self := s.Node(); self != nil {
-		for _, p := range disjoint(self.PodCIDRs) {
-			add(pods, familyOf(p.Addr()), prefixKey(p))
+	put := func(k kind, all []netip.Prefix) {
+		for _, p := range disjoint(all) {
+			add(k, familyOf(p.Addr()), prefixKey(p))
 		}
+	}
+	var own, everyPod, nodes []netip.Prefix
+	if self := s.Node(); self != nil {
+		own = append(own, self.PodCIDRs...)
+		for _, p := range s.Pods.All() {
+			for _, a := range p.Addrs {
+				if !slices.Contains(self.Addrs, a) {
+					own = append(own, netip.PrefixFrom(a, a.BitLen()))
+				}
+			}
+		}
+	}
+	everyPod = slices.Clone(own)
+	for _, n := range s.Nodes.All() {
+		everyPod = append(everyPod, n.PodCIDRs...)
+		for _, a := range n.Addrs {
+			nodes = append(nodes, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	put(pods, own)
+	put(allPods, everyPod)
+	put(cluster, append(nodes, everyPod...))
+}
+
+func wantConfig(s *model.Snapshot, add func(kind, *family, []byte)) {
+	put := func(k kind, all ...netip.Prefix) {
+		for _, p := range disjoint(all) {
+			add(k, familyOf(p.Addr()), prefixKey(p))
+		}
+	}
+	put(ranges, s.ServiceCIDRs...)
+	put(portsOn, s.NodePortAddrs...)
+	if len(s.NodePortAddrs) == 0 {
+		put(portsOn, netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	}
+	put(portsOff, netip.PrefixFrom(v6.loopback, 128))
+	if !s.LoopbackNodePorts() {
+		put(portsOff, netip.PrefixFrom(v4.loopback, 8))
 	}
 }
 
@@ -168,6 +265,13 @@ func wantHairpin(s *model.Snapshot, add func(kind, *family, []byte)) {
 			f := familyOf(a)
 			add(hairpin, f, f.appendAddr(f.appendAddr(nil, a), a))
 		}
+	}
+}
+
+func wantForeign(s *model.Snapshot, add func(kind, *family, []byte)) {
+	for a := range s.Foreign.All() {
+		f := familyOf(a)
+		add(foreign, f, f.appendAddr(nil, a))
 	}
 }
 
@@ -186,18 +290,6 @@ func answersDNS(s *model.Snapshot, vip netip.Addr, p model.Protocol) bool {
 	name, _ := s.VIPs.Get(vip)
 	svc, ok := s.Services.Get(name)
 	return ok && slices.ContainsFunc(svc.Ports, func(q model.Port) bool { return q.Protocol == p && s.IsDNS(vip, q) })
-}
-
-// clusterRanges are the ranges of all pods and the addresses of all nodes.
-func clusterRanges(s *model.Snapshot) []netip.Prefix {
-	var all []netip.Prefix
-	for _, n := range s.Nodes.All() {
-		all = append(all, n.PodCIDRs...)
-		for _, a := range n.Addrs {
-			all = append(all, netip.PrefixFrom(a, a.BitLen()))
-		}
-	}
-	return disjoint(all)
 }
 
 // disjoint drops the prefixes that lie in others: interval sets must not overlap, and of two prefixes that do one holds

@@ -24,15 +24,17 @@ import (
 const (
 	// maxElements is how many elements a transaction holds before the next begins. A Service is never divided.
 	maxElements = 4000
-	// idlePicks is how many unused pick chains may stay: a Service that scales to and fro would otherwise make and remove
+	// idleWays is how many unused ways may stay: a Service that scales to and fro would otherwise make and remove
 	// them all the time.
-	idlePicks = 32
+	idleWays = 32
 )
 
 // Options say where the table is and who is told.
 type Options struct {
 	// Logger gets a line when the table is made, adopted or found changed by somebody else; nil: nobody is told.
 	Logger *slog.Logger
+	// Flows hears of each pass over the tracked UDP flows of an address family: how long it took and how many it removed; nil: nobody does.
+	Flows func(ipv6 bool, took time.Duration, removed int)
 	// NetNS is the network namespace; nil: the process's own.
 	NetNS *linux.NetNS
 }
@@ -47,7 +49,9 @@ type Stats struct {
 	Drift uint64
 	// Flows is how many UDP connection tracking entries were removed because they led to a place that is no candidate.
 	Flows uint64
-	// Services and Endpoints in the kernel now: frontends (address, protocol, port) that lead somewhere, and where they lead.
+	// Pins is how many clients' pins were removed because their Service is gone or has no affinity any more.
+	Pins uint64
+	// Services and Endpoints in the kernel now: frontends (address, protocol, port), and endpoints of the groups that they lead to.
 	Services, Endpoints int
 	// Quarantined Services.
 	Quarantined int
@@ -152,9 +156,9 @@ func (t *Target) Stats() Stats {
 	s := t.stats
 	s.Quarantined = len(t.quarantined)
 	if t.state != nil {
-		s.Services = len(t.state.ports)
-		for _, e := range t.state.ports {
-			s.Endpoints += len(e.dests)
+		s.Services = len(t.state.fronts)
+		for _, g := range t.state.groups {
+			s.Endpoints += len(g.dests)
 		}
 	}
 	return s
@@ -224,7 +228,7 @@ func (t *Target) bring(ctx context.Context, snap *model.Snapshot, whole bool) er
 	}
 	if err == nil {
 		t.last = snap
-		err = errors.Join(t.cleanFlows(), t.answerHere(snap))
+		err = errors.Join(t.cleanFlows(), t.cleanPins(), t.answerHere(snap))
 	} else {
 		t.state = nil
 	}
@@ -249,6 +253,7 @@ type unit struct {
 	service model.Name
 	fronts  []frontend
 	vips    []netip.Addr
+	owners  []owner
 }
 
 // units collects what is to be looked at, by Service.
@@ -264,15 +269,29 @@ func (us units) of(n model.Name) *unit {
 }
 
 // service adds all that a version of a Service may have in the table.
-func (us units) service(svc *model.Service) {
+func (us units) service(snap *model.Snapshot, svc *model.Service) {
 	if svc == nil || svc.Type != model.ClusterIP {
 		return
 	}
 	u := us.of(svc.Name)
 	u.vips = append(u.vips, svc.ClusterIPs...)
+	snap.Claims(svc, func(k frontend) { u.fronts = append(u.fronts, k) })
 	for _, a := range svc.ClusterIPs {
 		for _, p := range svc.Ports {
-			u.fronts = append(u.fronts, frontend{netip.AddrPortFrom(a, p.Port), p.Protocol})
+			if o := (owner{svc.Name, familyOf(a), p.Protocol, p.Port}); !slices.Contains(u.owners, o) {
+				u.owners = append(u.owners, o)
+			}
+		}
+	}
+}
+
+// merge adds what another unit of the same Service has.
+func (u *unit) merge(o *unit) {
+	u.fronts = append(u.fronts, o.fronts...)
+	u.vips = append(u.vips, o.vips...)
+	for _, x := range o.owners {
+		if !slices.Contains(u.owners, x) {
+			u.owners = append(u.owners, x)
 		}
 	}
 }
@@ -282,29 +301,67 @@ func (us units) sorted() []*unit {
 	return slices.SortedFunc(maps.Values(us), func(a, b *unit) int { return a.service.Compare(b.service) })
 }
 
-// changes are the Services that two snapshots differ in. An address that goes from one Service to another concerns both.
+// changes are the Services that two snapshots differ in. A frontend or address that goes from one Service to another concerns both.
 func changes(from, to *model.Snapshot) units {
 	us := make(units)
 	if from.Services != to.Services {
 		for _, c := range model.Diff(from.Services, to.Services) {
-			us.service(c.Old)
-			us.service(c.New)
+			us.service(from, c.Old)
+			us.service(to, c.New)
 		}
 	}
-	if from.VIPs == to.VIPs {
+	if from.VIPs != to.VIPs {
+		for _, c := range model.Diff(from.VIPs, to.VIPs) {
+			us.disputed(from, to, c)
+		}
+	}
+	if from.Foreign != to.Foreign {
+		for _, c := range model.Diff(from.Foreign, to.Foreign) {
+			us.disputed(from, to, c)
+		}
+	}
+	if from.Frontends != to.Frontends {
+		for _, c := range model.Diff(from.Frontends, to.Frontends) {
+			us.disputed(from, to, c)
+		}
+	}
+	if everyScope(from) == everyScope(to) {
 		return us
 	}
-	for _, c := range model.Diff(from.VIPs, to.VIPs) {
-		for _, side := range []struct {
-			snap *model.Snapshot
-			name model.Name
-		}{{from, c.Old}, {to, c.New}} {
-			if svc, ok := side.snap.Services.Get(side.name); ok {
-				us.service(svc)
-			}
+	// This node has another zone: hints mean something else.
+	for _, svc := range to.Services.All() {
+		if us[svc.Name] == nil && hasHints(svc) {
+			us.service(to, svc)
 		}
 	}
 	return us
+}
+
+// disputed adds the Services between which something passed, which may be the same as they were.
+func (us units) disputed(from, to *model.Snapshot, c model.Change[model.Name]) {
+	if c.Old == c.New {
+		return
+	}
+	for _, side := range []struct {
+		snap *model.Snapshot
+		name model.Name
+	}{{from, c.Old}, {to, c.New}} {
+		if svc, ok := side.snap.Services.Get(side.name); ok && us[side.name] == nil {
+			us.service(side.snap, svc)
+		}
+	}
+}
+
+// everyScope is what decisions about all Services rest on beside the Services.
+func everyScope(s *model.Snapshot) string {
+	if self := s.Node(); self != nil {
+		return s.Self + "/" + self.Zone
+	}
+	return ""
+}
+
+func hasHints(svc *model.Service) bool {
+	return slices.ContainsFunc(svc.Endpoints, func(e model.Endpoint) bool { return e.Hints != nil })
 }
 
 func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
@@ -316,8 +373,7 @@ func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 	}
 	for n, u := range us {
 		if q := t.quarantined[n]; q != nil && q.unit != u {
-			u.fronts = append(u.fronts, q.unit.fronts...)
-			u.vips = append(u.vips, q.unit.vips...)
+			u.merge(q.unit)
 		}
 	}
 	var common part
@@ -327,10 +383,23 @@ func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 	if differ(t.last.Pods, snap.Pods) {
 		common |= ofPods
 	}
+	if differ(t.last.Foreign, snap.Foreign) {
+		common |= ofForeign
+	}
 	if len(us) > 0 || !slices.Equal(t.last.DNS, snap.DNS) {
 		common |= ofDNS
 	}
-	return t.write(ctx, snap, us.sorted(), common)
+	list := us.sorted()
+	if !slices.Equal(t.last.ServiceCIDRs, snap.ServiceCIDRs) || !slices.Equal(t.last.NodePortAddrs, snap.NodePortAddrs) {
+		common |= ofConfig
+		// Those that were outside the ranges may be inside now, or the other way round.
+		all := &unit{vips: slices.Collect(maps.Keys(t.state.vips))}
+		for a := range snap.VIPs.All() {
+			all.vips = append(all.vips, a)
+		}
+		list = append(list, all)
+	}
+	return t.write(ctx, snap, list, common)
 }
 
 func differ[K, V comparable](a, b model.Table[K, V]) bool {
@@ -346,27 +415,21 @@ func differ[K, V comparable](a, b model.Table[K, V]) bool {
 // everything is all that the kernel has or the snapshot wants.
 func (t *Target) everything(snap *model.Snapshot) []*unit {
 	us := make(units, snap.Services.Len())
-	known := make(map[frontend]struct{}, len(t.state.ports))
 	for _, svc := range snap.Services.All() {
-		us.service(svc)
-		if u := us[svc.Name]; u != nil {
-			for _, k := range u.fronts {
-				known[k] = struct{}{}
-			}
-		}
+		us.service(snap, svc)
 	}
 	strangers := &unit{}
-	for k := range t.state.ports {
-		if _, ok := known[k]; !ok {
+	for k := range t.state.fronts {
+		if _, ok := snap.Frontends.Get(k); !ok {
 			strangers.fronts = append(strangers.fronts, k)
 		}
 	}
 	for a := range t.state.vips {
-		if _, ok := snap.VIPs.Get(a); !ok {
+		if !needsVIP(snap, a) {
 			strangers.vips = append(strangers.vips, a)
 		}
 	}
-	slices.SortFunc(strangers.fronts, compareFrontends)
+	slices.SortFunc(strangers.fronts, frontend.Compare)
 	slices.SortFunc(strangers.vips, netip.Addr.Compare)
 	list := us.sorted()
 	// In parts, because a unit is never divided.
@@ -379,13 +442,14 @@ func (t *Target) everything(snap *model.Snapshot) []*unit {
 // applyAll reads the table and writes what differs, or makes it if it is not there or not ours.
 func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 	clear(t.quarantined)
-	shape, err := t.read()
+	shape, err := t.read(snap)
 	if err != nil {
 		return err
 	}
 	t.everyStale = true
 	if t.state == nil {
 		t.state = newState()
+		t.state.expect(snap.Services.Len())
 		list := t.everything(snap)
 		if shape.exists {
 			t.options.Logger.Warn("replacing a table of another layout", "table", Table, "found", shape.layout, "want", tableComment())
@@ -400,7 +464,7 @@ func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 		return t.write(ctx, snap, list, ofAll)
 	}
 	if t.last == nil {
-		t.options.Logger.Info("adopting the table", "table", Table, "services", len(t.state.ports))
+		t.options.Logger.Info("adopting the table", "table", Table, "frontends", len(t.state.fronts))
 	}
 	if err := t.write(ctx, snap, t.everything(snap), ofAll); err != nil {
 		return err
@@ -408,8 +472,8 @@ func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 	return t.collect()
 }
 
-// read learns the state; it stays nil if the table is not sound.
-func (t *Target) read() (sh *shape, err error) {
+// read learns the state, and what of it belongs to which of a snapshot's Services; it stays nil if the table is not sound.
+func (t *Target) read(snap *model.Snapshot) (sh *shape, err error) {
 	t.state = nil
 	t.gen, err = t.conn.settled(func() error {
 		if sh, err = t.conn.readShape(); err != nil || !sh.sound() {
@@ -418,6 +482,9 @@ func (t *Target) read() (sh *shape, err error) {
 		t.state, err = t.conn.readState(sh)
 		return err
 	})
+	if t.state != nil {
+		t.state.claimIDs(snap)
+	}
 	return sh, err
 }
 
@@ -442,7 +509,7 @@ func (t *Target) install(replace bool) error {
 // gone for it with their table; those of sets stay, and an address without a Service would be refused, so they are flushed.
 func (t *Target) replace(snap *model.Snapshot, list []*unit, old *shape) (bool, error) {
 	b := newBatch()
-	for _, s := range old.vips {
+	for _, s := range old.refusing {
 		flushSet(b, Table, s)
 	}
 	deleteTable(b, Table)
@@ -451,7 +518,9 @@ func (t *Target) replace(snap *model.Snapshot, list []*unit, old *shape) (bool, 
 	x := t.state.begin()
 	x.setPlains(snap, ofAll)
 	for _, u := range list {
-		t.plan(x, snap, u)
+		if t.state.check(snap, u.service) == nil {
+			t.plan(x, snap, u)
+		}
 	}
 	x.encode(b)
 	err := t.commit(b, x.elements)
@@ -473,22 +542,22 @@ func (t *Target) commit(b *batch, elements int) error {
 		t.stats.Refused++
 		return err
 	}
+	t.count(elements)
+	return nil
+}
+
+// count keeps the books of a transaction that the kernel has done.
+func (t *Target) count(elements int) {
 	t.stats.Transactions++
 	t.stats.Elements += uint64(elements)
 	if t.gen != 0 {
 		t.gen = max(t.gen+1, 1)
 	}
-	return nil
 }
 
 // plan puts a Service into a transaction.
 func (t *Target) plan(x *tx, snap *model.Snapshot, u *unit) {
-	for _, a := range u.vips {
-		x.setVIP(snap, a)
-	}
-	for _, k := range u.fronts {
-		x.setPort(snap, k)
-	}
+	x.plan(snap, u)
 	if t.poison != nil && t.poison(u.service) {
 		x.put(sets[vips][0], nil, nil)
 	}
@@ -498,6 +567,16 @@ func (t *Target) plan(x *tx, snap *model.Snapshot, u *unit) {
 // in case somebody else has changed it; when that does not help, the Service at fault is found by halving.
 func (t *Target) write(ctx context.Context, snap *model.Snapshot, list []*unit, common part) error {
 	reread := false
+	list = t.exclude(snap, list)
+	if len(list) > maxElements {
+		n, err := t.stream(ctx, snap, list, common)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			list, common = list[n:], 0
+		}
+	}
 	for common != 0 || len(list) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -517,7 +596,7 @@ func (t *Target) write(ctx context.Context, snap *model.Snapshot, list []*unit, 
 			return err
 		case !reread:
 			reread = true
-			if _, err := t.read(); err != nil {
+			if _, err := t.read(snap); err != nil {
 				return err
 			}
 			t.gen = 0 // what else is wrong with the table is for Verify to find
@@ -535,26 +614,104 @@ func (t *Target) write(ctx context.Context, snap *model.Snapshot, list []*unit, 
 	return nil
 }
 
+// stream writes as write does, but plans a transaction while the kernel does the one before. It returns how many units were
+// written; if that is not all of them, the kernel has refused something, the table was read again, and the rest is for write.
+func (t *Target) stream(ctx context.Context, snap *model.Snapshot, list []*unit, common part) (written int, err error) {
+	type answer struct {
+		err             error
+		units, elements int
+	}
+	pending, planned := make(chan answer, 1), 0
+	busy := false
+	settle := func() error {
+		if !busy {
+			return nil
+		}
+		busy = false
+		a := <-pending
+		if a.err != nil {
+			t.stats.Refused++
+			return a.err
+		}
+		if a.elements > 0 {
+			t.count(a.elements)
+		}
+		t.release(list[written : written+a.units])
+		written += a.units
+		return nil
+	}
+	for planned < len(list) && err == nil && ctx.Err() == nil {
+		x, n := t.state.begin(), 0
+		x.setPlains(snap, common)
+		x.dropStrays()
+		for ; planned+n < len(list) && x.elements < maxElements; n++ {
+			t.plan(x, snap, list[planned+n])
+		}
+		b := newBatch()
+		x.encode(b)
+		if err = settle(); err != nil {
+			break
+		}
+		busy = true
+		go func() {
+			a := answer{units: n, elements: x.elements}
+			if a.elements > 0 {
+				a.err = t.conn.commit(b)
+			}
+			pending <- a
+		}()
+		merge(t.stale, x.flows)
+		x.done()
+		planned, common = planned+n, 0
+	}
+	if err == nil {
+		err = settle()
+	}
+	var refused *errRejected
+	switch {
+	case err == nil:
+		return written, ctx.Err()
+	case !errors.As(err, &refused):
+		return written, err
+	}
+	if _, err := t.read(snap); err != nil {
+		return written, err
+	}
+	t.gen = 0 // what else is wrong with the table is for Verify to find
+	if t.state == nil {
+		return written, fmt.Errorf("table %s was changed by another program: %w", Table, refused)
+	}
+	return written, nil
+}
+
+// exclude takes out the Services of which it is known that they cannot be programmed.
+func (t *Target) exclude(snap *model.Snapshot, list []*unit) []*unit {
+	return slices.DeleteFunc(list, func(u *unit) bool {
+		err := t.state.check(snap, u.service)
+		if err != nil {
+			t.quarantined[u.service] = &quarantine{u, err}
+		}
+		return err != nil
+	})
+}
+
 // finish commits a transaction and keeps the books.
 func (t *Target) finish(x *tx) error {
-	if x.empty() {
+	if x.elements == 0 {
+		x.done()
 		return nil
 	}
 	b := newBatch()
 	b.buf = append(t.scratch[:0], b.buf...)
 	x.encode(b)
 	err := t.commit(b, x.elements)
-	if t.scratch = b.buf; cap(t.scratch) > sendBuffer {
-		t.scratch = nil
+	if t.scratch = b.buf; cap(t.scratch) > 64<<10 {
+		t.scratch = nil // most transactions are small
 	}
 	if err != nil {
 		return err
 	}
-	for k := range x.ports {
-		if k.proto == model.UDP {
-			t.stale[k] = struct{}{}
-		}
-	}
+	merge(t.stale, x.flows)
 	x.done()
 	return nil
 }
@@ -569,9 +726,10 @@ func (t *Target) release(list []*unit) {
 
 // isolate applies the units of a refused transaction in halves, until those that are at fault are alone.
 func (t *Target) isolate(snap *model.Snapshot, list []*unit, common part) error {
-	if common != 0 {
+	if common != 0 || len(t.state.strays) > 0 {
 		x := t.state.begin()
 		x.setPlains(snap, common)
+		x.dropStrays()
 		if err := t.finish(x); err != nil {
 			return fmt.Errorf("apply nodes and pods: %w", err)
 		}
@@ -604,19 +762,23 @@ func (t *Target) isolate(snap *model.Snapshot, list []*unit, common part) error 
 	return nil
 }
 
-// collect removes pick chains that nothing leads to, if there are many.
+// collect removes ways that nothing leads to, if there are many.
 func (t *Target) collect() error {
-	used := make(map[pick]struct{})
-	for k, e := range t.state.ports {
-		used[pick{k.family(), int(e.n)}] = struct{}{}
-	}
-	x := t.state.begin()
-	for p := range t.state.picks {
-		if _, ok := used[p]; !ok {
-			x.dropPick(p)
+	used := make(map[wayOf]struct{})
+	for n, g := range t.state.groups {
+		for w := range t.state.ways {
+			if w.f == n.f && int(w.n) == len(g.dests) && (w.affinity > 0) == (g.seats != nil) {
+				used[w] = struct{}{}
+			}
 		}
 	}
-	if len(x.picks) <= idlePicks {
+	x := t.state.begin()
+	for w := range t.state.ways {
+		if _, ok := used[w]; !ok {
+			x.dropWay(w)
+		}
+	}
+	if len(x.ways) <= idleWays {
 		return nil
 	}
 	return t.finish(x)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -36,7 +37,7 @@ type road struct {
 // Servers stand at podAddrs(2, 1) and podAddrs(2, 2), ports 8080 (TCP) and 8081 (UDP), and answer by their addresses.
 func newRoad(t *testing.T) *road {
 	w := testnet.New(t)
-	r := &road{node: w.Host("node"), pod: w.Host("pod"), beyond: w.Host("beyond"), b: model.NewBuilder("n1", dnsAddrs)}
+	r := &road{node: w.Host("node"), pod: w.Host("pod"), beyond: w.Host("beyond"), b: model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs})}
 	r.node.Forward()
 	w.Cable(r.node, "pod", r.pod, "eth0")
 	w.Cable(r.node, "eth0", r.beyond, "eth0")
@@ -188,6 +189,117 @@ func TestOnlyStaleFlowsAreRemoved(t *testing.T) {
 		if got := r.target.Stats().Flows - before; got != want {
 			t.Errorf("%d of %d services changed: %d flows removed, want %d", services, 2*manyPorts, got, want)
 		}
+	}
+}
+
+// An endpoint that is ready only because its Service publishes whatever there is keeps its flows.
+func TestUDPFlowsToPublishedEndpointsStay(t *testing.T) {
+	r := newRoad(t)
+	spec := clusterIP(1, sip)
+	spec.PublishNotReady = true
+	r.b.SetService(spec)
+	unready := func(e *model.Endpoint) { e.Serving = false }
+	setEndpointsAs(r.b, spec, 8081, unready, podAddrs(2, 1))
+	apply(t, r.target, r.b.Build())
+	for _, vip := range vipAddrs(1) {
+		if _, err := r.pod.Ask("udp", "", netip.AddrPortFrom(vip, 5060)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setEndpointsAs(r.b, spec, 8081, unready, podAddrs(2, 1), podAddrs(2, 2))
+	apply(t, r.target, r.b.Build())
+	if n := r.target.Stats().Flows; n != 0 {
+		t.Errorf("%d flows removed", n)
+	}
+	setEndpointsAs(r.b, spec, 8081, unready, podAddrs(2, 2))
+	apply(t, r.target, r.b.Build())
+	if n := r.target.Stats().Flows; n != 2 {
+		t.Errorf("%d flows removed when their endpoint went, want 2", n)
+	}
+}
+
+// The flows of a Service that another proxy carries are the other's, though its address is in the Service range.
+func TestFlowsOfOthersAreLeftAlone(t *testing.T) {
+	r := newRoad(t)
+	r.b = model.NewBuilder(model.Config{Self: "n1", ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")}})
+	tool(t, r.node.NS, `table inet other {
+		chain pre {
+			type nat hook prerouting priority -110;
+			ip daddr 10.96.1.1 udp dport 5060 dnat ip to 10.244.2.1:8081
+			ip6 daddr fd00:96::101 udp dport 5060 dnat ip6 to [fd00:244:0:2::1]:8081
+		}
+	}`)
+	spec := clusterIP(1, sip)
+	spec.Unproxied = true
+	r.b.SetService(spec)
+	setEndpoints(r.b, spec, 8081, podAddrs(2, 2))
+	ask := func() {
+		for i, vip := range vipAddrs(1) {
+			if got, err := r.pod.Ask("udp", "", netip.AddrPortFrom(vip, 5060)); err != nil || got.Name != podAddrs(2, 1)[i].String() {
+				t.Errorf("%s: %v %v", vip, got, err)
+			}
+		}
+	}
+	ask()
+	apply(t, r.target, r.b.Build())
+	ask()
+	if n := r.target.Stats().Flows; n != 0 {
+		t.Errorf("%d flows removed", n)
+	}
+	// Once it is this node's to carry, they are looked at.
+	spec.Unproxied = false
+	r.b.SetService(spec)
+	apply(t, r.target, r.b.Build())
+	if n := r.target.Stats().Flows; n != 4 {
+		t.Errorf("%d flows removed when the Service became ours, want 4", n)
+	}
+}
+
+// Node ports on loopback are for this node's own clients, though the kernel would take a neighbour's packet to 127.0.0.1.
+func TestLoopbackNodePortsAreTheNodesOwn(t *testing.T) {
+	r := newRoad(t)
+	r.b = model.NewBuilder(model.Config{Self: "n1", NodePortAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.244.1.1/32")}})
+	spec := clusterIP(1, model.Port{Protocol: model.UDP, Port: 5060, NodePort: 30060})
+	r.b.SetService(spec)
+	setEndpoints(r.b, spec, 8081, podAddrs(2, 1))
+	apply(t, r.target, r.b.Build())
+	r.node.Sysctl("net/ipv4/conf/all/route_localnet", "1")
+	r.pod.Sysctl("net/ipv4/conf/all/route_localnet", "1")
+	local := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4(127, 0, 0, 0), Mask: net.CIDRMask(8, 32)}, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}
+	one := &netlink.Route{Dst: netlink.NewIPNet(net.IPv4(127, 0, 0, 1)), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}
+	for _, route := range []*netlink.Route{local, one} { // the pod's own loopback is in the way
+		if err := r.pod.Link.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Fatal(err)
+		}
+	}
+	r.pod.Route("127.0.0.1/32", "10.244.1.1", "eth0")
+	tool(t, r.node.NS, `table ip watch {
+		counter arrived { }
+		counter forwarded { }
+		chain pre { type filter hook prerouting priority -150; ip daddr 127.0.0.1 udp dport 30060 counter name arrived; }
+		chain forward { type filter hook forward priority 0; udp dport 8081 counter name forwarded; }
+	}`)
+	conn, err := r.pod.Dial(t.Context(), "udp", "10.244.1.5", netip.MustParseAddrPort("127.0.0.1:30060"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 3 {
+		if _, err := conn.Write([]byte("?\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// An answered question comes behind the others.
+	if got, err := r.pod.Ask("udp", "", netip.MustParseAddrPort("10.244.1.1:30060")); err != nil {
+		t.Error(got, err)
+	}
+	for name, want := range map[string]string{"arrived": "packets 3 ", "forwarded": "packets 1 "} {
+		if got := tool(t, r.node.NS, "list", "counter", "ip", "watch", name); !strings.Contains(got, want) {
+			t.Errorf("want %s, got %s", want, got)
+		}
+	}
+	if got, err := r.node.Ask("udp", "127.0.0.1", netip.MustParseAddrPort("127.0.0.1:30060")); err != nil || got.Name != "10.244.2.1" {
+		t.Errorf("the node's own client: %v %v", got, err)
 	}
 }
 
@@ -349,8 +461,8 @@ func (r *road) askDNS(t *testing.T, from *testnet.Host) []string {
 }
 
 var (
-	here      = []string{"here"}
-	elsewhere = []string{podAddrs(2, 2)[0].String(), podAddrs(2, 2)[1].String()}
+	onThisNode = []string{"here"}
+	elsewhere  = []string{podAddrs(2, 2)[0].String(), podAddrs(2, 2)[1].String()}
 )
 
 func TestDNSSocketThatAnswersAnyAddressIsNotOurs(t *testing.T) {
@@ -373,7 +485,7 @@ func TestDNSQuestionsOfTheNodeComeFromItsAddress(t *testing.T) {
 		if err := r.target.AnswerDNS(true); err != nil {
 			t.Fatal(err)
 		}
-		if got := r.askDNS(t, r.node); !slices.Equal(got, here) {
+		if got := r.askDNS(t, r.node); !slices.Equal(got, onThisNode) {
 			t.Errorf("route with source %t, socket open: answered by %v", sourced, got)
 		}
 		if err := r.target.AnswerDNS(false); err != nil {
@@ -431,7 +543,7 @@ func TestDNSTableDiesWithItsProcess(t *testing.T) {
 	if _, err := stdout.Read(make([]byte, 1)); err != nil { // it says when it is ready
 		t.Fatal(err)
 	}
-	if got := r.askDNS(t, r.node); !slices.Equal(got, here) {
+	if got := r.askDNS(t, r.node); !slices.Equal(got, onThisNode) {
 		t.Errorf("while the process lives, the node's questions go to %v", got)
 	}
 	if err := child.Process.Kill(); err != nil {
@@ -441,7 +553,7 @@ func TestDNSTableDiesWithItsProcess(t *testing.T) {
 	if got := r.askDNS(t, r.node); !slices.Equal(got, elsewhere) {
 		t.Errorf("after the process died, the node's questions go to %v", got)
 	}
-	if got := r.askDNS(t, r.pod); !slices.Equal(got, here) {
+	if got := r.askDNS(t, r.pod); !slices.Equal(got, onThisNode) {
 		t.Errorf("the pod's questions go to %v, though there is a socket", got)
 	}
 }
@@ -452,7 +564,7 @@ func holdDNS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &road{b: model.NewBuilder("n1", dnsAddrs), target: New(Options{NetNS: ns})}
+	r := &road{b: model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs}), target: New(Options{NetNS: ns})}
 	spec := model.ServiceSpec{Name: model.Name{Namespace: "kube-system", Name: "kube-dns"}, ClusterIPs: dnsAddrs, Ports: []model.Port{
 		{Name: "tcp", Protocol: model.TCP, Port: 53}, {Name: "udp", Protocol: model.UDP, Port: 53}}}
 	r.b.SetService(spec)

@@ -112,15 +112,24 @@ func TestKeysReadAsWritten(t *testing.T) {
 			for i := range raw {
 				raw[i] = byte(r.Uint32())
 			}
-			k := frontend{netip.AddrPortFrom(f.address(raw[:]), uint16(r.Uint32())), model.Protocol(r.Uint32())}
-			index := r.IntN(1 << 30)
-			key := f.endpointKey(nil, k, index)
-			if got, i := f.parseEndpointKey(key); got != k || i != index || len(key) != int(sets[endpoints][f.index].key.len) {
-				t.Fatalf("%v %d: read as %v %d, %d bytes", k, index, got, i, len(key))
+			k := frontend{Addr: f.address(raw[:]), Protocol: model.Protocol(r.Uint32()), Port: uint16(r.Uint32())}
+			for _, s := range []*set{sets[services][f.index], sets[nodeports][f.index]} {
+				if s.kind == nodeports {
+					k.Addr = model.Unspecified(k.Addr)
+				}
+				key := f.frontendKey(nil, k)
+				if got := s.parseFrontend(key); got != k || len(key) != int(s.key.len) || frontendSet(k) != s {
+					t.Fatalf("%v: read as %v, %d bytes", k, got, len(key))
+				}
 			}
-			d := destOf(k.addr)
+			id, index := r.Uint32(), r.Uint32()
+			if x, y := parsePair(pairKey(nil, id, index)); x != id || y != index {
+				t.Fatalf("%d %d: read as %d %d", id, index, x, y)
+			}
+			at := netip.AddrPortFrom(f.address(raw[:]), k.Port)
+			d := destOf(at)
 			data := f.destData(nil, d)
-			if f.parseDest(data) != d || d.addrPort(f) != k.addr || len(data) != int(sets[endpoints][f.index].data.len) {
+			if f.parseDest(data) != d || d.addrPort(f) != at || len(data) != int(sets[endpoints][f.index].data.len) {
 				t.Fatalf("%v: read as %v, %d bytes", d, f.parseDest(data), len(data))
 			}
 		}
@@ -134,11 +143,11 @@ func TestBatchIsWellFormed(t *testing.T) {
 	addProgram(b)
 	var many message
 	for i := range 5000 {
-		element(&many, v4.endpointKey(nil, frontend{netip.AddrPortFrom(addr("10.0.0.1"), 80), model.TCP}, i), make([]byte, 8), false)
+		element(&many, pairKey(nil, 1<<lowBits, uint32(i)), make([]byte, 8), false)
 	}
 	addElements(b, Table, sets[endpoints][0], unix.NFT_MSG_NEWSETELEM, many.buf)
 	buf := b.seal(7)
-	seq, elements := uint32(7), 0
+	seq, elements := uint32(7), -2*(len(v4.fixedWays(ways))+len(v4.fixedWays(ends)))
 	for len(buf) > 0 {
 		size := int(binary.NativeEndian.Uint32(buf))
 		if got := binary.NativeEndian.Uint32(buf[8:]); got != seq {
@@ -178,7 +187,8 @@ func FuzzAttributes(f *testing.F) {
 		attribute(data, 1, 1, 1)
 		commentOf(data)
 		v4.parseFlow(data)
-		_ = parseElements(sets[endpoints][0], data, func(key, val []byte, _ bool) { v4.parseEndpointKey(key) })
+		_ = parseElements(sets[endpoints][0], data, func(key, val []byte, _ bool) { parsePair(key) })
+		_ = parseElements(sets[sources][1], data, func(key, val []byte, _ bool) { v6.address(key[4:]) })
 	})
 }
 

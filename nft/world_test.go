@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
@@ -102,15 +103,21 @@ func vipAddrs(i int) []netip.Addr {
 	return []netip.Addr{addr("10.96.%d.%d", 1+i/256, i%256), addr("fd00:96::%x", 0x100+i)}
 }
 
-// slicesOf makes the slices, one for each family, of a service whose ports lead to the given endpoints.
+// setEndpoints makes the slices, one for each family, of a service whose ports lead to the given endpoints.
 func setEndpoints(b *model.Builder, spec model.ServiceSpec, target uint16, eps ...[2]netip.Addr) {
+	setEndpointsAs(b, spec, target, func(*model.Endpoint) {}, eps...)
+}
+
+func setEndpointsAs(b *model.Builder, spec model.ServiceSpec, target uint16, mood func(*model.Endpoint), eps ...[2]netip.Addr) {
 	for fam, suffix := range []string{"v4", "v6"} {
 		sl := model.Slice{Name: model.Name{Namespace: spec.Name.Namespace, Name: spec.Name.Name + "-" + suffix}, Service: spec.Name.Name}
 		for i, p := range spec.Ports {
 			sl.Ports = append(sl.Ports, model.Port{Name: p.Name, Protocol: p.Protocol, Port: target + uint16(i)})
 		}
 		for _, e := range eps {
-			sl.Endpoints = append(sl.Endpoints, model.Endpoint{Addr: e[fam], Ready: true, Serving: true})
+			ep := model.Endpoint{Addr: e[fam], Ready: true, Serving: true}
+			mood(&ep)
+			sl.Endpoints = append(sl.Endpoints, ep)
 		}
 		b.SetSlice(sl)
 	}
@@ -133,7 +140,8 @@ type world struct {
 }
 
 func newWorld(r *rand.Rand) *world {
-	w := &world{model.NewBuilder("n1", dnsAddrs), r, make(map[int]model.ServiceSpec)}
+	ranges := [][]netip.Prefix{nil, {netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")}}[r.IntN(2)]
+	w := &world{model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, PassOn: true, ServiceCIDRs: ranges}), r, make(map[int]model.ServiceSpec)}
 	w.SetNode(node(1))
 	w.SetNode(node(2))
 	w.SetService(model.ServiceSpec{Name: model.Name{Namespace: "kube-system", Name: "kube-dns"}, ClusterIPs: dnsAddrs, Ports: []model.Port{
@@ -146,7 +154,13 @@ func (w *world) change() {
 	const most = 12
 	i := w.r.IntN(most)
 	spec, there := w.specs[i]
-	switch kind := w.r.IntN(20); {
+	switch kind := w.r.IntN(21); {
+	case kind == 20:
+		if w.r.IntN(2) == 0 {
+			w.SetServiceCIDR("more", []netip.Prefix{netip.MustParsePrefix([...]string{"10.97.0.0/16", "10.96.1.0/30"}[w.r.IntN(2)])})
+		} else {
+			w.DeleteServiceCIDR("more")
+		}
 	case kind < 3 && there:
 		w.DeleteService(spec.Name)
 		delete(w.specs, i)
@@ -160,6 +174,7 @@ func (w *world) change() {
 		case 2:
 			spec.Type, spec.ClusterIPs = model.Headless, nil
 		}
+		w.expose(&spec)
 		w.specs[i] = spec
 		w.SetService(spec)
 	case kind < 16:
@@ -167,15 +182,57 @@ func (w *world) change() {
 		for j := range eps {
 			eps[j] = podAddrs(1+w.r.IntN(2), 1+w.r.IntN(30))
 		}
-		setEndpoints(w.Builder, spec, 8000+uint16(w.r.IntN(2)), eps...)
+		setEndpointsAs(w.Builder, spec, 8000+uint16(w.r.IntN(2)), w.mood, eps...)
 	case kind == 16:
 		w.SetNode(node(2 + w.r.IntN(3)))
 	case kind == 17:
 		w.DeleteNode(fmt.Sprintf("n%d", 1+w.r.IntN(4)))
 	case kind == 18:
 		p := podAddrs(1, 1+w.r.IntN(5))
-		w.SetPod(model.Pod{Name: model.Name{Namespace: "default", Name: fmt.Sprint("p", w.r.IntN(4))}, Addrs: p[:1+w.r.IntN(2)]})
+		w.SetPod(model.Pod{Name: model.Name{Namespace: "default", Name: fmt.Sprint("p", w.r.IntN(4))}, Addrs: p[:1+w.r.IntN(2)],
+			Terminating: w.r.IntN(2) == 0})
 	case kind == 19:
 		w.DeletePod(model.Name{Namespace: "default", Name: fmt.Sprint("p", w.r.IntN(4))})
+	}
+}
+
+// expose gives a Service some of what a Service may have.
+func (w *world) expose(s *model.ServiceSpec) {
+	r := w.r
+	s.LocalOnly, s.Unproxied, s.PublishNotReady = r.IntN(4) == 0, r.IntN(8) == 0, r.IntN(6) == 0
+	s.Affinity = [...]time.Duration{0, 0, time.Hour, 3 * time.Hour, 500 * time.Millisecond}[r.IntN(5)]
+	if r.IntN(2) == 0 {
+		return
+	}
+	x := &model.Exposure{LocalOnly: r.IntN(2) == 0}
+	for i := range s.Ports {
+		s.Ports[i].NodePort = [...]uint16{0, uint16(30000 + r.IntN(6))}[r.IntN(2)]
+	}
+	for range r.IntN(3) { // some that other Services have too, and some that are ClusterIPs
+		x.ExternalIPs = append(x.ExternalIPs, addr("203.0.113.%d", r.IntN(4)), addr("2001:db8::%d", r.IntN(4)))
+		x.Balancers = append(x.Balancers, addr("203.0.113.%d", r.IntN(4)), vipAddrs(r.IntN(12))[r.IntN(2)])
+	}
+	for range r.IntN(3) {
+		x.SourceRanges = append(x.SourceRanges, netip.PrefixFrom(addr("10.%d.0.0", r.IntN(3)), 8+r.IntN(20)).Masked(),
+			netip.PrefixFrom(addr("fd00:%d::", r.IntN(3)), 16+r.IntN(20)).Masked())
+	}
+	s.Exposure = x
+}
+
+// mood gives an endpoint some of the states and places it may have.
+func (w *world) mood(e *model.Endpoint) {
+	r := w.r
+	e.Node = fmt.Sprintf("n%d", 1+r.IntN(3))
+	if r.IntN(3) == 0 {
+		e.Pod = model.Name{Namespace: "default", Name: fmt.Sprint("p", r.IntN(4))}
+	}
+	if r.IntN(4) == 0 {
+		e.Hints = &model.Hints{Nodes: []string{fmt.Sprintf("n%d", 1+r.IntN(2))}, Zones: []string{"z"}}
+	}
+	switch r.IntN(6) {
+	case 0:
+		e.Ready, e.Terminating = false, true
+	case 1:
+		e.Ready, e.Serving, e.Terminating = false, false, r.IntN(2) == 0
 	}
 }

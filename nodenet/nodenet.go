@@ -253,6 +253,12 @@ func (t *Target) forward(s *model.Snapshot) error {
 		if err := linux.WriteSysctl("net/ipv4/ip_forward", "1"); err != nil {
 			return err
 		}
+		if slices.ContainsFunc(s.NodePortAddrs, func(p netip.Prefix) bool { return p.Addr().IsLoopback() }) {
+			// What comes to a node port on loopback goes to pods with a loopback address as its source, as far as the masquerading.
+			if err := linux.WriteSysctl("net/ipv4/conf/all/route_localnet", "1"); err != nil {
+				return err
+			}
+		}
 	}
 	self := s.Node()
 	if t.ipv6 || self == nil || !slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {

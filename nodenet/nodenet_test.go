@@ -36,7 +36,7 @@ func nodeN(i int) model.Node {
 var dnsVIPs = []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::a")}
 
 func snapshot(self int, nodes ...model.Node) *model.Snapshot {
-	b := model.NewBuilder(fmt.Sprintf("n%d", self), dnsVIPs)
+	b := model.NewBuilder(model.Config{Self: fmt.Sprintf("n%d", self), DNS: dnsVIPs})
 	for _, n := range nodes {
 		b.SetNode(n)
 	}

@@ -198,10 +198,13 @@ func TestSocketPaths(t *testing.T) {
 func TestPrint(t *testing.T) {
 	r := working().report
 	r.Version, r.PID, r.Quarantined, r.Off = "v0", 7, []string{"shop/bad: refused"}, []string{"IPv6 is off"}
+	r.Flawed = []string{"service shop/odd: port 0 is no port"}
+	r.PassingOn = []string{"10.244.0.5:8080/TCP", "10.244.0.6:8080/TCP", "10.244.0.7:8080/TCP", "10.244.0.8:8080/TCP"}
 	r.DNS.Addresses = []string{"10.96.0.10:53"}
 	var b strings.Builder
 	r.Print(&b)
-	for _, want := range []string{"node n1: ready\n", "pid 7", "generation   3", "queries on 10.96.0.10:53", "quarantined  shop/bad: refused", "off          IPv6 is off"} {
+	for _, want := range []string{"node n1: ready\n", "pid 7", "generation   3", "queries on 10.96.0.10:53", "quarantined  shop/bad: refused", "flawed       service shop/odd: port 0 is no port",
+		"passing on   new connections for 4 ports of pods that are ending: 10.244.0.5:8080/TCP, 10.244.0.6:8080/TCP, 10.244.0.7:8080/TCP\n", "off          IPv6 is off"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("want %q in\n%s", want, b.String())
 		}

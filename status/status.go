@@ -36,6 +36,12 @@ type Report struct {
 
 	// Quarantined are the Services that the kernel refused, each with the reason.
 	Quarantined []string `json:"quarantined,omitempty"`
+	// Disputed are the frontends that a Service asks for and another one has.
+	Disputed []string `json:"disputed,omitempty"`
+	// Flawed are objects of the API server of which something cannot be used, and what; the rest of each is.
+	Flawed []string `json:"flawed,omitempty"`
+	// PassingOn are addresses and ports of pods that are ending, whose new connections this node sends on to other endpoints.
+	PassingOn []string `json:"passingOn,omitempty"`
 	// Off says what is not working or not switched on, and why, a sentence each.
 	Off []string `json:"off,omitempty"`
 
@@ -76,6 +82,10 @@ type Dataplane struct {
 	Conntrack uint64 `json:"conntrackRemoved"`
 	// Drift is how many times another program had changed the table, and it was mended.
 	Drift uint64 `json:"drift"`
+	// NoLocal and NotAllowed are packets that got no answer since the table was made: at a traffic policy Local without an endpoint here, and
+	// from clients in none of a Service's source ranges.
+	NoLocal    uint64 `json:"droppedNoLocalEndpoint"`
+	NotAllowed uint64 `json:"droppedNotInSourceRanges"`
 }
 
 // Ready says in a sentence why the node cannot deliver yet; empty if it can.
@@ -110,6 +120,9 @@ func (r *Report) Print(w io.Writer) {
 	d := r.Dataplane
 	fmt.Fprintf(w, "  dataplane    %d transactions, %d elements written, %d stale conntrack entries removed, drift mended %d times\n",
 		d.Transactions, d.Elements, d.Conntrack, d.Drift)
+	if d.NoLocal+d.NotAllowed > 0 {
+		fmt.Fprintf(w, "  dropped      %d packets without an endpoint here, %d from outside a Service's source ranges\n", d.NoLocal, d.NotAllowed)
+	}
 	fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
 		strings.Join(r.DNS.Addresses, ", "), r.DNS.Waits, r.DNS.TimedOut)
 	if p.Error != "" {
@@ -117,6 +130,15 @@ func (r *Report) Print(w io.Writer) {
 	}
 	for _, q := range r.Quarantined {
 		fmt.Fprintf(w, "  quarantined  %s\n", q)
+	}
+	if n := len(r.PassingOn); n > 0 {
+		fmt.Fprintf(w, "  passing on   new connections for %d ports of pods that are ending: %s\n", n, strings.Join(r.PassingOn[:min(n, 3)], ", "))
+	}
+	for _, d := range r.Disputed {
+		fmt.Fprintf(w, "  disputed     %s\n", d)
+	}
+	for _, f := range r.Flawed {
+		fmt.Fprintf(w, "  flawed       %s\n", f)
 	}
 	for _, o := range r.Off {
 		fmt.Fprintf(w, "  off          %s\n", o)

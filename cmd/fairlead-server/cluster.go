@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/fairlead/fairlead/cluster"
 	"github.com/fairlead/fairlead/lab"
@@ -22,6 +24,14 @@ func init() {
 		run:     runCluster,
 	})
 }
+
+// Two things that the scenarios change about a cluster and nobody else should: they make it worse. They come by the environment, through fairlead up.
+const (
+	// envAgentFlags are more flags of the nodes' agents, with spaces between them.
+	envAgentFlags = "FAIRLEAD_LAB_AGENT_FLAGS"
+	// envStopAfter is a duration after which deleted pods are told to stop, instead of waiting for the nodes.
+	envStopAfter = "FAIRLEAD_LAB_STOP_AFTER"
+)
 
 // runCluster keeps a one-machine cluster until it is told to end. It is started by fairlead up, in namespaces of its own and with three
 // descriptors to inherit.
@@ -45,6 +55,14 @@ func runCluster(ctx context.Context, args []string, io streams) error {
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
 	}
+	var stopAfter *time.Duration
+	if s := os.Getenv(envStopAfter); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", envStopAfter, err)
+		}
+		stopAfter = &d
+	}
 	err = lab.Run(ctx, lab.Options{
 		Dir:      dir,
 		Fairlead: filepath.Join(filepath.Dir(server), "fairlead"),
@@ -52,7 +70,10 @@ func runCluster(ctx context.Context, args []string, io streams) error {
 		Version:  *version,
 		Listener: listener,
 		Progress: progress,
-		Logger:   newLogger(io.err),
+
+		AgentFlags: strings.Fields(os.Getenv(envAgentFlags)),
+		StopAfter:  stopAfter,
+		Logger:     newLogger(io.err),
 	})
 	if errors.Is(err, context.Canceled) {
 		return nil

@@ -33,6 +33,7 @@ type lab struct {
 	t            *testing.T
 	net          *testnet.World
 	snap         *model.Snapshot
+	own          []netip.Addr
 	node, beyond *testnet.Host
 	pods         map[netip.Addr]*testnet.Host
 	nodeAddrs    []netip.Addr
@@ -40,9 +41,10 @@ type lab struct {
 	target       *nft.Target
 }
 
-func newLab(t *testing.T, snap *model.Snapshot) *lab {
+func newLab(t *testing.T, w World) *lab {
+	snap := w.Snapshot
 	net := testnet.New(t)
-	l := &lab{t: t, net: net, snap: snap, pods: make(map[netip.Addr]*testnet.Host), servers: make(map[string]bool)}
+	l := &lab{t: t, net: net, snap: snap, own: w.Own, pods: make(map[netip.Addr]*testnet.Host), servers: make(map[string]bool)}
 	l.nodeAddrs = []netip.Addr{netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("fd00:30::11")}
 	l.node, l.beyond = net.Host("node"), net.Host("beyond")
 	l.node.Forward()
@@ -58,11 +60,19 @@ func newLab(t *testing.T, snap *model.Snapshot) *lab {
 	l.beyond.Addr("eth0", "172.30.0.1/24", "fd00:30::1/64")
 	l.node.Route("0.0.0.0/0", "172.30.0.1", "eth0")
 	l.node.Route("::/0", "fd00:30::1", "eth0")
-	for _, prefix := range []string{"10.96.0.0/16", "10.244.1.0/24"} {
+	for _, prefix := range []string{"10.96.0.0/16", "10.244.1.0/24", "203.0.113.0/24", "172.30.9.0/24"} {
 		l.beyond.Route(prefix, "172.30.0.11", "eth0")
 	}
-	for _, prefix := range []string{"fd00:96::/112", "fd00:244:0:1::/64"} {
+	for _, prefix := range []string{"fd00:96::/112", "fd00:244:0:1::/64", "2001:db8:113::/64", "fd00:39::/64"} {
 		l.beyond.Route(prefix, "fd00:30::11", "eth0")
+	}
+	for _, a := range w.Own {
+		if !a.IsLoopback() {
+			l.node.Addr("lo", netip.PrefixFrom(a, a.BitLen()).String())
+		}
+	}
+	if snap.LoopbackNodePorts() {
+		l.node.Sysctl("net/ipv4/conf/all/route_localnet", "1") // as package nodenet does
 	}
 	i := 0
 	for _, p := range snap.Pods.All() {
@@ -135,9 +145,13 @@ func (l *lab) nodeAddr(a netip.Addr) netip.Addr {
 	return l.nodeAddrs[1]
 }
 
+func (l *lab) isNode(a netip.Addr) bool {
+	return slices.Contains(l.nodeAddrs, a) || slices.Contains(l.own, a)
+}
+
 // host is where an address lives. What is neither the node's nor a pod's is put beyond.
 func (l *lab) host(a netip.Addr) *testnet.Host {
-	if slices.Contains(l.nodeAddrs, a) {
+	if l.isNode(a) {
 		return l.node
 	}
 	if h := l.pods[a]; h != nil {
@@ -178,16 +192,25 @@ func (l *lab) serve(p model.Protocol, a netip.AddrPort) {
 
 // ask sends the row's packet for real.
 func (l *lab) ask(r Row) (testnet.Answer, error) {
-	h, from := l.host(r.Src), ""
-	if h == l.beyond {
+	h, from := l.source(r)
+	return h.Ask(network(r.Protocol), from, r.Dst)
+}
+
+// source is who sends a row's packet, and from what address if that is not the only one it has.
+func (l *lab) source(r Row) (h *testnet.Host, from string) {
+	h = l.host(r.Src)
+	if h == l.beyond || slices.Contains(l.own, r.Src) || h == l.node && l.isNode(r.Dst.Addr()) {
 		from = r.Src.String()
 	}
-	return h.Ask(network(r.Protocol), from, r.Dst)
+	return h, from
 }
 
 // judge tries a row until every candidate was met, and holds each answer against it.
 func (l *lab) judge(r Row) error {
-	if r.Action == model.Reject || len(r.Candidates) == 0 {
+	switch {
+	case r.Action == model.Drop:
+		return l.judgeDrop(r)
+	case r.Action == model.Reject || len(r.Candidates) == 0:
 		return l.judgeReject(r)
 	}
 	for _, c := range r.Candidates {
@@ -197,7 +220,7 @@ func (l *lab) judge(r Row) error {
 	for _, c := range r.Candidates {
 		missing[c.Addr.String()] = c
 	}
-	all := len(missing)
+	all, stays := len(missing), l.stays(r)
 	for try := 0; len(missing) > 0; try++ {
 		got, err := l.ask(r)
 		if err != nil {
@@ -207,19 +230,27 @@ func (l *lab) judge(r Row) error {
 		if i < 0 {
 			return fmt.Errorf("answered by %s", got.Name)
 		}
-		want := r.Src
-		if r.Candidates[i].NAT {
-			want = l.nodeAddr(r.Src)
-		}
-		if got.Client.Addr() != want {
-			return fmt.Errorf("%s saw %s as its client, want %s", got.Name, got.Client.Addr(), want)
+		if nat, saw := r.Candidates[i].NAT, got.Client.Addr(); nat && !l.isNode(saw) || !nat && saw != r.Src {
+			return fmt.Errorf("%s saw %s as its client", got.Name, saw)
 		}
 		delete(missing, got.Name)
+		if stays && len(missing) < all-1 {
+			return fmt.Errorf("answered by %s, and by another one before", got.Name)
+		}
+		if stays && try == 5 {
+			return nil
+		}
 		if try == 60*all {
 			return fmt.Errorf("after %d answers, none from %v", try, missing)
 		}
 	}
 	return nil
+}
+
+// stays reports whether the row's Service gives a client the endpoint that it had, so that one client never meets them all.
+func (l *lab) stays(r Row) bool {
+	v := l.snap.Lookup(model.Packet{Protocol: r.Protocol, Src: netip.AddrPortFrom(r.Src, 40000), Dst: r.Dst, FromNode: l.isNode(r.Src), ToNode: l.isNode(r.Dst.Addr())})
+	return v.Action == model.Forward && v.Affinity > 0 && len(r.Candidates) > 1
 }
 
 // judgeReject wants the refusal of a closed port, at once, and no trace of it.
@@ -235,6 +266,56 @@ func (l *lab) judgeReject(r Row) error {
 		return fmt.Errorf("%d connections tracked, %d before", after, before)
 	}
 	return nil
+}
+
+// judgeDrop wants the packet counted as dropped, and nothing to come back.
+func (l *lab) judgeDrop(r Row) error {
+	before := l.dropped()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	failed := make(chan error, 1)
+	go func() {
+		h, from := l.source(r)
+		conn, err := h.Dial(ctx, network(r.Protocol), from, r.Dst)
+		if err != nil {
+			failed <- err
+			return
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("?\n")); err != nil {
+			failed <- err
+			return
+		}
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		defer stop()
+		n, err := conn.Read(make([]byte, 100))
+		failed <- fmt.Errorf("%d bytes came back: %w", n, err)
+	}()
+	for l.dropped() == before {
+		select {
+		case err := <-failed:
+			if l.dropped() == before {
+				return fmt.Errorf("not dropped: %w", err)
+			}
+			failed <- err
+		default:
+			runtime.Gosched()
+		}
+	}
+	cancel()
+	own := l.host(r.Src) == l.node // whose sender is told by the kernel itself
+	if err := <-failed; own && errors.Is(err, syscall.EPERM) {
+		return nil
+	} else if !errors.Is(err, net.ErrClosed) && !errors.Is(err, context.Canceled) && !strings.Contains(err.Error(), "canceled") {
+		return fmt.Errorf("dropped, and yet: %w", err)
+	}
+	return nil
+}
+
+func (l *lab) dropped() uint64 {
+	d, err := nft.ReadDropped(nft.Options{NetNS: l.node.NS})
+	l.ok(err)
+	return d.NoLocal + d.NotAllowed
 }
 
 func (l *lab) tracked() (n int) {
@@ -305,7 +386,7 @@ func answerUDP(conn net.PacketConn) {
 func TestKernel(t *testing.T) {
 	for _, w := range worlds(t) {
 		t.Run(w.Name, func(t *testing.T) {
-			l := newLab(t, w.Snapshot)
+			l := newLab(t, w)
 			l.judgeAll(w.Rows, "")
 			if len(w.Snapshot.DNS) == 0 {
 				return
@@ -354,13 +435,13 @@ func TestKernelAgreesWithModelAtRandom(t *testing.T) {
 	a, b := rand.Uint64(), rand.Uint64()
 	r := rand.New(rand.NewPCG(a, b))
 	t.Logf("seed %d %d", a, b)
-	l := newLab(t, randomWorld(t, r))
+	l := newLab(t, World{Snapshot: randomWorld(t, r), Own: []netip.Addr{netip.MustParseAddr("172.30.9.1"), netip.MustParseAddr("fd00:39::1")}})
 	for range 12 {
 		for range 15 {
 			src, dst, proto := randomPacket(r)
-			row := Judge(l.snap, proto, src, dst)
-			if row.Action == model.Pass {
-				continue
+			row := Judge(l.snap, l.own, proto, src, dst)
+			if row.Action == model.Pass || l.pods[src] != nil && src == dst.Addr() {
+				continue // what a pod sends to its own address does not leave it
 			}
 			if err := l.judge(row); err != nil {
 				t.Fatalf("%s: %v\nin\n%s", row, err, l.snap)
@@ -370,32 +451,64 @@ func TestKernelAgreesWithModelAtRandom(t *testing.T) {
 	}
 }
 
+// What there is in random worlds, in each family: pods of this node, other nodes' pods, nodes, the outside.
 var randomAddrs = [2][]string{
-	{"10.244.1.5", "10.244.1.6", "10.244.2.7", "10.244.2.8", "10.244.3.9", "172.30.0.11", "172.30.0.12", "172.30.0.1"},
-	{"fd00:244:0:1::5", "fd00:244:0:1::6", "fd00:244:0:2::7", "fd00:244:0:2::8", "fd00:244:0:3::9", "fd00:30::11", "fd00:30::12", "fd00:30::1"},
+	{"10.244.1.5", "10.244.1.6", "10.244.2.7", "10.244.2.8", "10.244.3.9", "172.30.0.11", "172.30.0.12", "172.30.0.1", "198.51.100.7"},
+	{"fd00:244:0:1::5", "fd00:244:0:1::6", "fd00:244:0:2::7", "fd00:244:0:2::8", "fd00:244:0:3::9", "fd00:30::11", "fd00:30::12", "fd00:30::1", "2001:db8:51::7"},
 }
+
+var randomNodes = []string{"n1", "n1", "n2", "n2", "n3", "n1", "n2", "-", "-"}
 
 // randomWorld is written in the table's own language.
 func randomWorld(t *testing.T, r *rand.Rand) *model.Snapshot {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString(`world random
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	maybe := func(in int, format string, args ...any) {
+		if r.IntN(in) == 0 {
+			line(format, args...)
+		}
+	}
+	line(`world random
 self n1
-node n1 172.30.0.11 fd00:30::11 pods 10.244.1.0/24 fd00:244:0:1::/64
-node n2 172.30.0.12 fd00:30::12 pods 10.244.2.0/24 fd00:244:0:2::/64
-node n3 172.30.0.13 fd00:30::13 pods 10.244.3.0/24 fd00:244:0:3::/64
-pod p/a 10.244.1.5 fd00:244:0:1::5
-pod p/b 10.244.1.6 fd00:244:0:1::6
-`)
+ranges 10.96.0.0/16 fd00:96::/112
+node n1 172.30.0.11 fd00:30::11 pods 10.244.1.0/24 fd00:244:0:1::/64 zone a
+node n2 172.30.0.12 fd00:30::12 pods 10.244.2.0/24 fd00:244:0:2::/64 zone a
+node n3 172.30.0.13 fd00:30::13 pods 10.244.3.0/24 fd00:244:0:3::/64 zone b
+own 172.30.9.1 fd00:39::1
+pod p/a 10.244.1.5 fd00:244:0:1::5%s
+pod p/b 10.244.1.6 fd00:244:0:1::6`, [...]string{"", " terminating"}[r.IntN(2)])
+	maybe(2, "pass-on")
+	maybe(4, "nodeport-addresses 172.30.9.0/24 fd00:39::/64")
 	for i := range 1 + r.IntN(4) {
-		fmt.Fprintf(&b, "service s/s%d 10.96.0.%d fd00:96::%d\n", i, 1+r.IntN(4), 1+r.IntN(4))
+		line("service s/s%d 10.96.0.%d fd00:96::%d", i, 1+r.IntN(4), 1+r.IntN(4))
+		maybe(6, "unproxied")
+		maybe(5, "affinity 3h")
+		maybe(4, "internal-local")
+		maybe(4, "external-local")
+		maybe(3, "external 203.0.113.%d 2001:db8:113::%d", r.IntN(2), r.IntN(2))
+		maybe(3, "balancer 203.0.113.%d 2001:db8:113::%d", r.IntN(3), r.IntN(3))
+		maybe(4, "sources 198.51.100.0/24 2001:db8:51::/48 10.244.1.5/32")
 		for j := range r.IntN(4) {
 			proto := [2]string{"TCP", "UDP"}[r.IntN(2)]
-			fmt.Fprintf(&b, "port p%d %s %d\n", j, proto, 80+r.IntN(2))
+			port := fmt.Sprintf("port p%d %s %d", j, proto, 80+r.IntN(2))
+			if r.IntN(2) == 0 {
+				port += fmt.Sprintf(" nodeport %d", 30080+r.IntN(2))
+			}
+			line("%s", port)
+			hinted := r.IntN(3) == 0
 			for range r.IntN(5) {
-				addr := netip.MustParseAddr(randomAddrs[r.IntN(2)][r.IntN(8)])
+				f, n := r.IntN(2), r.IntN(9)
+				addr := netip.MustParseAddr(randomAddrs[f][n])
 				state := [...]string{"ready", "ready", "ready", "serving", "notready"}[r.IntN(5)]
-				fmt.Fprintf(&b, "endpoint %s %s -\n", netip.AddrPortFrom(addr, 8080+uint16(r.IntN(2))), state)
+				end := fmt.Sprintf("endpoint %s %s %s", netip.AddrPortFrom(addr, 8080+uint16(r.IntN(2))), state, randomNodes[n])
+				if n < 2 {
+					end += " pod=p/" + string("ab"[n])
+				}
+				if hinted {
+					end += [...]string{" zones=a", " zones=b", " nodes=n1 zones=a", " nodes=n2,n1"}[r.IntN(4)]
+				}
+				line("%s", end)
 			}
 		}
 	}
@@ -408,9 +521,20 @@ pod p/b 10.244.1.6 fd00:244:0:1::6
 
 func randomPacket(r *rand.Rand) (netip.Addr, netip.AddrPort, model.Protocol) {
 	f := r.IntN(2)
-	src := netip.MustParseAddr(randomAddrs[f][[...]int{0, 1, 5}[r.IntN(3)]])
-	dst := netip.MustParseAddr([2]string{"10.96.0.", "fd00:96::"}[f] + fmt.Sprint(1+r.IntN(4)))
-	return src, netip.AddrPortFrom(dst, 80+uint16(r.IntN(2))), [2]model.Protocol{model.TCP, model.UDP}[r.IntN(2)]
+	src := netip.MustParseAddr(randomAddrs[f][[...]int{0, 1, 5, 2, 8}[r.IntN(5)]])
+	to := [2][]string{
+		{"10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.4", "10.96.7.7", "203.0.113.0", "203.0.113.1", "203.0.113.2", "172.30.0.11", "172.30.9.1", "10.244.1.5"},
+		{"fd00:96::1", "fd00:96::2", "fd00:96::3", "fd00:96::4", "fd00:96::77", "2001:db8:113::0", "2001:db8:113::1", "2001:db8:113::2", "fd00:30::11", "fd00:39::1", "fd00:244:0:1::5"},
+	}[f]
+	n := r.IntN(len(to))
+	port := 80 + uint16(r.IntN(2))
+	switch n {
+	case 8, 9:
+		port = 30080 + uint16(r.IntN(2))
+	case 10:
+		port = 8080 + uint16(r.IntN(2))
+	}
+	return src, netip.AddrPortFrom(netip.MustParseAddr(to[n]), port), [2]model.Protocol{model.TCP, model.UDP}[r.IntN(2)]
 }
 
 // Connections are spread evenly: chi-square over 7 endpoints, with a bound that chance exceeds once in a thousand million.
@@ -425,8 +549,8 @@ func TestEvenDistribution(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLab(t, ws[0].Snapshot)
-	row := Judge(l.snap, model.UDP, netip.MustParseAddr("10.244.1.5"), netip.MustParseAddrPort("10.96.0.1:80"))
+	l := newLab(t, ws[0])
+	row := Judge(l.snap, nil, model.UDP, netip.MustParseAddr("10.244.1.5"), netip.MustParseAddrPort("10.96.0.1:80"))
 	for _, c := range row.Candidates {
 		l.serve(model.UDP, c.Addr)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/fairlead/fairlead/model"
 )
@@ -21,7 +22,14 @@ var table string
 type World struct {
 	Name     string
 	Snapshot *model.Snapshot
-	Rows     []Row
+	// Own are addresses of this node beside those that its Node object names.
+	Own  []netip.Addr
+	Rows []Row
+}
+
+// Judge is what the specification says about a packet in this world, as a row.
+func (w World) Judge(proto model.Protocol, src netip.Addr, dst netip.AddrPort) Row {
+	return Judge(w.Snapshot, w.Own, proto, src, dst)
 }
 
 // Row is a packet and what has to become of it.
@@ -66,22 +74,28 @@ func (r Row) String() string {
 	return s
 }
 
-// Judge is what the specification says about a packet, as a row.
-func Judge(s *model.Snapshot, proto model.Protocol, src netip.Addr, dst netip.AddrPort) Row {
-	v := s.Lookup(model.Packet{Protocol: proto, Src: netip.AddrPortFrom(src, 40000), Dst: dst})
+// Judge is what the specification says about a packet, as a row. own are addresses of this node beside those that its Node object names.
+func Judge(s *model.Snapshot, own []netip.Addr, proto model.Protocol, src netip.Addr, dst netip.AddrPort) Row {
+	isOwn := func(a netip.Addr) bool {
+		self := s.Node()
+		return slices.Contains(own, a) || self != nil && slices.Contains(self.Addrs, a)
+	}
+	p := model.Packet{Protocol: proto, Src: netip.AddrPortFrom(src, 40000), Dst: dst, FromNode: isOwn(src), ToNode: isOwn(dst.Addr())}
+	v := s.Lookup(p)
 	r := Row{Protocol: proto, Src: src, Dst: dst, Action: v.Action}
-	to := []netip.AddrPort{dst}
-	if v.Action != model.Pass {
-		to = nil
+	var to []netip.AddrPort
+	switch v.Action {
+	case model.Reject, model.Drop:
+		return r
+	case model.Pass:
+		to = append(to, dst)
+	default:
 		for _, b := range v.Candidates {
 			to = append(to, b.AddrPort())
 		}
 	}
-	if v.Action == model.Reject {
-		return r
-	}
 	for _, a := range to {
-		nat, _ := s.Masquerade(src, a.Addr())
+		nat, _ := s.Masquerade(p, a.Addr())
 		r.Candidates = append(r.Candidates, Candidate{a, nat})
 	}
 	return r
@@ -116,8 +130,8 @@ type parser struct {
 	line   int
 
 	name     string
-	self     string
-	dns      []netip.Addr
+	config   model.Config
+	own      []netip.Addr
 	nodes    []model.Node
 	pods     []model.Pod
 	services []*service
@@ -141,27 +155,86 @@ func (p *parser) statement(verb string, args []string) error {
 	}
 	switch {
 	case verb == "self" && len(args) == 1:
-		p.self = args[0]
+		p.config.Self = args[0]
+		return nil
+	case verb == "own":
+		return addrs(&p.own, args)
+	case verb == "ranges":
+		return prefixes(&p.config.ServiceCIDRs, args)
+	case verb == "nodeport-addresses":
+		return prefixes(&p.config.NodePortAddrs, args)
+	case verb == "pass-on" && len(args) == 0:
+		p.config.PassOn = true
 		return nil
 	case verb == "node" && len(args) > 1:
 		return p.node(args)
 	case verb == "pod" && len(args) > 1:
 		return p.pod(args)
 	case verb == "dns":
-		return addrs(&p.dns, args)
+		return addrs(&p.config.DNS, args)
 	case verb == "service" && len(args) > 0:
 		return p.service(args)
-	case verb == "port" && len(args) == 3 && len(p.services) > 0:
+	case verb == "port" && len(args) >= 3 && len(p.services) > 0:
 		return p.port(args)
-	case verb == "endpoint" && len(args) == 3 && len(p.services) > 0:
+	case verb == "endpoint" && len(args) >= 3 && len(p.services) > 0:
 		return p.endpoint(args)
-	case verb == "no-slices" && len(p.services) > 0:
-		p.services[len(p.services)-1].unknown = true
-		return nil
 	case verb == "packet" && len(args) >= 6:
 		return p.packet(args)
 	}
+	if set := policies[verb]; set != nil && len(p.services) > 0 {
+		return set(p.services[len(p.services)-1], args)
+	}
 	return fmt.Errorf("no such statement: %s with %d words", verb, len(args))
+}
+
+// policies are the statements about the whole of a Service.
+var policies = map[string]func(*service, []string) error{
+	"no-slices":         flag(func(s *service) { s.unknown = true }),
+	"unproxied":         flag(func(s *service) { s.spec.Unproxied = true }),
+	"publish-not-ready": flag(func(s *service) { s.spec.PublishNotReady = true }),
+	"headless":          flag(func(s *service) { s.spec.Type = model.Headless }),
+	"internal-local":    flag(func(s *service) { s.spec.LocalOnly = true }),
+	"external-local":    flag(func(s *service) { s.exposure().LocalOnly = true }),
+	"external":          func(s *service, args []string) error { return addrs(&s.exposure().ExternalIPs, args) },
+	"balancer":          func(s *service, args []string) error { return addrs(&s.exposure().Balancers, args) },
+	"sources":           func(s *service, args []string) error { return prefixes(&s.exposure().SourceRanges, args) },
+	"external-name": func(s *service, args []string) error {
+		s.spec.Type, s.spec.ExternalName = model.ExternalName, strings.Join(args, " ")
+		return nil
+	},
+	"affinity": func(s *service, args []string) (err error) {
+		s.spec.Affinity, err = time.ParseDuration(strings.Join(args, " "))
+		return err
+	},
+}
+
+// flag is a policy that is one word.
+func flag(set func(*service)) func(*service, []string) error {
+	return func(s *service, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("want no more words, not %v", args)
+		}
+		set(s)
+		return nil
+	}
+}
+
+func (s *service) exposure() *model.Exposure {
+	if s.spec.Exposure == nil {
+		s.spec.Exposure = &model.Exposure{}
+	}
+	return s.spec.Exposure
+}
+
+func prefixes(to *[]netip.Prefix, words []string) error {
+	for _, w := range words {
+		p, err := netip.ParsePrefix(w)
+		if err != nil {
+			return err
+		}
+		*to = append(*to, p)
+	}
+	return nil
 }
 
 func addrs(to *[]netip.Addr, words []string) error {
@@ -177,6 +250,9 @@ func addrs(to *[]netip.Addr, words []string) error {
 
 func (p *parser) node(args []string) error {
 	n := model.Node{Name: args[0], Ready: true}
+	if i := slices.Index(args, "zone"); i >= 0 && i+2 == len(args) {
+		n.Zone, args = args[i+1], args[:i]
+	}
 	i := slices.Index(args, "pods")
 	if i < 0 {
 		i = len(args)
@@ -184,12 +260,8 @@ func (p *parser) node(args []string) error {
 	if err := addrs(&n.Addrs, args[1:i]); err != nil {
 		return err
 	}
-	for _, w := range args[min(i+1, len(args)):] {
-		prefix, err := netip.ParsePrefix(w)
-		if err != nil {
-			return err
-		}
-		n.PodCIDRs = append(n.PodCIDRs, prefix)
+	if err := prefixes(&n.PodCIDRs, args[min(i+1, len(args)):]); err != nil {
+		return err
 	}
 	p.nodes = append(p.nodes, n)
 	return nil
@@ -207,6 +279,9 @@ func (p *parser) pod(args []string) (err error) {
 	var pod model.Pod
 	if pod.Name, err = name(args[0]); err != nil {
 		return err
+	}
+	if last := len(args) - 1; args[last] == "terminating" {
+		pod.Terminating, args = true, args[:last]
 	}
 	p.pods = append(p.pods, pod)
 	return addrs(&p.pods[len(p.pods)-1].Addrs, args[1:])
@@ -227,9 +302,29 @@ func (p *parser) port(args []string) error {
 	if !ok || err != nil {
 		return fmt.Errorf("port %v: want NAME PROTOCOL NUMBER", args)
 	}
+	port := model.Port{Name: args[0], Protocol: proto, Port: uint16(number)}
+	if len(args) == 5 && args[3] == "nodeport" {
+		n, err := strconv.ParseUint(args[4], 10, 16)
+		if err != nil {
+			return fmt.Errorf("port %v: want nodeport NUMBER", args)
+		}
+		port.NodePort = uint16(n)
+	} else if len(args) != 3 {
+		return fmt.Errorf("port %v: want NAME PROTOCOL NUMBER", args)
+	}
 	s := p.services[len(p.services)-1]
-	s.spec.Ports = append(s.spec.Ports, model.Port{Name: args[0], Protocol: proto, Port: uint16(number)})
+	s.spec.Ports = append(s.spec.Ports, port)
 	return nil
+}
+
+// states are the conditions that an endpoint may have. The last two are ready because their Service publishes addresses that are not.
+var states = map[string]func(*model.Endpoint){
+	"ready":            func(e *model.Endpoint) { e.Ready, e.Serving = true, true },
+	"serving":          func(e *model.Endpoint) { e.Serving, e.Terminating = true, true },
+	"terminating":      func(e *model.Endpoint) { e.Terminating = true },
+	"notready":         func(*model.Endpoint) {},
+	"published":        func(e *model.Endpoint) { e.Ready = true },
+	"published-ending": func(e *model.Endpoint) { e.Ready, e.Terminating = true, true },
 }
 
 // endpoint makes a slice for every endpoint: the model must put them together.
@@ -239,16 +334,28 @@ func (p *parser) endpoint(args []string) error {
 		return err
 	}
 	e := model.Endpoint{Addr: to.Addr(), Node: args[2]}
-	switch args[1] {
-	case "ready":
-		e.Ready, e.Serving = true, true
-	case "serving":
-		e.Serving, e.Terminating = true, true
-	case "terminating":
-		e.Terminating = true
-	case "notready":
-	default:
+	state, ok := states[args[1]]
+	if !ok {
 		return fmt.Errorf("state %q", args[1])
+	}
+	state(&e)
+	for _, w := range args[3:] {
+		key, value, _ := strings.Cut(w, "=")
+		if e.Hints == nil && key != "pod" {
+			e.Hints = &model.Hints{}
+		}
+		switch key {
+		case "pod":
+			if e.Pod, err = name(value); err != nil {
+				return err
+			}
+		case "zones":
+			e.Hints.Zones = strings.Split(value, ",")
+		case "nodes":
+			e.Hints.Nodes = strings.Split(value, ",")
+		default:
+			return fmt.Errorf("endpoint: %q is none of pod=, zones= and nodes=", w)
+		}
 	}
 	s := p.services[len(p.services)-1]
 	if len(s.spec.Ports) == 0 {
@@ -278,7 +385,7 @@ func (p *parser) packet(args []string) (err error) {
 	if r.Dst, err = netip.ParseAddrPort(args[3]); err != nil {
 		return err
 	}
-	actions := map[string]model.Action{"pass": model.Pass, "reject": model.Reject, "forward": model.Forward, "local": model.Local}
+	actions := map[string]model.Action{"pass": model.Pass, "reject": model.Reject, "forward": model.Forward, "local": model.Local, "drop": model.Drop}
 	if r.Action, ok = actions[args[5]]; !ok {
 		return fmt.Errorf("verdict %q", args[5])
 	}
@@ -302,7 +409,7 @@ func (p *parser) finish() {
 	if p.name == "" {
 		return
 	}
-	b := model.NewBuilder(p.self, p.dns)
+	b := model.NewBuilder(p.config)
 	for _, n := range p.nodes {
 		b.SetNode(n)
 	}
@@ -318,5 +425,5 @@ func (p *parser) finish() {
 			b.SetSlice(model.Slice{Name: s.spec.Name, Service: s.spec.Name.Name})
 		}
 	}
-	p.worlds = append(p.worlds, World{p.name, b.Build(), p.rows})
+	p.worlds = append(p.worlds, World{p.name, b.Build(), p.own, p.rows})
 }

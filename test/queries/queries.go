@@ -144,7 +144,7 @@ func readRow(line string) (Row, error) {
 // World reads a snapshot from the form in which [model.Snapshot.String] prints it, as the node self sees it. Every endpoint of every port
 // becomes a slice of its own.
 func World(text, self string, dns []netip.Addr) (*model.Snapshot, error) {
-	w := world{b: model.NewBuilder(self, dns)}
+	w := world{b: model.NewBuilder(model.Config{Self: self, DNS: dns})}
 	for i, line := range strings.Split(text, "\n") {
 		if err := w.line(strings.Fields(line)); err != nil {
 			return nil, fmt.Errorf("line %d: %q: %w", i+1, line, err)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -69,6 +71,7 @@ func getMain(ctx context.Context, args []string, out io.Writer) error {
 	var l load
 	l.flags(fs)
 	fresh := fs.Bool("fresh-conn", false, "a new connection, and so a new lookup, for each request")
+	plain := fs.Bool("plain", false, "with -n, -rate or -duration: as -fresh-conn, with so little work that thousands a second can be made")
 	urls, err := parse(fs, args)
 	if err != nil {
 		return err
@@ -91,8 +94,55 @@ func getMain(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("get: %w", err)
 	}
 	return shoot(ctx, l, func(ctx context.Context, i int) (answer, error) {
+		if *plain {
+			return fetchPlain(ctx, urls[i%len(urls)])
+		}
 		return fetch(ctx, client, urls[i%len(urls)])
 	}).print(out)
+}
+
+// fetchPlain is fetch by hand: a connection, a request in the oldest form of HTTP, and all that comes until the server closes.
+func fetchPlain(ctx context.Context, target string) (answer, error) {
+	u, err := url.Parse(target)
+	if err != nil {
+		return answer{}, err
+	}
+	host := u.Host
+	if u.Port() == "" {
+		host = net.JoinHostPort(u.Hostname(), "80")
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
+	if err != nil {
+		return answer{}, err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return answer{}, err
+		}
+	}
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", u.RequestURI(), u.Host); err != nil {
+		return answer{}, err
+	}
+	text, err := io.ReadAll(io.LimitReader(conn, maxBody))
+	if err != nil {
+		return answer{}, fmt.Errorf("read answer: %w", err)
+	}
+	head, body, whole := bytes.Cut(text, []byte("\r\n\r\n"))
+	if !whole {
+		return answer{}, fmt.Errorf("read answer: %w", io.EOF)
+	}
+	var version string
+	var status statusError
+	if _, err := fmt.Sscan(string(head), &version, &status.code); err != nil || status.code/100 != 2 {
+		status.body = string(body)
+		return answer{}, status
+	}
+	var a answer
+	if json.Unmarshal(body, &a) != nil {
+		return answer{}, nil
+	}
+	return a, nil
 }
 
 // each asks every target once, in order, and prints a line for each: the answer

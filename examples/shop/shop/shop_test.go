@@ -272,6 +272,7 @@ func TestSummaryCountsByPodAndVersion(t *testing.T) {
 		{"get", "-n", "40", "-c", "4", v1, v2},
 		{"get", v1, v2, "-n", "40", "--fresh-conn"},
 		{"get", "-n", "40", "-rate", "4000", v1, v2},
+		{"get", "-n", "40", "-plain", v1 + "/self?x=y", v2},
 	} {
 		out, err := shop(t, args...)
 		if err != nil {
@@ -320,7 +321,10 @@ func TestFailuresByKind(t *testing.T) {
 		{"refused", []string{"udp", "-n", "3", closed(t, "udp")}},
 		{"timeout", []string{"udp", "-n", "3", "-timeout", "20ms", silent.LocalAddr().String()}},
 		{"status", []string{"get", "-n", "3", missing}},
+		{"status", []string{"get", "-n", "3", "-plain", missing}},
+		{"refused", []string{"get", "-n", "3", "-plain", "http://" + closed(t, "tcp")}},
 		{"reset", []string{"get", "-n", "3", "http://" + reset.Addr().String()}},
+		{"reset", []string{"get", "-n", "3", "-plain", "http://" + reset.Addr().String()}},
 	} {
 		out, err := shop(t, tc.args...)
 		if !errors.Is(err, errFailed) {

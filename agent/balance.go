@@ -1,0 +1,200 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/fairlead/fairlead/health"
+	"github.com/fairlead/fairlead/metrics"
+	"github.com/fairlead/fairlead/model"
+)
+
+// balance follows the acknowledged snapshots and tells who sends traffic to this node, or looks after it, what it can expect here: load balancers
+// at the Services' health check node ports, and people by Events about Services that cannot be programmed.
+func (n *Node) balance(ctx context.Context) error {
+	defer n.ports.Close()
+	b := &balancing{checks: make(map[model.Name]health.Check), local: make(map[model.Name]noLocal), warned: make(map[model.Name]string)}
+	for {
+		if err := n.state.Wait(ctx, func(s *model.Snapshot) bool { return s != b.last }); err != nil {
+			return nil
+		}
+		snap := n.state.Acknowledged()
+		if b.update(snap) {
+			n.ports.Set(n.healthAddrs(snap), b.checks)
+		}
+		for _, f := range []metrics.Family{metrics.IPv4, metrics.IPv6} {
+			n.proxy.NoLocalEndpoints(f, b.total[f].internal, b.total[f].external)
+		}
+		n.warn(ctx, b)
+	}
+}
+
+// balancing is what was told last.
+type balancing struct {
+	last   *model.Snapshot
+	checks map[model.Name]health.Check
+	local  map[model.Name]noLocal
+	total  noLocal
+	warned map[model.Name]string
+}
+
+// noLocal counts, by family, the ports whose policy is Local and that have endpoints, but none here.
+type noLocal [2]struct{ internal, external int }
+
+// update looks at the Services that changed and reports whether any check did.
+func (b *balancing) update(snap *model.Snapshot) (changed bool) {
+	from := b.last
+	if from == nil {
+		from, changed = &model.Snapshot{}, true
+	}
+	b.last = snap
+	for name, c := range model.Diff(from.Services, snap.Services) {
+		was, is := b.checks[name], health.Check{}
+		var count noLocal
+		if c.HasNew {
+			is, count = checkOf(snap, c.New), countNoLocal(snap, c.New)
+		}
+		if was != is {
+			changed = true
+			b.checks[name] = is
+			if is.Port == 0 {
+				delete(b.checks, name)
+			}
+		}
+		b.count(name, count)
+	}
+	return changed
+}
+
+func (b *balancing) count(name model.Name, now noLocal) {
+	was := b.local[name]
+	for f := range b.total {
+		b.total[f].internal += now[f].internal - was[f].internal
+		b.total[f].external += now[f].external - was[f].external
+	}
+	if b.local[name] = now; now == (noLocal{}) {
+		delete(b.local, name)
+	}
+}
+
+// checkOf is a Service's health check; its port is zero if it has none.
+func checkOf(snap *model.Snapshot, svc *model.Service) (c health.Check) {
+	if svc.Type != model.ClusterIP || svc.Unproxied || svc.Exposure == nil || svc.Exposure.HealthPort == 0 {
+		return c
+	}
+	c.Port = svc.Exposure.HealthPort
+	for _, a := range svc.ClusterIPs {
+		family := &c.IPv4
+		if a.Is6() {
+			family = &c.IPv6
+		}
+		family.Served = true
+		for i := range svc.Endpoints {
+			if e := &svc.Endpoints[i]; e.Ready && e.Node == snap.Self && e.Addr.Is4() == a.Is4() {
+				family.LocalEndpoints++
+			}
+		}
+	}
+	return c
+}
+
+func countNoLocal(snap *model.Snapshot, svc *model.Service) (count noLocal) {
+	x := svc.Exposure
+	external := x != nil && x.LocalOnly
+	if svc.Type != model.ClusterIP || svc.Unproxied || !svc.LocalOnly && !external {
+		return count
+	}
+	for _, a := range svc.ClusterIPs {
+		f := metrics.IPv4
+		if a.Is6() {
+			f = metrics.IPv6
+		}
+		for i := range svc.Ports {
+			if snap.Choose(svc, i, a.Is4(), model.Here).Action != model.Drop {
+				continue
+			}
+			if svc.LocalOnly {
+				count[f].internal++
+			}
+			if external {
+				count[f].external++
+			}
+		}
+	}
+	return count
+}
+
+// healthAddrs is where health checks are answered: on every address, or on those of this node's in the ranges for node ports.
+func (n *Node) healthAddrs(snap *model.Snapshot) []netip.Addr {
+	if len(n.cfg.NodePortAddrs) == 0 {
+		return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		n.log.Warn("cannot read this node's addresses; health checks are answered at those the API server knows", "err", err)
+		if self := snap.Node(); self != nil {
+			return slices.DeleteFunc(slices.Clone(self.Addrs), func(a netip.Addr) bool { return !snap.ServesNodePorts(a) })
+		}
+	}
+	var out []netip.Addr
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && snap.ServesNodePorts(p.Addr().Unmap()) {
+			out = append(out, p.Addr().Unmap())
+		}
+	}
+	return out
+}
+
+// warn makes an Event about each Service that is newly refused.
+func (n *Node) warn(ctx context.Context, b *balancing) {
+	refused := n.plane.Quarantined()
+	now := make(map[model.Name]string, len(refused))
+	for _, r := range refused {
+		now[r.Service] = r.Err.Error()
+		if b.warned[r.Service] == now[r.Service] {
+			continue
+		}
+		message := fmt.Sprintf("Node %s cannot program this Service: %v. What it had of it before stays; other Services are not affected.", n.cfg.Node, r.Err)
+		if err := n.client.Warn(ctx, r.Service, n.cfg.Node, "FailedToProgram", message); err != nil && ctx.Err() == nil {
+			n.log.Warn("cannot make an Event about a Service that is quarantined, trying again with the next change", "service", r.Service, "err", err)
+			delete(now, r.Service)
+		}
+	}
+	b.warned = now
+}
+
+// disputes names the frontends that a Service asks for and another one has.
+func disputes(snap *model.Snapshot) (out []string) {
+	for _, svc := range snap.Services.All() {
+		snap.Claims(svc, func(f model.Frontend) {
+			owner, ok := snap.Frontends.Get(f)
+			if line := fmt.Sprintf("%s: %s belongs to %s", svc.Name, f, owner); ok && owner != svc.Name && !slices.Contains(out, line) {
+				out = append(out, line)
+			}
+		})
+	}
+	slices.Sort(out)
+	return out
+}
+
+// passingOn names the frontends that stand for pods that are ending.
+func passingOn(snap *model.Snapshot) (out []string) {
+	for _, svc := range snap.Services.All() {
+		if !slices.ContainsFunc(svc.Endpoints, func(e model.Endpoint) bool { return e.Leaving }) {
+			continue
+		}
+		snap.Ways(svc, func(f model.Frontend, w model.Way) {
+			if w.Kind == model.AtLeaving && len(snap.Onward(f, w)) > 0 {
+				out = append(out, f.String())
+			}
+		})
+	}
+	slices.Sort(out)
+	return out
+}

@@ -1,0 +1,253 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fairlead/fairlead/config"
+	"github.com/fairlead/fairlead/health"
+	"github.com/fairlead/fairlead/metrics"
+	"github.com/fairlead/fairlead/model"
+)
+
+func parseAddrs(list string) (out []netip.Addr) {
+	for _, a := range strings.Fields(list) {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+// endpointsOf makes a slice's endpoints of "ADDRESS STATE NODE, ...".
+func endpointsOf(list string) (out []model.Endpoint) {
+	for _, line := range strings.Split(list, ",") {
+		w := strings.Fields(line)
+		if len(w) == 0 {
+			continue
+		}
+		out = append(out, model.Endpoint{Addr: netip.MustParseAddr(w[0]), Node: w[2], Ready: w[1] == "ready",
+			Serving: w[1] == "ready" || w[1] == "draining", Terminating: w[1] == "draining"})
+	}
+	return out
+}
+
+var serviceName = model.Name{Namespace: "x", Name: "s"}
+
+func oneService(spec model.ServiceSpec, endpoints string) *model.Snapshot {
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	spec.Name = serviceName
+	b.SetService(spec)
+	b.SetSlice(model.Slice{Name: spec.Name, Service: spec.Name.Name, Ports: []model.Port{{Protocol: model.TCP, Port: 8080}, {Name: "b", Protocol: model.TCP, Port: 8081}},
+		Endpoints: endpointsOf(endpoints)})
+	return b.Build()
+}
+
+func newBalancing() *balancing {
+	return &balancing{checks: make(map[model.Name]health.Check), local: make(map[model.Name]noLocal), warned: make(map[model.Name]string)}
+}
+
+// What load balancers hear at the health check node port.
+func TestChecks(t *testing.T) {
+	exposed := &model.Exposure{LocalOnly: true, HealthPort: 32000}
+	both := "10.96.0.1 fd00:96::1"
+	for _, tt := range []struct {
+		name      string
+		spec      model.ServiceSpec
+		endpoints string
+		want      health.Check
+	}{
+		{"endpoints here", model.ServiceSpec{ClusterIPs: parseAddrs(both), Exposure: exposed}, "10.0.0.1 ready n1, 10.0.0.2 ready n1, 10.0.0.3 ready n2, fd00::1 ready n1",
+			health.Check{Port: 32000, IPv4: health.Family{Served: true, LocalEndpoints: 2}, IPv6: health.Family{Served: true, LocalEndpoints: 1}}},
+		{"none here", model.ServiceSpec{ClusterIPs: parseAddrs(both), Exposure: exposed}, "10.0.0.3 ready n2",
+			health.Check{Port: 32000, IPv4: health.Family{Served: true}, IPv6: health.Family{Served: true}}},
+		{"one that drains tells the balancer to go", model.ServiceSpec{ClusterIPs: parseAddrs("10.96.0.1"), Exposure: exposed}, "10.0.0.1 draining n1, 10.0.0.2 bad n1",
+			health.Check{Port: 32000, IPv4: health.Family{Served: true}}},
+		{"one family", model.ServiceSpec{ClusterIPs: parseAddrs("fd00:96::1"), Exposure: exposed}, "10.0.0.1 ready n1, fd00::1 ready n1",
+			health.Check{Port: 32000, IPv6: health.Family{Served: true, LocalEndpoints: 1}}},
+		{"no port", model.ServiceSpec{ClusterIPs: parseAddrs(both), Exposure: &model.Exposure{LocalOnly: true}}, "10.0.0.1 ready n1", health.Check{}},
+		{"not exposed", model.ServiceSpec{ClusterIPs: parseAddrs(both)}, "10.0.0.1 ready n1", health.Check{}},
+		{"somebody else's", model.ServiceSpec{ClusterIPs: parseAddrs(both), Exposure: exposed, Unproxied: true}, "10.0.0.1 ready n1", health.Check{}},
+		{"headless", model.ServiceSpec{Type: model.Headless, Exposure: exposed}, "10.0.0.1 ready n1", health.Check{}},
+	} {
+		b := newBalancing()
+		if !b.update(oneService(tt.spec, tt.endpoints)) {
+			t.Errorf("%s: the first snapshot is no change", tt.name)
+		}
+		if got := b.checks[serviceName]; got != tt.want {
+			t.Errorf("%s: got %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// What the metric of ports without an endpoint here counts.
+func TestNoLocal(t *testing.T) {
+	ports := []model.Port{{Protocol: model.TCP, Port: 80}, {Name: "b", Protocol: model.TCP, Port: 81}}
+	both := "10.96.0.1 fd00:96::1"
+	for _, tt := range []struct {
+		name      string
+		spec      model.ServiceSpec
+		endpoints string
+		// want is IPv4 internal, external, IPv6 internal, external.
+		want [4]int
+	}{
+		{"internal", model.ServiceSpec{ClusterIPs: parseAddrs(both), Ports: ports, LocalOnly: true}, "10.0.0.1 ready n2, fd00::1 ready n2", [4]int{2, 0, 2, 0}},
+		{"external", model.ServiceSpec{ClusterIPs: parseAddrs(both), Ports: ports[:1], Exposure: &model.Exposure{LocalOnly: true}}, "10.0.0.1 ready n2, fd00::1 ready n1",
+			[4]int{0, 1, 0, 0}},
+		{"both", model.ServiceSpec{ClusterIPs: parseAddrs("10.96.0.1"), Ports: ports[:1], LocalOnly: true, Exposure: &model.Exposure{LocalOnly: true}}, "10.0.0.1 ready n2",
+			[4]int{1, 1, 0, 0}},
+		{"no endpoint anywhere", model.ServiceSpec{ClusterIPs: parseAddrs(both), Ports: ports, LocalOnly: true}, "", [4]int{}},
+		{"one that drains here", model.ServiceSpec{ClusterIPs: parseAddrs("10.96.0.1"), Ports: ports, LocalOnly: true}, "10.0.0.1 draining n1, 10.0.0.2 ready n2", [4]int{}},
+		{"policy Cluster", model.ServiceSpec{ClusterIPs: parseAddrs(both), Ports: ports, Exposure: &model.Exposure{}}, "10.0.0.1 ready n2", [4]int{}},
+		{"somebody else's", model.ServiceSpec{ClusterIPs: parseAddrs(both), Ports: ports, LocalOnly: true, Unproxied: true}, "10.0.0.1 ready n2", [4]int{}},
+		{"headless", model.ServiceSpec{Type: model.Headless, Ports: ports, LocalOnly: true}, "10.0.0.1 ready n2", [4]int{}},
+	} {
+		b := newBalancing()
+		b.update(oneService(tt.spec, tt.endpoints))
+		if got := counts(b); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func counts(b *balancing) [4]int {
+	v4, v6 := b.total[metrics.IPv4], b.total[metrics.IPv6]
+	return [4]int{v4.internal, v4.external, v6.internal, v6.external}
+}
+
+// Following changes comes to the same as looking at everything, and a change that concerns no check is none.
+func TestBalancingAgainstAFreshStart(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	builder, b := model.NewBuilder(model.Config{Self: "n1"}), newBalancing()
+	some := 0
+	for step := range 2000 {
+		randomChange(r, builder)
+		before := maps.Clone(b.checks)
+		snap := builder.Build()
+		changed := b.update(snap)
+		fresh := newBalancing()
+		fresh.update(snap)
+		if !maps.Equal(b.checks, fresh.checks) || b.total != fresh.total || !maps.Equal(b.local, fresh.local) {
+			t.Fatalf("step %d:\ngot  %v %v\nwant %v %v", step, b.checks, b.total, fresh.checks, fresh.total)
+		}
+		if step > 0 && changed == maps.Equal(before, b.checks) {
+			t.Fatalf("step %d: changed is %t, from %v to %v", step, changed, before, b.checks)
+		}
+		some += len(b.checks)
+		for _, n := range counts(b) {
+			some += n
+		}
+	}
+	if some == 0 {
+		t.Error("nothing was counted in all this")
+	}
+}
+
+func randomChange(r *rand.Rand, b *model.Builder) {
+	name := model.Name{Namespace: "x", Name: fmt.Sprint("s", r.IntN(6))}
+	switch r.IntN(8) {
+	case 0:
+		b.DeleteService(name)
+	case 1:
+		b.DeleteSlice(name)
+	case 2, 3, 4:
+		s := model.ServiceSpec{Name: name, LocalOnly: r.IntN(2) == 0, Unproxied: r.IntN(6) == 0, ClusterIPs: parseAddrs("10.96.0.1 fd00:96::1")[r.IntN(2):],
+			Ports: []model.Port{{Protocol: model.TCP, Port: 80}, {Name: "b", Protocol: model.TCP, Port: 81}}[:1+r.IntN(2)]}
+		if r.IntN(3) > 0 {
+			s.Exposure = &model.Exposure{LocalOnly: r.IntN(2) == 0, HealthPort: uint16(r.IntN(2) * 32000)}
+		}
+		b.SetService(s)
+	default:
+		var list []string
+		for i := range r.IntN(5) {
+			list = append(list, fmt.Sprintf("%s %s n%d", []string{"10.0.0.", "fd00::"}[r.IntN(2)]+fmt.Sprint(1+i), []string{"ready", "draining", "bad"}[r.IntN(3)], 1+r.IntN(2)))
+		}
+		b.SetSlice(model.Slice{Name: name, Service: name.Name, Ports: []model.Port{{Protocol: model.TCP, Port: 8080}, {Name: "b", Protocol: model.TCP, Port: 8081}},
+			Endpoints: endpointsOf(strings.Join(list, ","))})
+	}
+}
+
+// Who asked for what another has, a line each.
+func TestDisputes(t *testing.T) {
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	add := func(name, vip, external string, nodePort uint16) {
+		s := model.ServiceSpec{Name: model.Name{Namespace: "x", Name: name}, ClusterIPs: parseAddrs(vip), Ports: []model.Port{{Protocol: model.TCP, Port: 80, NodePort: nodePort}}}
+		if external != "" {
+			s.Exposure = &model.Exposure{ExternalIPs: parseAddrs(external)}
+		}
+		b.SetService(s)
+	}
+	add("a", "10.96.0.1", "203.0.113.1", 30080)
+	if got := disputes(b.Build()); len(got) != 0 {
+		t.Errorf("one Service alone: %v", got)
+	}
+	add("b", "10.96.0.2", "203.0.113.1 10.96.0.1 203.0.113.1", 30080)
+	add("c", "10.96.0.1", "203.0.113.2", 0)
+	want := []string{"x/b: 10.96.0.1:80/TCP belongs to x/a", "x/b: 203.0.113.1:80/TCP belongs to x/a", "x/b: nodeport4:30080/TCP belongs to x/a",
+		"x/c: 10.96.0.1:80/TCP belongs to x/a"}
+	if got := disputes(b.Build()); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	b.DeleteService(model.Name{Namespace: "x", Name: "a"})
+	want = []string{"x/b: 10.96.0.1:80/TCP belongs to x/c"}
+	if got := disputes(b.Build()); !slices.Equal(got, want) {
+		t.Errorf("without the first: %v, want %v", got, want)
+	}
+}
+
+func TestHealthAddrs(t *testing.T) {
+	snap := oneService(model.ServiceSpec{Ports: []model.Port{}}, "")
+	n := &Node{cfg: &config.Agent{}}
+	if got := fmt.Sprint(n.healthAddrs(snap)); got != "[0.0.0.0 ::]" {
+		t.Errorf("without ranges: %s", got)
+	}
+	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	n.cfg.NodePortAddrs = loopback
+	b := model.NewBuilder(model.Config{Self: "n1", NodePortAddrs: loopback})
+	for _, a := range n.healthAddrs(b.Build()) {
+		if !a.IsLoopback() || !a.Is4() {
+			t.Errorf("answered at %s, which is in no range", a)
+		}
+	}
+}
+
+// TestPassingOn: an ending pod of this node is named as long as another endpoint can take its connections.
+func TestPassingOn(t *testing.T) {
+	b := model.NewBuilder(model.Config{Self: "n1", PassOn: true})
+	name := model.Name{Namespace: "x", Name: "a"}
+	b.SetService(model.ServiceSpec{Name: name, ClusterIPs: parseAddrs("10.96.0.1"), Ports: []model.Port{{Protocol: model.TCP, Port: 80}}})
+	slice := func(others ...string) {
+		sl := model.Slice{Name: name, Service: "a", Ports: []model.Port{{Protocol: model.TCP, Port: 8080}}}
+		sl.Endpoints = append(sl.Endpoints, model.Endpoint{Addr: netip.MustParseAddr("10.244.0.5"), Node: "n1", Pod: name, Ready: true, Serving: true})
+		for _, a := range others {
+			sl.Endpoints = append(sl.Endpoints, model.Endpoint{Addr: netip.MustParseAddr(a), Node: "n2", Ready: true, Serving: true})
+		}
+		b.SetSlice(sl)
+	}
+	want := func(when string, list ...string) {
+		t.Helper()
+		if got := passingOn(b.Build()); !slices.Equal(got, list) {
+			t.Errorf("%s: %v, want %v", when, got, list)
+		}
+	}
+	slice("10.244.1.5")
+	pod := model.Pod{Name: name, Addrs: parseAddrs("10.244.0.5")}
+	b.SetPod(pod)
+	want("while it runs")
+	pod.Terminating = true
+	b.SetPod(pod)
+	want("while it ends", "10.244.0.5:8080/TCP")
+	slice()
+	want("alone")
+	slice("10.244.1.5")
+	b.DeletePod(name)
+	want("gone")
+}
