@@ -198,7 +198,10 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time
 	srv.SetKeepAlivesEnabled(false)
 	for s.owed.count() > 0 && sleepUntil(end, time.Now().Add(5*time.Millisecond)) {
 	}
-	return srv.Shutdown(end)
+	if err := srv.Shutdown(end); err != nil && !errors.Is(err, net.ErrClosed) { // the listeners are, if it still knows them
+		return err
+	}
+	return nil
 }
 
 // owed is the set of connections that may expect an answer: new ones, and those
