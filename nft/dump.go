@@ -80,10 +80,10 @@ func (s *state) plainLines() []string {
 
 func (p plain) String() string {
 	f := p.s.f
-	switch p.s.kind {
-	case pods, allPods, cluster, ranges, portsOn, portsOff:
+	switch {
+	case p.s.isInterval():
 		return parsePrefixKey(f, p.key).String()
-	case dnsPorts:
+	case p.s.kind == dnsPorts:
 		return fmt.Sprintf("%s %s", model.Protocol(p.key[f.size]), f.address([]byte(p.key)))
 	}
 	return f.address([]byte(p.key)).String()

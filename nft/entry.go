@@ -68,8 +68,8 @@ func (c *conn) readEntry(k frontend) (e Entry, ok bool, err error) {
 		})
 	}
 	in, out := code, code
-	if low := code & lowMask; err == nil && (low == wayGuard || low == waySplit || low == wayOnward) {
-		if in, _, err = c.find(sets[inside][f.index], appendNumber(nil, code)); err == nil && low != wayOnward {
+	if err == nil && isJunction(code) {
+		if in, _, err = c.find(sets[inside][f.index], appendNumber(nil, code)); err == nil && code&lowMask != wayOnward {
 			out, _, err = c.find(sets[outside][f.index], appendNumber(nil, code))
 		}
 	}

@@ -5,6 +5,7 @@ package nft
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fairlead/fairlead/model"
@@ -33,6 +34,17 @@ const (
 // ids are an owner's, by role; 0: none.
 type ids [roles]uint32
 
+// junctionWays are the ways of the roles that are junctions.
+var junctionWays = [roles]uint32{split: waySplit, guard: wayGuard, onward: wayOnward}
+
+// roleOf is the role of the group that is chosen from in a scope.
+func roleOf(s model.Scope) role {
+	if s == model.Here {
+		return toLocal
+	}
+	return toAll
+}
+
 // plan puts into a transaction what brings a unit to the snapshot.
 func (x *tx) plan(snap *model.Snapshot, u *unit) {
 	before := x.elements
@@ -48,7 +60,7 @@ func (x *tx) plan(snap *model.Snapshot, u *unit) {
 	if svc, ok := snap.Services.Get(u.service); ok {
 		p.svc = svc
 		snap.Ways(svc, func(k frontend, w model.Way) {
-			if code, ok := p.code(k, w); ok && usable(k) {
+			if code, ok := p.code(k, w); ok {
 				want[k] = code
 			}
 		})
@@ -99,27 +111,23 @@ func (p *planned) code(k frontend, w model.Way) (uint32, bool) {
 		if len(p.snap.Onward(k, w)) == 0 {
 			return 0, false
 		}
-		return p.junction(o, onward, wayOnward, map[kind]uint32{inside: p.leaf(o, w.Port, model.Everywhere)}), true
+		return p.junction(o, onward, p.leaf(o, w.Port, w.Inside)), true
 	}
 	in, out := p.leaf(o, w.Port, w.Inside), p.leaf(o, w.Port, w.Outside)
-	both := map[kind]uint32{inside: in, outside: out}
 	switch {
 	case w.Guarded:
-		code := p.junction(o, guard, wayGuard, both)
+		code := p.junction(o, guard, in, out)
 		p.setSources(numbered{o.f, code >> lowBits}, disjoint(w.Ranges))
 		return code, true
 	case w.Outside != w.Inside:
-		return p.junction(o, split, waySplit, both), true
+		return p.junction(o, split, in, out), true
 	}
 	return in, true
 }
 
 // leaf is the code of a scope's choice.
 func (p *planned) leaf(o owner, port int, scope model.Scope) uint32 {
-	r, pp := toAll, p.ports[o]
-	if scope == model.Here {
-		r = toLocal
-	}
+	r, pp := roleOf(scope), p.ports[o]
 	if pp.done[r] {
 		return pp.codes[r]
 	}
@@ -152,8 +160,8 @@ func (p *planned) groupID(o owner, r role, stay bool) uint32 {
 	return p.newID(o.f)
 }
 
-// junction makes a junction and returns its code.
-func (p *planned) junction(o owner, r role, low uint32, to map[kind]uint32) uint32 {
+// junction makes a junction and returns its code. It leads where the codes say: of clients inside, and of those outside if it parts them.
+func (p *planned) junction(o owner, r role, to ...uint32) uint32 {
 	pp := p.ports[o]
 	if pp.done[r] {
 		return pp.codes[r]
@@ -161,12 +169,11 @@ func (p *planned) junction(o owner, r role, low uint32, to map[kind]uint32) uint
 	if pp.ids[r] = p.on.owned[o][r]; pp.ids[r] == 0 {
 		pp.ids[r] = p.newID(o.f)
 	}
-	code := pp.ids[r]<<lowBits | low
+	code := pp.ids[r]<<lowBits | junctionWays[r]
 	pp.codes[r], pp.done[r] = code, true
-	for _, k := range []kind{inside, outside} {
-		l := link{sets[k][o.f.index], code}
-		if next, ok := to[k]; ok {
-			p.setLink(l, next)
+	for i, k := range [...]kind{inside, outside} {
+		if l := (link{sets[k][o.f.index], code}); i < len(to) {
+			p.setLink(l, to[i])
 		} else {
 			p.dropLink(l)
 		}
@@ -197,7 +204,7 @@ func (x *tx) dropID(n numbered, r role) {
 	case toAll, toLocal:
 		x.dropGroup(n)
 	default:
-		code := n.id<<lowBits | map[role]uint32{split: waySplit, guard: wayGuard, onward: wayOnward}[r]
+		code := n.id<<lowBits | junctionWays[r]
 		x.dropLink(link{sets[inside][n.f.index], code})
 		x.dropLink(link{sets[outside][n.f.index], code})
 		if r == guard {
@@ -222,7 +229,7 @@ func (s *state) claimIDs(snap *model.Snapshot) {
 	}
 	leaf := func(o owner, code uint32, scope model.Scope) {
 		if code&lowMask >= firstWay {
-			claim(o, map[model.Scope]role{model.Everywhere: toAll, model.Here: toLocal}[scope], code>>lowBits)
+			claim(o, roleOf(scope), code>>lowBits)
 		}
 	}
 	for _, svc := range snap.Services.All() {
@@ -234,17 +241,13 @@ func (s *state) claimIDs(snap *model.Snapshot) {
 			port := svc.Ports[w.Port]
 			o := owner{svc.Name, familyOf(k.Addr), port.Protocol, port.Port}
 			in, out := sets[inside][o.f.index], sets[outside][o.f.index]
-			switch code & lowMask {
-			case wayOnward:
-				claim(o, onward, code>>lowBits)
-				leaf(o, s.links[link{in, code}], model.Everywhere)
-			case waySplit, wayGuard:
-				claim(o, map[uint32]role{waySplit: split, wayGuard: guard}[code&lowMask], code>>lowBits)
-				leaf(o, s.links[link{in, code}], w.Inside)
-				leaf(o, s.links[link{out, code}], w.Outside)
-			default:
+			if !isJunction(code) {
 				leaf(o, code, w.Inside)
+				return
 			}
+			claim(o, role(slices.Index(junctionWays[:], code&lowMask)), code>>lowBits)
+			leaf(o, s.links[link{in, code}], w.Inside)
+			leaf(o, s.links[link{out, code}], w.Outside)
 		})
 	}
 	s.discard(taken)
@@ -270,8 +273,7 @@ func (s *state) discard(taken map[numbered]struct{}) {
 	}
 	for l := range s.links {
 		if _, ok := taken[numbered{l.s.f, l.code >> lowBits}]; !ok {
-			s.strays = append(s.strays, stray{l.s, string(appendNumber(nil, l.code))})
-			delete(s.links, l)
+			s.discardLink(l)
 		}
 	}
 	for n := range s.sources {

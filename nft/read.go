@@ -95,7 +95,7 @@ func (c *conn) elements(s *set, each func(key, val []byte, end bool)) error {
 	if err != nil {
 		return err
 	}
-	if s.flags&unix.NFT_SET_INTERVAL != 0 {
+	if s.isInterval() {
 		count = -1 // a tree, which has no such moments, and counts in its own way
 	}
 	type seenKey struct {
@@ -193,8 +193,7 @@ func (s *state) sweep() {
 	}
 	for l := range s.links {
 		if led[numbered{l.s.f, l.code >> lowBits}] != l.code {
-			s.strays = append(s.strays, stray{l.s, string(appendNumber(nil, l.code))})
-			delete(s.links, l)
+			s.discardLink(l)
 		}
 	}
 	for n := range s.sources {
@@ -202,6 +201,11 @@ func (s *state) sweep() {
 			s.discardSources(n)
 		}
 	}
+}
+
+func (s *state) discardLink(l link) {
+	s.strays = append(s.strays, stray{l.s, string(appendNumber(nil, l.code))})
+	delete(s.links, l)
 }
 
 func (s *state) discardSources(n numbered) {
@@ -475,15 +479,15 @@ func (s *state) readVIPs(c *conn, f *family) error {
 }
 
 func (s *state) readPlains(c *conn, f *family) error {
-	for _, k := range []kind{dnsPorts, hairpin, foreign} {
-		p := sets[k][f.index]
-		err := c.elements(p, func(key, _ []byte, _ bool) { s.plains[p][string(key)] = struct{}{} })
-		if err != nil {
-			return err
+	for p, all := range s.plains {
+		if p.f != f {
+			continue
 		}
-	}
-	for _, k := range []kind{pods, allPods, cluster, ranges, portsOn, portsOff} {
-		if err := s.readIntervals(c, sets[k][f.index]); err != nil {
+		read := func() error { return s.readIntervals(c, p) }
+		if !p.isInterval() {
+			read = func() error { return c.elements(p, func(key, _ []byte, _ bool) { all[string(key)] = struct{}{} }) }
+		}
+		if err := read(); err != nil {
 			return err
 		}
 	}

@@ -91,6 +91,12 @@ const (
 	firstWay   = 16
 )
 
+// isJunction reports whether a code leads to a junction.
+func isJunction(code uint32) bool {
+	low := code & lowMask
+	return low == waySplit || low == wayGuard || low == wayOnward
+}
+
 // way is how an endpoint of a group is chosen: among how many, and how long a client keeps its one; zero: chosen anew each time.
 type way struct {
 	n        uint32
@@ -108,6 +114,9 @@ type set struct {
 	size    uint32 // most elements; 0: any
 	timeout time.Duration
 }
+
+// isInterval reports whether the elements are ranges.
+func (s *set) isInterval() bool { return s.flags&unix.NFT_SET_INTERVAL != 0 }
 
 const setConcat = 0x80 // NFT_SET_CONCAT
 

@@ -107,7 +107,7 @@ func (s *state) inUse(n numbered) bool {
 	if _, ok := s.groups[n]; ok {
 		return true
 	}
-	for _, low := range [...]uint32{waySplit, wayGuard, wayOnward} {
+	for _, low := range junctionWays[split:] {
 		if _, ok := s.links[link{sets[inside][n.f.index], n.id<<lowBits | low}]; ok {
 			return true
 		}
@@ -132,9 +132,6 @@ func (s *state) wayNumbers(f *family) map[uint32]way {
 	}
 	return all
 }
-
-// usable refuses what no packet can have; an API may hold it all the same.
-func usable(k frontend) bool { return k.Port != 0 }
 
 // place decides which index each endpoint has, given the present ones: those that stay keep theirs, new ones fill the
 // holes, and holes that remain are filled from the end. So a change of one endpoint moves at most one other.

@@ -414,7 +414,7 @@ func (x *tx) setPlains(snap *model.Snapshot, of part) {
 // setPlain adds or deletes a plain element.
 func (x *tx) setPlain(p plain, on bool) {
 	note(&x.plain, p, on)
-	if p.s.flags&unix.NFT_SET_INTERVAL == 0 {
+	if !p.s.isInterval() {
 		x.toggle(p.s, []byte(p.key), on)
 		return
 	}
