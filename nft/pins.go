@@ -66,9 +66,7 @@ func (t *Target) cleanPinsOf(f *family) error {
 			return err
 		}
 		t.stats.Pins++
-		if t.gen != 0 {
-			t.gen = max(t.gen+1, 1)
-		}
+		t.advance()
 	}
 	return nil
 }

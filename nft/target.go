@@ -21,14 +21,6 @@ import (
 	"github.com/fairlead/fairlead/model"
 )
 
-const (
-	// maxElements is how many elements a transaction holds before the next begins. A Service is never divided.
-	maxElements = 4000
-	// idleWays is how many unused ways may stay: a Service that scales to and fro would otherwise make and remove
-	// them all the time.
-	idleWays = 32
-)
-
 // Options say where the table is and who is told.
 type Options struct {
 	// Logger gets a line when the table is made, adopted or found changed by somebody else; nil: nobody is told.
@@ -248,122 +240,6 @@ func (t *Target) connect() (err error) {
 	return err
 }
 
-// unit is what has to change together: all that belongs to one Service. The zero name stands for what belongs to none.
-type unit struct {
-	service model.Name
-	fronts  []frontend
-	vips    []netip.Addr
-	owners  []owner
-}
-
-// units collects what is to be looked at, by Service.
-type units map[model.Name]*unit
-
-func (us units) of(n model.Name) *unit {
-	u := us[n]
-	if u == nil {
-		u = &unit{service: n}
-		us[n] = u
-	}
-	return u
-}
-
-// service adds all that a version of a Service may have in the table.
-func (us units) service(snap *model.Snapshot, svc *model.Service) {
-	if svc == nil || svc.Type != model.ClusterIP {
-		return
-	}
-	u := us.of(svc.Name)
-	u.vips = append(u.vips, svc.ClusterIPs...)
-	snap.Claims(svc, func(k frontend) { u.fronts = append(u.fronts, k) })
-	for _, a := range svc.ClusterIPs {
-		for _, p := range svc.Ports {
-			if o := (owner{svc.Name, familyOf(a), p.Protocol, p.Port}); !slices.Contains(u.owners, o) {
-				u.owners = append(u.owners, o)
-			}
-		}
-	}
-}
-
-// merge adds what another unit of the same Service has.
-func (u *unit) merge(o *unit) {
-	u.fronts = append(u.fronts, o.fronts...)
-	u.vips = append(u.vips, o.vips...)
-	for _, x := range o.owners {
-		if !slices.Contains(u.owners, x) {
-			u.owners = append(u.owners, x)
-		}
-	}
-}
-
-// sorted puts them in an order of their own, so that two runs write the same.
-func (us units) sorted() []*unit {
-	return slices.SortedFunc(maps.Values(us), func(a, b *unit) int { return a.service.Compare(b.service) })
-}
-
-// changes are the Services that two snapshots differ in. A frontend or address that goes from one Service to another concerns both.
-func changes(from, to *model.Snapshot) units {
-	us := make(units)
-	if from.Services != to.Services {
-		for _, c := range model.Diff(from.Services, to.Services) {
-			us.service(from, c.Old)
-			us.service(to, c.New)
-		}
-	}
-	if from.VIPs != to.VIPs {
-		for _, c := range model.Diff(from.VIPs, to.VIPs) {
-			us.disputed(from, to, c)
-		}
-	}
-	if from.Foreign != to.Foreign {
-		for _, c := range model.Diff(from.Foreign, to.Foreign) {
-			us.disputed(from, to, c)
-		}
-	}
-	if from.Frontends != to.Frontends {
-		for _, c := range model.Diff(from.Frontends, to.Frontends) {
-			us.disputed(from, to, c)
-		}
-	}
-	if everyScope(from) == everyScope(to) {
-		return us
-	}
-	// This node has another zone: hints mean something else.
-	for _, svc := range to.Services.All() {
-		if us[svc.Name] == nil && hasHints(svc) {
-			us.service(to, svc)
-		}
-	}
-	return us
-}
-
-// disputed adds the Services between which something passed, which may be the same as they were.
-func (us units) disputed(from, to *model.Snapshot, c model.Change[model.Name]) {
-	if c.Old == c.New {
-		return
-	}
-	for _, side := range []struct {
-		snap *model.Snapshot
-		name model.Name
-	}{{from, c.Old}, {to, c.New}} {
-		if svc, ok := side.snap.Services.Get(side.name); ok && us[side.name] == nil {
-			us.service(side.snap, svc)
-		}
-	}
-}
-
-// everyScope is what decisions about all Services rest on beside the Services.
-func everyScope(s *model.Snapshot) string {
-	if self := s.Node(); self != nil {
-		return s.Self + "/" + self.Zone
-	}
-	return ""
-}
-
-func hasHints(svc *model.Service) bool {
-	return slices.ContainsFunc(svc.Endpoints, func(e model.Endpoint) bool { return e.Hints != nil })
-}
-
 func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 	us := changes(t.last, snap)
 	if len(us) == 0 {
@@ -399,7 +275,7 @@ func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 		}
 		list = append(list, all)
 	}
-	return t.write(ctx, snap, list, common)
+	return t.write(ctx, snap, t.exclude(snap, list), common)
 }
 
 func differ[K, V comparable](a, b model.Table[K, V]) bool {
@@ -447,26 +323,27 @@ func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 		return err
 	}
 	t.everyStale = true
-	if t.state == nil {
+	sound := t.state != nil
+	if !sound {
 		t.state = newState()
 		t.state.expect(snap.Services.Len())
-		list := t.everything(snap)
-		if shape.exists {
-			t.options.Logger.Warn("replacing a table of another layout", "table", Table, "found", shape.layout, "want", tableComment())
-			done, err := t.replace(snap, list, shape)
-			if done || err != nil {
-				return err
-			}
+	}
+	list := t.exclude(snap, t.everything(snap))
+	switch {
+	case !sound && shape.exists:
+		t.options.Logger.Warn("replacing a table of another layout", "table", Table, "found", shape.layout, "want", tableComment())
+		if done, err := t.replace(snap, list, shape); done || err != nil {
+			return err
 		}
+		fallthrough
+	case !sound:
 		if err := t.install(shape.exists); err != nil {
 			return err
 		}
-		return t.write(ctx, snap, list, ofAll)
-	}
-	if t.last == nil {
+	case t.last == nil:
 		t.options.Logger.Info("adopting the table", "table", Table, "frontends", len(t.state.fronts))
 	}
-	if err := t.write(ctx, snap, t.everything(snap), ofAll); err != nil {
+	if err := t.write(ctx, snap, list, ofAll); err != nil {
 		return err
 	}
 	return t.collect()
@@ -518,9 +395,7 @@ func (t *Target) replace(snap *model.Snapshot, list []*unit, old *shape) (bool, 
 	x := t.state.begin()
 	x.setPlains(snap, ofAll)
 	for _, u := range list {
-		if t.state.check(snap, u.service) == nil {
-			t.plan(x, snap, u)
-		}
+		t.plan(x, snap, u)
 	}
 	x.encode(b)
 	err := t.commit(b, x.elements)
@@ -533,253 +408,4 @@ func (t *Target) replace(snap *model.Snapshot, list []*unit, old *shape) (bool, 
 		x.done()
 	}
 	return err == nil, err
-}
-
-// commit sends a transaction and counts it.
-func (t *Target) commit(b *batch, elements int) error {
-	err := t.conn.commit(b)
-	if err != nil {
-		t.stats.Refused++
-		return err
-	}
-	t.count(elements)
-	return nil
-}
-
-// count keeps the books of a transaction that the kernel has done.
-func (t *Target) count(elements int) {
-	t.stats.Transactions++
-	t.stats.Elements += uint64(elements)
-	if t.gen != 0 {
-		t.gen = max(t.gen+1, 1)
-	}
-}
-
-// plan puts a Service into a transaction.
-func (t *Target) plan(x *tx, snap *model.Snapshot, u *unit) {
-	x.plan(snap, u)
-	if t.poison != nil && t.poison(u.service) {
-		x.put(sets[vips][0], nil, nil)
-	}
-}
-
-// write brings the units to the snapshot, in transactions of bounded size. When the kernel refuses one, the table is read again,
-// in case somebody else has changed it; when that does not help, the Service at fault is found by halving.
-func (t *Target) write(ctx context.Context, snap *model.Snapshot, list []*unit, common part) error {
-	reread := false
-	list = t.exclude(snap, list)
-	if len(list) > maxElements {
-		n, err := t.stream(ctx, snap, list, common)
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			list, common = list[n:], 0
-		}
-	}
-	for common != 0 || len(list) > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		x, n := t.state.begin(), 0
-		x.setPlains(snap, common)
-		x.dropStrays()
-		for ; n < len(list) && x.elements < maxElements; n++ {
-			t.plan(x, snap, list[n])
-		}
-		err := t.finish(x)
-		var refused *errRejected
-		switch {
-		case err == nil:
-			t.release(list[:n])
-		case !errors.As(err, &refused):
-			return err
-		case !reread:
-			reread = true
-			if _, err := t.read(snap); err != nil {
-				return err
-			}
-			t.gen = 0 // what else is wrong with the table is for Verify to find
-			if t.state == nil {
-				return fmt.Errorf("table %s was changed by another program: %w", Table, refused)
-			}
-			continue
-		default:
-			if err := t.isolate(snap, list[:n], common); err != nil {
-				return err
-			}
-		}
-		list, common = list[n:], 0
-	}
-	return nil
-}
-
-// stream writes as write does, but plans a transaction while the kernel does the one before. It returns how many units were
-// written; if that is not all of them, the kernel has refused something, the table was read again, and the rest is for write.
-func (t *Target) stream(ctx context.Context, snap *model.Snapshot, list []*unit, common part) (written int, err error) {
-	type answer struct {
-		err             error
-		units, elements int
-	}
-	pending, planned := make(chan answer, 1), 0
-	busy := false
-	settle := func() error {
-		if !busy {
-			return nil
-		}
-		busy = false
-		a := <-pending
-		if a.err != nil {
-			t.stats.Refused++
-			return a.err
-		}
-		if a.elements > 0 {
-			t.count(a.elements)
-		}
-		t.release(list[written : written+a.units])
-		written += a.units
-		return nil
-	}
-	for planned < len(list) && err == nil && ctx.Err() == nil {
-		x, n := t.state.begin(), 0
-		x.setPlains(snap, common)
-		x.dropStrays()
-		for ; planned+n < len(list) && x.elements < maxElements; n++ {
-			t.plan(x, snap, list[planned+n])
-		}
-		b := newBatch()
-		x.encode(b)
-		if err = settle(); err != nil {
-			break
-		}
-		busy = true
-		go func() {
-			a := answer{units: n, elements: x.elements}
-			if a.elements > 0 {
-				a.err = t.conn.commit(b)
-			}
-			pending <- a
-		}()
-		merge(t.stale, x.flows)
-		x.done()
-		planned, common = planned+n, 0
-	}
-	if err == nil {
-		err = settle()
-	}
-	var refused *errRejected
-	switch {
-	case err == nil:
-		return written, ctx.Err()
-	case !errors.As(err, &refused):
-		return written, err
-	}
-	if _, err := t.read(snap); err != nil {
-		return written, err
-	}
-	t.gen = 0 // what else is wrong with the table is for Verify to find
-	if t.state == nil {
-		return written, fmt.Errorf("table %s was changed by another program: %w", Table, refused)
-	}
-	return written, nil
-}
-
-// exclude takes out the Services of which it is known that they cannot be programmed.
-func (t *Target) exclude(snap *model.Snapshot, list []*unit) []*unit {
-	return slices.DeleteFunc(list, func(u *unit) bool {
-		err := t.state.check(snap, u.service)
-		if err != nil {
-			t.quarantined[u.service] = &quarantine{u, err}
-		}
-		return err != nil
-	})
-}
-
-// finish commits a transaction and keeps the books.
-func (t *Target) finish(x *tx) error {
-	if x.elements == 0 {
-		x.done()
-		return nil
-	}
-	b := newBatch()
-	b.buf = append(t.scratch[:0], b.buf...)
-	x.encode(b)
-	err := t.commit(b, x.elements)
-	if t.scratch = b.buf; cap(t.scratch) > 64<<10 {
-		t.scratch = nil // most transactions are small
-	}
-	if err != nil {
-		return err
-	}
-	merge(t.stale, x.flows)
-	x.done()
-	return nil
-}
-
-func (t *Target) release(list []*unit) {
-	if len(t.quarantined) > 0 {
-		for _, u := range list {
-			delete(t.quarantined, u.service)
-		}
-	}
-}
-
-// isolate applies the units of a refused transaction in halves, until those that are at fault are alone.
-func (t *Target) isolate(snap *model.Snapshot, list []*unit, common part) error {
-	if common != 0 || len(t.state.strays) > 0 {
-		x := t.state.begin()
-		x.setPlains(snap, common)
-		x.dropStrays()
-		if err := t.finish(x); err != nil {
-			return fmt.Errorf("apply nodes and pods: %w", err)
-		}
-	}
-	if len(list) == 0 {
-		return nil
-	}
-	x := t.state.begin()
-	for _, u := range list {
-		t.plan(x, snap, u)
-	}
-	err := t.finish(x)
-	var refused *errRejected
-	switch {
-	case err == nil:
-		t.release(list)
-		return nil
-	case !errors.As(err, &refused):
-		return err
-	case len(list) > 1:
-		half := len(list) / 2
-		if err := t.isolate(snap, list[:half], 0); err != nil {
-			return err
-		}
-		return t.isolate(snap, list[half:], 0)
-	case list[0].service == model.Name{}:
-		return err
-	}
-	t.quarantined[list[0].service] = &quarantine{list[0], refused.cause}
-	return nil
-}
-
-// collect removes ways that nothing leads to, if there are many.
-func (t *Target) collect() error {
-	used := make(map[wayOf]struct{})
-	for n, g := range t.state.groups {
-		for w := range t.state.ways {
-			if w.f == n.f && int(w.n) == len(g.dests) && (w.affinity > 0) == (g.seats != nil) {
-				used[w] = struct{}{}
-			}
-		}
-	}
-	x := t.state.begin()
-	for w := range t.state.ways {
-		if _, ok := used[w]; !ok {
-			x.dropWay(w)
-		}
-	}
-	if len(x.ways) <= idleWays {
-		return nil
-	}
-	return t.finish(x)
 }

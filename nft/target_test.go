@@ -345,6 +345,36 @@ func TestOldLayoutIsReplacedAtOnce(t *testing.T) {
 	sameAsFresh(t, ns, w.Build(), "after replacing")
 }
 
+// Of a table that is replaced, too, a Service that is left out is named.
+func TestReplacingNamesWhatItLeavesOut(t *testing.T) {
+	ns, b := newNS(t), model.NewBuilder(model.Config{Self: "n1"})
+	crowded, other := clusterIP(1, http), clusterIP(2, http)
+	crowded.Affinity = time.Minute
+	var eps [][2]netip.Addr
+	for i := range maxSeats + 1 {
+		eps = append(eps, [2]netip.Addr{addr("10.%d.%d.%d", 200+i>>14, i>>7&127, i&127+1), addr("fd00:244::%x", i+1)})
+	}
+	b.SetService(crowded)
+	setEndpoints(b, crowded, 8080, eps...)
+	b.SetService(other)
+	setEndpoints(b, other, 8080, podAddrs(1, 1))
+	tool(t, ns, `add table inet fairlead { comment "layout 000000000000"; }`)
+	target := newTarget(t, ns)
+	var q *QuarantineError
+	if err := target.Apply(context.Background(), b.Build()); !errors.As(err, &q) || len(q.Services) != 1 || q.Services[0].Service != crowded.Name {
+		t.Fatalf("%v, want one that names %s", err, crowded.Name)
+	}
+	if n := target.Stats().Transactions; n != 1 {
+		t.Errorf("%d transactions, want 1", n)
+	}
+	if got := dump(t, ns); strings.Count(got, "service 10.96.") != 1 {
+		t.Errorf("want the other Service alone, have:\n%s", got)
+	}
+	b.SetService(clusterIP(1, http))
+	apply(t, target, b.Build())
+	sameAsFresh(t, ns, b.Build(), "without affinity")
+}
+
 func TestOneBadServiceHarmsOnlyItself(t *testing.T) {
 	ns, b := newNS(t), model.NewBuilder(model.Config{Self: "n1"})
 	const many = 600
