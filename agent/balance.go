@@ -111,10 +111,7 @@ func countNoLocal(snap *model.Snapshot, svc *model.Service) (count noLocal) {
 		return count
 	}
 	for _, a := range svc.ClusterIPs {
-		f := metrics.IPv4
-		if a.Is6() {
-			f = metrics.IPv6
-		}
+		f := familyOf(a.Is6())
 		for i := range svc.Ports {
 			if snap.Choose(svc, i, a.Is4(), model.Here).Action != model.Drop {
 				continue

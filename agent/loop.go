@@ -121,11 +121,7 @@ func (l *Loop) Run(ctx context.Context) {
 // observe says of every change of endpoints that the kernel has it now.
 func (l *Loop) observe(triggers []kube.Trigger) {
 	for _, t := range triggers {
-		f := metrics.IPv4
-		if t.IPv6 {
-			f = metrics.IPv6
-		}
-		l.Metrics.Programmed(f, t.At)
+		l.Metrics.Programmed(familyOf(t.IPv6), t.At)
 	}
 }
 

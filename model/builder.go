@@ -244,7 +244,7 @@ func (b *Builder) leaving(e *Endpoint) bool {
 }
 
 // isHere reports whether an endpoint is a pod of this node, as the slices say.
-func (b *Builder) isHere(e *Endpoint) bool { return e.Node == b.last.Self && e.Pod != (Name{}) }
+func (b *Builder) isHere(e *Endpoint) bool { return e.Node == b.config.Self && e.Pod != (Name{}) }
 
 func setValue[K comparable, V any](b *Builder, e *editor[K, *V], k K, v *V) {
 	if old, ok := e.get(k); ok && reflect.DeepEqual(old, v) {
@@ -331,8 +331,8 @@ func (b *Builder) index(n Name, old, svc *Service) {
 			x.claims.claim(a, claimant{name: n}, x.winners, plain)
 		}
 	}
-	old.frontends(b.last.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, claimant{k, n}, &b.frontOf) })
-	svc.frontends(b.last.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, claimant{k, n}, &b.frontOf, b.claimantOf) })
+	old.frontends(b.config.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, claimant{k, n}, &b.frontOf) })
+	svc.frontends(b.config.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, claimant{k, n}, &b.frontOf, b.claimantOf) })
 	for _, p := range b.podsHere(old) {
 		delete(b.here[p], n)
 		if len(b.here[p]) == 0 {
@@ -386,14 +386,9 @@ func (b *Builder) podsHere(svc *Service) (pods []Name) {
 
 // claimantOf is the one who claims a frontend for a Service.
 func (b *Builder) claimantOf(f Frontend, n Name) claimant {
-	c, found := claimant{name: n}, false
 	svc, _ := b.services.get(n)
-	svc.frontends(b.config.PassOn, func(g Frontend, k Kind, _ int) {
-		if f == g && (!found || k < c.kind) {
-			c.kind, found = k, true
-		}
-	})
-	return c
+	w, _ := svc.claim(f, b.config.PassOn)
+	return claimant{w.Kind, n}
 }
 
 // claims holds who claims what is claimed by several, in order; the first one has it. What only one claims, which is nearly everything, is

@@ -144,14 +144,20 @@ func (s *Snapshot) Way(f Frontend) (w Way, ok bool) {
 		return w, false
 	}
 	svc, _ := s.Services.Get(name)
-	found := false
-	svc.frontends(s.PassOn, func(g Frontend, k Kind, port int) {
-		if g == f && (!found || k < w.Kind) {
-			w, found = Way{Service: svc, Port: port, Kind: k}, true
+	if w, ok = svc.claim(f, s.PassOn); ok {
+		w.apply(f)
+	}
+	return w, ok
+}
+
+// claim is how a Service claims a frontend, before its policies: the first claim of the lowest kind counts.
+func (svc *Service) claim(f Frontend, passOn bool) (w Way, ok bool) {
+	svc.frontends(passOn, func(g Frontend, k Kind, port int) {
+		if g == f && (!ok || k < w.Kind) {
+			w, ok = Way{Service: svc, Port: port, Kind: k}, true
 		}
 	})
-	w.apply(f)
-	return w, found
+	return w, ok
 }
 
 // Claims yields every frontend that a Service would like to have, some several times, and some of which others have.
@@ -184,9 +190,6 @@ func (s *Snapshot) Ways(svc *Service, yield func(Frontend, Way)) {
 
 // apply fills in what the Service's policies say about a frontend.
 func (w *Way) apply(f Frontend) {
-	if w.Service == nil {
-		return
-	}
 	x := w.Service.Exposure
 	switch w.Kind {
 	case AtClusterIP:
