@@ -212,9 +212,39 @@ func TestHealthAddrs(t *testing.T) {
 	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	n.cfg.NodePortAddrs = loopback
 	b := model.NewBuilder(model.Config{Self: "n1", NodePortAddrs: loopback})
-	for _, a := range n.healthAddrs(b.Build()) {
+	on := n.healthAddrs(b.Build())
+	if len(on) == 0 {
+		t.Error("answered nowhere")
+	}
+	for _, a := range on {
 		if !a.IsLoopback() || !a.Is4() {
 			t.Errorf("answered at %s, which is in no range", a)
+		}
+	}
+}
+
+// A node takes itself out of its load balancers when it is gone or leaving, and not because nothing is known yet.
+func TestEligible(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		node *model.Node
+		want bool
+	}{
+		{"here", &model.Node{Name: "n1"}, true},
+		{"leaving", &model.Node{Name: "n1", Leaving: true}, false},
+		{"gone", nil, false},
+	} {
+		n := &Node{state: NewState()}
+		if !n.eligible() {
+			t.Errorf("%s: not eligible before the first snapshot", tt.name)
+		}
+		b := model.NewBuilder(model.Config{Self: "n1"})
+		if tt.node != nil {
+			b.SetNode(*tt.node)
+		}
+		n.state.acknowledge(b.Build(), 0)
+		if got := n.eligible(); got != tt.want {
+			t.Errorf("%s: eligible is %v", tt.name, got)
 		}
 	}
 }

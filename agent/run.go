@@ -120,7 +120,7 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)
 	}})
-	n.health = health.New(health.Options{Progress: n.state.Pending, Node: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Logger: log})
+	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Logger: log})
 	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed})
 	n.names, err = dns.New(dns.Options{
 		Domain:    cfg.ClusterDomain,
@@ -157,14 +157,14 @@ func dropped() (map[string]uint64, error) {
 	return map[string]uint64{"no_local_endpoint": d.NoLocal, "not_in_source_ranges": d.NotAllowed}, err
 }
 
-// eligible is what load balancers hear of the Node object.
-func (n *Node) eligible() (health.Node, bool) {
+// eligible reports whether load balancers may use this node, which is not known before the first snapshot.
+func (n *Node) eligible() bool {
 	snap := n.state.Acknowledged()
 	if snap == nil {
-		return health.Node{}, true
+		return true
 	}
 	self := snap.Node()
-	return health.Node{Deleting: self != nil && self.Leaving}, self != nil
+	return self != nil && !self.Leaving
 }
 
 // portFailed says that a health check node port cannot be opened.

@@ -10,18 +10,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 )
 
 const (
-	// DefaultAddr is where kube-proxy serves /healthz and /livez.
-	DefaultAddr = "0.0.0.0:10256"
-	// DefaultLimit is how long a change may wait for the kernel before the node counts as unhealthy: twice kube-proxy's syncPeriod.
-	DefaultLimit = time.Minute
-	// ToBeDeletedTaint is the key of the taint by which the cluster autoscaler says that it will remove the node.
-	ToBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
+	// limit is how long a change may wait for the kernel before the node counts as unhealthy: twice kube-proxy's syncPeriod.
+	limit = time.Minute
 	// retryAfter is the pause before a port that could not be opened is tried again.
 	retryAfter = 5 * time.Second
 	// headerTimeout bounds how long an asker may take for its question.
@@ -32,26 +27,11 @@ const (
 // when a change has been waiting (zero: none is).
 type Progress func() (lastUpdated, pendingSince time.Time)
 
-// Node is what decides whether load balancers may use the node.
-type Node struct {
-	// Deleting is set when the Node object has a deletion timestamp.
-	Deleting bool
-	// Taints are the keys of the node's taints.
-	Taints []string
-}
-
-// Eligible reports whether the node may be sent new connections: it is neither being deleted nor about to be.
-func (n Node) Eligible() bool { return !n.Deleting && !slices.Contains(n.Taints, ToBeDeletedTaint) }
-
 // Options of a Proxy. Only Progress is required.
 type Options struct {
 	Progress Progress
-	// Node returns this node's object; false if it does not exist, which makes the node ineligible. nil: always eligible.
-	Node func() (Node, bool)
-	// Families are named in the answer, as IPv4 and IPv6; empty: both. All are programmed together and so share one state.
-	Families []string
-	// Limit is DefaultLimit if zero.
-	Limit time.Duration
+	// Eligible reports whether load balancers may use the node: it exists, and is neither being deleted nor about to be. nil: always.
+	Eligible func() bool
 	// Healthz and Livez are told the status code of each answer; nil: nobody is.
 	Healthz, Livez func(code int)
 	// Now is the clock; nil: time.Now.
@@ -74,14 +54,8 @@ type listen func(ctx context.Context, network, addr string) (net.Listener, error
 
 // New returns the health of a proxy that makes such progress.
 func New(o Options) *Proxy {
-	if o.Node == nil {
-		o.Node = func() (Node, bool) { return Node{}, true }
-	}
-	if len(o.Families) == 0 {
-		o.Families = []string{"IPv4", "IPv6"}
-	}
-	if o.Limit == 0 {
-		o.Limit = DefaultLimit
+	if o.Eligible == nil {
+		o.Eligible = func() bool { return true }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -113,12 +87,10 @@ func (p *Proxy) Healthy() bool { return p.state().Healthy }
 func (p *Proxy) state() proxyAnswer {
 	updated, pending := p.o.Progress()
 	a := proxyAnswer{LastUpdated: updated, CurrentTime: p.o.Now()}
-	a.Healthy = updated.IsZero() || pending.IsZero() || a.CurrentTime.Sub(pending) < p.o.Limit
+	a.Healthy = updated.IsZero() || pending.IsZero() || a.CurrentTime.Sub(pending) < limit
 	if !updated.IsZero() {
-		a.Status = make(map[string]familyAnswer, len(p.o.Families))
-		for _, f := range p.o.Families {
-			a.Status[f] = familyAnswer{updated, a.Healthy}
-		}
+		both := familyAnswer{updated, a.Healthy} // they are programmed together
+		a.Status = map[string]familyAnswer{"IPv4": both, "IPv6": both}
 	}
 	return a
 }
@@ -128,8 +100,7 @@ func (p *Proxy) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		a := p.state()
-		n, exists := p.o.Node()
-		eligible := exists && n.Eligible()
+		eligible := p.o.Eligible()
 		a.NodeEligible = &eligible
 		p.reply(w, a, a.Healthy && eligible, p.o.Healthz)
 	})

@@ -23,6 +23,9 @@ import (
 
 // The expected bodies are written by hand from what kube-proxy v1.37.2 (pkg/proxy/healthcheck) sends.
 
+// kubeProxyAddr is where kube-proxy serves /healthz and /livez.
+const kubeProxyAddr = "0.0.0.0:10256"
+
 var (
 	noon   = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 	date   = regexp.MustCompile(`Date: [^\r]+\r\n`)
@@ -63,38 +66,33 @@ func TestProxyAnswers(t *testing.T) {
 	)
 	fine, stuck := fmt.Sprintf(status, true), fmt.Sprintf(status, false)
 	hourAgo := noon.Add(-time.Hour)
-	always := func() (Node, bool) { return Node{Taints: []string{"node.kubernetes.io/not-ready"}}, true }
 	for _, tt := range []struct {
 		name             string
 		updated, pending time.Time
-		node             func() (Node, bool)
+		eligible         bool
 		healthz, livez   string // status
 		body             string // of healthz; livez's is the same without nodeEligible
 	}{
-		{"starts", time.Time{}, time.Time{}, always, ok, ok,
+		{"starts", time.Time{}, time.Time{}, true, ok, ok,
 			`{"lastUpdated":"2026-01-02T12:00:00Z",` + now + `,"nodeEligible":true,"healthy":true}`},
-		{"starts slowly", time.Time{}, hourAgo, always, ok, ok,
+		{"starts slowly", time.Time{}, hourAgo, true, ok, ok,
 			`{"lastUpdated":"2026-01-02T12:00:00Z",` + now + `,"nodeEligible":true,"healthy":true}`},
-		{"nothing waits", hourAgo, time.Time{}, always, ok, ok,
+		{"nothing waits", hourAgo, time.Time{}, true, ok, ok,
 			`{"lastUpdated":"2026-01-02T12:00:00Z",` + now + `,"nodeEligible":true,"healthy":true,` + fine + `}`},
-		{"waits not too long", hourAgo, noon.Add(time.Nanosecond - time.Minute), always, ok, ok,
+		{"waits not too long", hourAgo, noon.Add(time.Nanosecond - time.Minute), true, ok, ok,
 			`{"lastUpdated":"2026-01-02T12:00:00Z",` + now + `,"nodeEligible":true,"healthy":true,` + fine + `}`},
-		{"waits too long", hourAgo, noon.Add(-time.Minute), always, bad, bad,
+		{"waits too long", hourAgo, noon.Add(-time.Minute), true, bad, bad,
 			`{"lastUpdated":"2026-01-02T11:00:00Z",` + now + `,"nodeEligible":true,"healthy":false,` + stuck + `}`},
-		{"no node", hourAgo, time.Time{}, func() (Node, bool) { return Node{}, false }, bad, ok,
+		{"node is leaving", hourAgo, time.Time{}, false, bad, ok,
 			`{"lastUpdated":"2026-01-02T11:00:00Z",` + now + `,"nodeEligible":false,"healthy":true,` + fine + `}`},
-		{"node is being deleted", hourAgo, time.Time{}, func() (Node, bool) { return Node{Deleting: true}, true }, bad, ok,
-			`{"lastUpdated":"2026-01-02T11:00:00Z",` + now + `,"nodeEligible":false,"healthy":true,` + fine + `}`},
-		{"autoscaler removes node", hourAgo, time.Time{}, func() (Node, bool) { return Node{Taints: []string{"a", ToBeDeletedTaint}}, true }, bad, ok,
-			`{"lastUpdated":"2026-01-02T11:00:00Z",` + now + `,"nodeEligible":false,"healthy":true,` + fine + `}`},
-		{"everything at once", hourAgo, noon.Add(-time.Hour), func() (Node, bool) { return Node{Deleting: true}, true }, bad, bad,
+		{"everything at once", hourAgo, noon.Add(-time.Hour), false, bad, bad,
 			`{"lastUpdated":"2026-01-02T11:00:00Z",` + now + `,"nodeEligible":false,"healthy":false,` + stuck + `}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var healthz, livez []int
 			p := New(Options{
 				Progress: func() (time.Time, time.Time) { return tt.updated, tt.pending },
-				Node:     tt.node,
+				Eligible: func() bool { return tt.eligible },
 				Now:      func() time.Time { return noon },
 				Healthz:  func(code int) { healthz = append(healthz, code) },
 				Livez:    func(code int) { livez = append(livez, code) },
@@ -125,12 +123,12 @@ func TestProxyAnswers(t *testing.T) {
 
 // TestProxyMethodsAndPaths: any method is answered, other paths are not.
 func TestProxyMethodsAndPaths(t *testing.T) {
-	p := New(Options{Progress: func() (time.Time, time.Time) { return noon, time.Time{} }, Families: []string{"IPv6"}, Now: func() time.Time { return noon }})
+	p := New(Options{Progress: func() (time.Time, time.Time) { return noon, time.Time{} }, Now: func() time.Time { return noon }})
 	srv := httptest.NewServer(p.Handler())
 	defer srv.Close()
 	addr := srv.Listener.Addr().String()
 	const body = `{"lastUpdated":"2026-01-02T12:00:00Z","currentTime":"2026-01-02T12:00:00Z","nodeEligible":true,"healthy":true,` +
-		`"status":{"IPv6":{"lastUpdated":"2026-01-02T12:00:00Z","healthy":true}}}`
+		`"status":{"IPv4":{"lastUpdated":"2026-01-02T12:00:00Z","healthy":true},"IPv6":{"lastUpdated":"2026-01-02T12:00:00Z","healthy":true}}}`
 	for _, method := range []string{"GET", "POST"} {
 		if got, want := response(t, addr, method, "/healthz?verbose"), want("200 OK", header, body); got != want {
 			t.Errorf("%s\ngot  %q\nwant %q", method, got, want)
@@ -162,7 +160,7 @@ func TestProxyTime(t *testing.T) {
 			t.Error("a day without changes is unhealthy")
 		}
 		pending = time.Now()
-		time.Sleep(DefaultLimit - 1)
+		time.Sleep(limit - 1)
 		if code() != 200 {
 			t.Error("unhealthy before the limit")
 		}
@@ -272,13 +270,13 @@ func (l *wireListener) Addr() net.Addr { return &net.TCPAddr{} }
 func TestProxyServe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire()
-		w.set(DefaultAddr, errors.New("address already in use"))
+		w.set(kubeProxyAddr, errors.New("address already in use"))
 		var log bytes.Buffer
 		p := New(Options{Progress: func() (time.Time, time.Time) { return noon, time.Time{} }, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		p.listen = w.listen
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { defer close(done); p.Serve(ctx, DefaultAddr) }()
+		go func() { defer close(done); p.Serve(ctx, kubeProxyAddr) }()
 
 		synctest.Wait()
 		if got := p.Problem(); got != "health is not served: address already in use" {
@@ -288,25 +286,25 @@ func TestProxyServe(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n != 1 {
 			t.Errorf("%d lines for one problem:\n%s", n, log.String())
 		}
-		w.set(DefaultAddr, nil)
+		w.set(kubeProxyAddr, nil)
 		time.Sleep(retryAfter)
 		synctest.Wait()
-		if got, err := w.get(DefaultAddr, "/livez"); p.Problem() != "" || !strings.HasPrefix(got, "200 ") {
+		if got, err := w.get(kubeProxyAddr, "/livez"); p.Problem() != "" || !strings.HasPrefix(got, "200 ") {
 			t.Errorf("problem %q, answer %q, %v", p.Problem(), got, err)
 		}
-		w.listener(DefaultAddr).fail <- errors.New("interface gone")
+		w.listener(kubeProxyAddr).fail <- errors.New("interface gone")
 		synctest.Wait()
 		if got := p.Problem(); got != "health is not served: interface gone" {
 			t.Errorf("problem %q", got)
 		}
 		time.Sleep(retryAfter)
 		synctest.Wait()
-		if got, _ := w.get(DefaultAddr, "/livez"); !strings.HasPrefix(got, "200 ") {
+		if got, _ := w.get(kubeProxyAddr, "/livez"); !strings.HasPrefix(got, "200 ") {
 			t.Errorf("after the loss: %q", got)
 		}
 		cancel()
 		<-done
-		if w.listener(DefaultAddr) != nil {
+		if w.listener(kubeProxyAddr) != nil {
 			t.Error("still open after its context")
 		}
 	})
@@ -322,7 +320,7 @@ func TestProxyServeReal(t *testing.T) {
 	p.listen = func(context.Context, string, string) (net.Listener, error) { return l, nil }
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); p.Serve(ctx, DefaultAddr) }()
+	go func() { defer close(done); p.Serve(ctx, kubeProxyAddr) }()
 	if got := response(t, l.Addr().String(), "GET", "/livez"); !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") {
 		t.Errorf("%q", got)
 	}
