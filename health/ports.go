@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -73,20 +72,17 @@ type PortsOptions struct {
 	Healthy func() bool
 	// Failed hears of each failure once, also of those that only a later try has; nil: nobody does. It may not call Set or Close.
 	Failed func(Failure)
-	// Logger gets a line for each port that opens, closes or fails; nil: nobody does.
-	Logger *slog.Logger
 }
 
 // Ports are the health check node ports of this node. Its methods may be called concurrently.
 type Ports struct {
 	o      PortsOptions
 	listen listen
-	// answers are what the open ports answer, for requests to read without the lock.
+	// answers are whose the ports are and what they answer, for requests to read without the lock.
 	answers atomic.Pointer[map[uint16]answers]
 
 	mu       sync.Mutex
 	addrs    []netip.Addr
-	owners   map[uint16]model.Name
 	want     map[model.Name]Check
 	open     map[netip.AddrPort]*server
 	failures []Failure
@@ -118,16 +114,13 @@ func NewPorts(o PortsOptions) *Ports {
 	if o.Failed == nil {
 		o.Failed = func(Failure) {}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
 	p := &Ports{o: o, listen: new(net.ListenConfig).Listen, open: make(map[netip.AddrPort]*server)}
 	p.answers.Store(&map[uint16]answers{})
 	return p
 }
 
-// Set makes these the checks, on these addresses of the node; without addresses, on all that it has. Ports open, close and change their answers
-// where they differ from the last call. It returns what cannot be served, in the order of the Services' names; that is tried again by itself.
+// Set makes these the checks, on these addresses of the node; the unspecified addresses stand for all of their family. Ports open, close and change
+// their answers where they differ from the last call. It returns what cannot be served, in the order of the Services' names; that is tried again by itself.
 func (p *Ports) Set(addrs []netip.Addr, checks map[model.Name]Check) []Failure {
 	return p.do(func() {
 		if !p.closed {
@@ -165,7 +158,6 @@ func (p *Ports) do(f func()) []Failure {
 	for _, f := range failures {
 		known := slices.ContainsFunc(before, func(b Failure) bool { return b.compare(f) == 0 && b.Err.Error() == f.Err.Error() })
 		if !known {
-			p.o.Logger.Warn("health check port not served, trying again", "service", f.Service, "addr", f.Addr, "err", f.Err)
 			p.o.Failed(f)
 		}
 	}
@@ -175,16 +167,12 @@ func (p *Ports) do(f func()) []Failure {
 // sync brings the open ports to what is wanted.
 func (p *Ports) sync() {
 	p.failures = nil
-	p.own()
-	everywhere, addrs := len(p.addrs) == 0, p.addrs
-	if everywhere {
-		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
-	}
-	wanted := make(map[netip.AddrPort]model.Name, len(p.owners)*len(addrs))
-	for port, name := range p.owners {
-		for _, a := range addrs {
-			if a = a.Unmap(); p.want[name].family(a).Served {
-				wanted[netip.AddrPortFrom(a, port)] = name
+	all := p.own()
+	wanted := make(map[netip.AddrPort]model.Name, len(all)*len(p.addrs))
+	for port, has := range all {
+		for _, a := range p.addrs {
+			if a = a.Unmap(); has.check.family(a).Served {
+				wanted[netip.AddrPortFrom(a, port)] = has.service
 			}
 		}
 	}
@@ -192,7 +180,6 @@ func (p *Ports) sync() {
 		if _, ok := wanted[at]; !ok {
 			srv.close()
 			delete(p.open, at)
-			p.o.Logger.Info("health check port closed", "addr", at)
 		}
 	}
 	for at, name := range wanted {
@@ -200,11 +187,10 @@ func (p *Ports) sync() {
 			continue
 		}
 		err := p.serve(at)
-		switch {
-		case err == nil:
-			p.o.Logger.Info("health check port opened", "service", name, "addr", at)
-		case everywhere && errors.Is(err, syscall.EAFNOSUPPORT): // this machine has no IPv6 and needs none
-		default:
+		if at.Addr().IsUnspecified() && errors.Is(err, syscall.EAFNOSUPPORT) {
+			continue // this machine has no IPv6 and needs none
+		}
+		if err != nil {
 			p.failures = append(p.failures, Failure{name, at, err})
 		}
 	}
@@ -212,12 +198,11 @@ func (p *Ports) sync() {
 
 // own decides which Service has each port. The API server gives a port to one only; should two have it all the same, the one that has
 // it keeps it, or else the first by name gets it.
-func (p *Ports) own() {
-	owners := make(map[uint16]model.Name, len(p.want))
+func (p *Ports) own() map[uint16]answers {
 	all := make(map[uint16]answers, len(p.want))
-	for port, name := range p.owners {
-		if c := p.want[name]; c.Port == port {
-			owners[port] = name
+	for port, had := range *p.answers.Load() {
+		if c := p.want[had.service]; c.Port == port {
+			all[port] = answers{had.service, c}
 		}
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(p.want), model.Name.Compare) {
@@ -225,16 +210,15 @@ func (p *Ports) own() {
 		if c.Port == 0 {
 			continue
 		}
-		if owner, taken := owners[c.Port]; taken && owner != name {
-			err := fmt.Errorf("the port is Service %s's", owner)
+		if has, taken := all[c.Port]; taken && has.service != name {
+			err := fmt.Errorf("the port is Service %s's", has.service)
 			p.failures = append(p.failures, Failure{name, netip.AddrPortFrom(netip.Addr{}, c.Port), err})
 			continue
 		}
-		owners[c.Port] = name
 		all[c.Port] = answers{name, c}
 	}
-	p.owners = owners
 	p.answers.Store(&all)
+	return all
 }
 
 func (p *Ports) serve(at netip.AddrPort) error {
@@ -265,7 +249,7 @@ func (p *Ports) lost(at netip.AddrPort, srv *server, err error) {
 	p.do(func() {
 		if p.open[at] == srv {
 			delete(p.open, at)
-			p.failures = append(p.failures, Failure{p.owners[at.Port()], at, err})
+			p.failures = append(p.failures, Failure{(*p.answers.Load())[at.Port()].service, at, err})
 		}
 	})
 }

@@ -34,7 +34,18 @@ func addrs(list ...string) (out []netip.Addr) {
 	return out
 }
 
+var everywhere = addrs("0.0.0.0", "::")
+
 func yes() bool { return true }
+
+// wired are ports on a wire of their own.
+func wired(t *testing.T, o PortsOptions) (*wire, *Ports) {
+	w := newWire()
+	p := NewPorts(o)
+	p.listen = w.listen
+	t.Cleanup(p.Close)
+	return w, p
+}
 
 // body is what kube-proxy v1.37 sends.
 func body(namespace, name string, local int, healthy bool) string {
@@ -81,13 +92,13 @@ func TestPortsAnswers(t *testing.T) {
 	}
 }
 
-// TestPortsEverywhere: without addresses a port is open on all of the node, each family with its own answer, and a Service of one family only there.
+// TestPortsEverywhere: on the unspecified addresses a port is open on all of the node, each family with its own answer, and a Service of one family only there.
 func TestPortsEverywhere(t *testing.T) {
 	h := testnet.New(t).Host("node")
 	p := NewPorts(PortsOptions{Healthy: yes})
 	defer p.Close()
 	h.Do(func() error {
-		failures := p.Set(nil, map[model.Name]Check{
+		failures := p.Set(everywhere, map[model.Name]Check{
 			name("both"): check(32100, 2, 1),
 			name("four"): {Port: 32101, IPv4: Family{true, 1}},
 			name("six"):  {Port: 32102, IPv6: Family{true, 1}},
@@ -115,10 +126,7 @@ func TestPortsEverywhere(t *testing.T) {
 // TestPortsSet goes through changes of the desired state; only what differs opens and closes.
 func TestPortsSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		p := NewPorts(PortsOptions{Healthy: yes})
-		p.listen = w.listen
-		defer p.Close()
+		w, p := wired(t, PortsOptions{Healthy: yes})
 		for _, tt := range []struct {
 			does   string
 			addrs  []netip.Addr
@@ -126,24 +134,25 @@ func TestPortsSet(t *testing.T) {
 			opened string // what the call opened
 			open   string // address, Service and count of all that is open
 		}{
-			{"first", nil, map[model.Name]Check{name("a"): check(1, 1, 2)},
+			{"first", everywhere, map[model.Name]Check{name("a"): check(1, 1, 2)},
 				"tcp4 0.0.0.0:1, tcp6 [::]:1", "0.0.0.0:1 a 1, [::]:1 a 2"},
-			{"same again", nil, map[model.Name]Check{name("a"): check(1, 1, 2)}, "", "0.0.0.0:1 a 1, [::]:1 a 2"},
-			{"count changes", nil, map[model.Name]Check{name("a"): check(1, 0, 5)}, "", "0.0.0.0:1 a 0, [::]:1 a 5"},
-			{"second Service", nil, map[model.Name]Check{name("a"): check(1, 1, 1), name("b"): check(2, 7, 8)},
+			{"same again", everywhere, map[model.Name]Check{name("a"): check(1, 1, 2)}, "", "0.0.0.0:1 a 1, [::]:1 a 2"},
+			{"count changes", everywhere, map[model.Name]Check{name("a"): check(1, 0, 5)}, "", "0.0.0.0:1 a 0, [::]:1 a 5"},
+			{"second Service", everywhere, map[model.Name]Check{name("a"): check(1, 1, 1), name("b"): check(2, 7, 8)},
 				"tcp4 0.0.0.0:2, tcp6 [::]:2", "0.0.0.0:1 a 1, 0.0.0.0:2 b 7, [::]:1 a 1, [::]:2 b 8"},
-			{"ports swapped", nil, map[model.Name]Check{name("a"): check(2, 1, 1), name("b"): check(1, 7, 8)},
+			{"ports swapped", everywhere, map[model.Name]Check{name("a"): check(2, 1, 1), name("b"): check(1, 7, 8)},
 				"", "0.0.0.0:1 b 7, 0.0.0.0:2 a 1, [::]:1 b 8, [::]:2 a 1"},
-			{"port moves to a new Service", nil, map[model.Name]Check{name("c"): check(2, 3, 3), name("b"): check(1, 7, 8)},
+			{"port moves to a new Service", everywhere, map[model.Name]Check{name("c"): check(2, 3, 3), name("b"): check(1, 7, 8)},
 				"", "0.0.0.0:1 b 7, 0.0.0.0:2 c 3, [::]:1 b 8, [::]:2 c 3"},
-			{"port changes", nil, map[model.Name]Check{name("b"): check(3, 7, 8)},
+			{"port changes", everywhere, map[model.Name]Check{name("b"): check(3, 7, 8)},
 				"tcp4 0.0.0.0:3, tcp6 [::]:3", "0.0.0.0:3 b 7, [::]:3 b 8"},
-			{"one family", nil, map[model.Name]Check{name("b"): {3, Family{}, Family{true, 8}}}, "", "[::]:3 b 8"},
+			{"one family", everywhere, map[model.Name]Check{name("b"): {3, Family{}, Family{true, 8}}}, "", "[::]:3 b 8"},
 			{"certain addresses", addrs("10.0.0.1", "fd00::1"), map[model.Name]Check{name("b"): check(3, 7, 8)},
 				"tcp4 10.0.0.1:3, tcp6 [fd00::1]:3", "10.0.0.1:3 b 7, [fd00::1]:3 b 8"},
 			{"an address more", addrs("10.0.0.1", "fd00::1", "::ffff:10.0.0.2"), map[model.Name]Check{name("b"): check(3, 7, 8)},
 				"tcp4 10.0.0.2:3", "10.0.0.1:3 b 7, 10.0.0.2:3 b 7, [fd00::1]:3 b 8"},
 			{"an address less", addrs("10.0.0.2"), map[model.Name]Check{name("b"): check(3, 7, 8)}, "", "10.0.0.2:3 b 7"},
+			{"no address", nil, map[model.Name]Check{name("b"): check(3, 7, 8)}, "", ""},
 			{"no port", addrs("10.0.0.2"), map[model.Name]Check{name("b"): check(0, 7, 8)}, "", ""},
 			{"nothing", nil, nil, "", ""},
 		} {
@@ -190,15 +199,12 @@ func shown(t *testing.T, w *wire) string {
 // TestPortsFailure: ports that cannot be opened are named once, the others serve, and each opens when it can, without another Set.
 func TestPortsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
 		inUse := errors.New("address already in use")
+		var told []string
+		w, p := wired(t, PortsOptions{Healthy: yes, Failed: func(f Failure) { told = append(told, f.Error()) }})
 		w.set("10.0.0.1:1", inUse)
 		w.set("10.0.0.1:2", inUse)
 		w.set("10.0.0.2:2", inUse)
-		var told []string
-		p := NewPorts(PortsOptions{Healthy: yes, Failed: func(f Failure) { told = append(told, f.Error()) }})
-		p.listen = w.listen
-		defer p.Close()
 		failures := p.Set(addrs("10.0.0.1", "10.0.0.2"), map[model.Name]Check{name("a"): check(1, 1, 1), name("b"): check(2, 1, 1), name("c"): check(3, 1, 1)})
 		synctest.Wait()
 		if got := fmt.Sprint(failures); got != `[failed to start healthcheck "shop/a" on port 1: address already in use `+
@@ -236,10 +242,7 @@ func TestPortsFailure(t *testing.T) {
 // TestPortsLost: a listener that fails is named and opened again.
 func TestPortsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		p := NewPorts(PortsOptions{Healthy: yes})
-		p.listen = w.listen
-		defer p.Close()
+		w, p := wired(t, PortsOptions{Healthy: yes})
 		p.Set(addrs("10.0.0.1"), map[model.Name]Check{name("a"): check(1, 1, 1)})
 		w.listener("10.0.0.1:1").fail <- errors.New("interface gone")
 		synctest.Wait()
@@ -257,10 +260,7 @@ func TestPortsLost(t *testing.T) {
 // TestPortsTwoOwners: of two Services with one port the first by name has it, keeps it, and leaves it to the other when it goes.
 func TestPortsTwoOwners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		p := NewPorts(PortsOptions{Healthy: yes})
-		p.listen = w.listen
-		defer p.Close()
+		w, p := wired(t, PortsOptions{Healthy: yes})
 		at := addrs("10.0.0.1")
 		for _, tt := range []struct {
 			checks map[model.Name]Check
@@ -286,15 +286,12 @@ func TestPortsTwoOwners(t *testing.T) {
 // TestPortsWithoutIPv6: a machine without IPv6 lacks nothing, unless its addresses were asked for.
 func TestPortsWithoutIPv6(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
+		w, p := wired(t, PortsOptions{Healthy: yes})
 		none := &net.OpError{Op: "listen", Err: syscall.EAFNOSUPPORT}
 		w.set("[::]:1", none)
 		w.set("[fd00::1]:1", none)
-		p := NewPorts(PortsOptions{Healthy: yes})
-		p.listen = w.listen
-		defer p.Close()
 		checks := map[model.Name]Check{name("a"): check(1, 1, 1)}
-		if f := p.Set(nil, checks); len(f) != 0 || shown(t, w) != "0.0.0.0:1 a 1" {
+		if f := p.Set(everywhere, checks); len(f) != 0 || shown(t, w) != "0.0.0.0:1 a 1" {
 			t.Errorf("failures %v, open %s", f, shown(t, w))
 		}
 		if f := p.Set(addrs("fd00::1"), checks); len(f) != 1 || !errors.Is(f[0], syscall.EAFNOSUPPORT) {
@@ -305,10 +302,7 @@ func TestPortsWithoutIPv6(t *testing.T) {
 
 // TestPortsClosedAtOnce: when Set returns, a port that is not wanted any more is closed, though its server may not even have begun.
 func TestPortsClosedAtOnce(t *testing.T) {
-	w := newWire()
-	p := NewPorts(PortsOptions{Healthy: yes})
-	p.listen = w.listen
-	defer p.Close()
+	w, p := wired(t, PortsOptions{Healthy: yes})
 	for range 1000 {
 		p.Set(addrs("10.0.0.1"), map[model.Name]Check{name("a"): check(1, 1, 1)})
 		if f := p.Set(nil, nil); w.listener("10.0.0.1:1") != nil || len(f) > 0 {
@@ -320,10 +314,8 @@ func TestPortsClosedAtOnce(t *testing.T) {
 // TestPortsClose: nothing is open after Close, and nothing opens again.
 func TestPortsClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
+		w, p := wired(t, PortsOptions{Healthy: yes})
 		w.set("10.0.0.1:2", errors.New("address already in use"))
-		p := NewPorts(PortsOptions{Healthy: yes})
-		p.listen = w.listen
 		p.Set(addrs("10.0.0.1"), map[model.Name]Check{name("a"): check(1, 1, 1), name("b"): check(2, 1, 1)})
 		p.Close()
 		w.set("10.0.0.1:2", nil)
@@ -341,10 +333,7 @@ func TestPortsRandom(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(uint64(seed), 0))
 	synctest.Test(t, func(t *testing.T) {
-		w := newWire()
-		p := NewPorts(PortsOptions{Healthy: yes})
-		p.listen = w.listen
-		defer p.Close()
+		w, p := wired(t, PortsOptions{Healthy: yes})
 		all := addrs("10.0.0.1", "10.0.0.2", "fd00::1")
 		for step := range 300 {
 			var on []netip.Addr
