@@ -151,18 +151,6 @@ func (r Round) End(full bool, err error) {
 	}
 }
 
-// TriggerAnnotation is where the endpoints controller writes when the change happened that a slice shows.
-const TriggerAnnotation = "endpoints.kubernetes.io/last-change-trigger-time"
-
-// Trigger reads the value of TriggerAnnotation; zero if it says no time.
-func Trigger(annotation string) time.Time {
-	t, err := time.Parse(time.RFC3339Nano, annotation)
-	if err != nil {
-		return time.Time{}
-	}
-	return t
-}
-
 // Programmed says that the kernel has acknowledged a change of endpoints which happened at that time. It is to be called once for
 // each slice that was added or changed, and not for deleted ones: their annotation is of the change before. What happened
 // before the agent started is left out, as it measures the agent's absence.

@@ -234,22 +234,6 @@ func TestProgrammed(t *testing.T) {
 	}
 }
 
-// TestTrigger reads what the endpoints controller writes, and survives what it does not.
-func TestTrigger(t *testing.T) {
-	for in, want := range map[string]time.Time{
-		"2026-01-02T12:00:00.123456789Z": time.Date(2026, 1, 2, 12, 0, 0, 123456789, time.UTC),
-		"2026-01-02T13:00:00+01:00":      time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC),
-		"2026-01-02T12:00:00Z":           time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC),
-		"":                               {},
-		"yesterday":                      {},
-		"2026-13-02T12:00:00Z":           {},
-	} {
-		if got := Trigger(in); !got.Equal(want) {
-			t.Errorf("%q: %v, want %v", in, got, want)
-		}
-	}
-}
-
 // TestDropped: counters that cannot be read cost their own lines and no others.
 func TestDropped(t *testing.T) {
 	p := New(Options{
