@@ -14,23 +14,23 @@ import (
 	"github.com/fairlead/fairlead/nodenet"
 )
 
-// ownedFlag is NFT_TABLE_F_OWNER: the table goes with the process that made it, and nobody else can change it. The netlink library
-// gives the flags in the byte order of the network, whatever the machine's is; no other flag has the bit that this is in the other order.
-const ownedFlag = 2 | 2<<24
-
 // agentHere reports whether an agent lives in this namespace, whatever its socket is: it is seen by the table that its DNS sockets need
 // and that the kernel removes with it.
 func agentHere() (bool, error) {
 	tables, err := listTables(nftables.TableFamilyINet)
 	for _, t := range tables {
-		if isDNSTable(t) && t.Flags&ownedFlag != 0 {
+		if isDNSTable(t) && isOwned(t) {
 			return true, err
 		}
 	}
 	return false, err
 }
 
-func isDNSTable(t *nftables.Table) bool { return strings.HasPrefix(t.Name, nft.Table+"-dns-") }
+func isDNSTable(t *nftables.Table) bool { return strings.HasPrefix(t.Name, nft.DNSTables) }
+
+// isOwned reports whether the process that made the table lives. The netlink library gives the flags in the byte order of the network,
+// whatever the machine's is; no other flag has the bit that this is in the other order.
+func isOwned(t *nftables.Table) bool { return t.Flags&(nft.TableOwner|nft.TableOwner<<24) != 0 }
 
 func listTables(family nftables.TableFamily) ([]*nftables.Table, error) {
 	c, err := nftables.New()
@@ -73,7 +73,7 @@ func ownTables(r *Report) error {
 					return err
 				}
 			}
-		case isDNSTable(t) && t.Flags&ownedFlag != 0:
+		case isDNSTable(t) && isOwned(t):
 			r.note("table inet %s belongs to an agent that is running, and goes with it", t.Name)
 			continue
 		case isDNSTable(t):

@@ -14,8 +14,11 @@ import (
 	"github.com/fairlead/fairlead/model"
 )
 
-// tableOwner is NFT_TABLE_F_OWNER (Linux 5.12): the table ends with the socket that made it.
-const tableOwner = 2
+// DNSTables is how the names of the tables of [Target.AnswerDNS] begin. Each belongs to an agent's connection, whose number follows.
+const DNSTables = Table + "-dns-"
+
+// TableOwner is NFT_TABLE_F_OWNER (Linux 5.12): the table ends with the socket that made it, and nobody else can change it.
+const TableOwner = 2
 
 // AnswerDNS says that this process has its sockets open at the cluster DNS's virtual addresses, or that it is about to close them.
 //
@@ -51,13 +54,13 @@ func (t *Target) answerHere(snap *model.Snapshot) error {
 		return nil
 	}
 	// Others' tables of this kind may be there: an agent that is being replaced has one until it ends.
-	name := fmt.Sprintf("%s-dns-%d", Table, t.conn.port)
+	name := fmt.Sprint(DNSTables, t.conn.port)
 	b := newBatch()
 	if len(t.answered) > 0 {
 		deleteTable(b, name)
 	}
 	if len(want) > 0 {
-		addTable(b, name, tableOwner, "")
+		addTable(b, name, TableOwner, "")
 		const output = "output"
 		declareChain(b, name, chain{name: output, base: &base{"filter", unix.NF_INET_LOCAL_OUT, -300}})
 		for _, k := range want {
