@@ -161,8 +161,7 @@ func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make directory for socket: %w", err)
 	}
-	if c, err := dial(context.Background(), path); err == nil {
-		_ = c.Close()
+	if Running(context.Background(), path) {
 		return nil, fmt.Errorf("listen on %s: another agent answers there; one agent a node, end that one first", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
