@@ -50,6 +50,9 @@ func (a *Agent) Socket() string { return filepath.Join(a.State, "agent.sock") }
 // Leases is the directory of the pods' address leases.
 func (a *Agent) Leases() string { return filepath.Join(a.State, "ipam") }
 
+// DefaultState is the directory of an agent that is given none.
+const DefaultState = "/var/lib/fairlead/agent"
+
 // Flags are the settings as the user wrote them.
 type Flags struct {
 	node, kubeconfig, state, cniConfDir, domain string
@@ -64,7 +67,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	f := new(Flags)
 	fs.StringVar(&f.node, "node", "", "name of this node, as the API server knows it (required)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it, the in-cluster configuration")
-	fs.StringVar(&f.state, "state", "/var/lib/fairlead/agent", "`directory` for the agent's socket and address leases")
+	fs.StringVar(&f.state, "state", DefaultState, "`directory` for the agent's socket and address leases")
 	fs.StringVar(&f.cniConfDir, "cni-conf-dir", "", "`directory` to write the CNI configuration to; without it, the pod network is left to others")
 	fs.StringVar(&f.domain, "cluster-domain", "cluster.local", "DNS `domain` of the cluster")
 	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family (required)")

@@ -12,11 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fairlead/fairlead/cleanup"
+	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/status"
 )
-
-// defaultAgentSocket is where an agent that was given no --state is asked.
-const defaultAgentSocket = "/var/lib/fairlead/agent/agent.sock"
 
 // cleanupOptions are the flags of the command.
 type cleanupOptions struct {
@@ -27,6 +25,7 @@ type cleanupOptions struct {
 
 func newCleanupCommand() *cobra.Command {
 	var o cleanupOptions
+	agent := config.Agent{State: config.DefaultState}
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove what an agent, or kube-proxy, has programmed in this network namespace",
@@ -50,7 +49,7 @@ End kube-proxy first, or it programs everything again.`,
 	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "print what would be removed, and leave it")
 	c.Flags().BoolVar(&o.Force, "force", false, "remove even while an agent is running")
 	c.Flags().BoolVar(&o.json, "json", false, "print JSON")
-	c.Flags().StringVar(&o.socket, "socket", defaultAgentSocket, "`path` of the agent's socket, to see whether it is running")
+	c.Flags().StringVar(&o.socket, "socket", agent.Socket(), "`path` of the agent's socket, to see whether it is running")
 	return c
 }
 
