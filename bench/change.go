@@ -88,7 +88,8 @@ func changes(ctx context.Context, s *suite) error {
 
 func turn(c contender, services int) string { return fmt.Sprint(c.name, " ", services) }
 
-func pool(rounds []changeRound, of func(changeRound) []float64) (all []float64) {
+// pool puts the samples of all rounds together.
+func pool[T any](rounds []T, of func(T) []float64) (all []float64) {
 	for _, r := range rounds {
 		all = append(all, of(r)...)
 	}

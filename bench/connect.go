@@ -102,16 +102,6 @@ func reportLoad(s *suite, taken map[string][]loadResult, small, large, workers i
 		fmt.Sprintf("fairlead at %d", small), rate(turn(fairlead, large)), rate(turn(fairlead, small)), share, atLeast(0.99))
 }
 
-// endpointsOf are endpoints of the Services that vips gives.
-func (w *world) endpointsOf(n int) (out []netip.AddrPort) {
-	n = min(n, len(w.services))
-	for i := range n {
-		slice := w.services[i*(len(w.services)-1)/max(n-1, 1)].slice
-		out = append(out, netip.AddrPortFrom(netip.MustParseAddr(slice.Endpoints[0].Addresses[0]), targetPort))
-	}
-	return out
-}
-
 func runLoad(ctx context.Context, s *suite, p path, workers int) (r loadResult, err error) {
 	count := pick(s, time.Second, 300*time.Millisecond)
 	ctx, cancel := context.WithTimeout(ctx, count+10*time.Second)

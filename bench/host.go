@@ -72,7 +72,22 @@ func (h *host) remove(name string) {
 	}
 }
 
-// bridge makes a switch whose own port has an address, and puts links on it.
+// attach joins a pod to its node as a CNI plugin does, with one address and everything else behind the node.
+func (h *host) attach(dev string, pod *host, address string) error {
+	if err := cable(h, dev, pod, "eth0"); err != nil {
+		return err
+	}
+	const gateway = "169.254.1.1"
+	return errors.Join(
+		h.addr(dev, gateway+"/32"),
+		h.route(address+"/32", "", dev),
+		pod.addr("eth0", address+"/32"),
+		pod.route(gateway+"/32", "", "eth0"),
+		pod.route("0.0.0.0/0", gateway, "eth0"),
+	)
+}
+
+// bridge makes a switch whose own port has an address.
 func (h *host) bridge(name, address string) error {
 	if err := h.netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
 		return fmt.Errorf("add bridge %s: %w", name, err)
@@ -80,6 +95,7 @@ func (h *host) bridge(name, address string) error {
 	return errors.Join(h.up(name), h.addr(name, address))
 }
 
+// enslave puts a link on a bridge.
 func (h *host) enslave(name, bridge string) error {
 	master, err := h.netlink.LinkByName(bridge)
 	if err != nil {

@@ -47,15 +47,9 @@ func newKubelet(ctx context.Context, w *world, name string, number int) (_ *kube
 	if k.node, err = newHost(); err != nil {
 		return nil, err
 	}
-	port := "rig" + strconv.Itoa(number)
-	err = cable(k.node, "fabric0", w.fabric, port)
+	err = w.join(k.node, number)
 	if err == nil {
-		err = errors.Join(
-			w.fabric.enslave(port, "fabric"),
-			k.node.addr("fabric0", nodeAddr(number)+"/24"),
-			k.node.sysctls("net/ipv4/ip_forward", "1"),
-			w.addNode(ctx, name, nodeAddr(number), nodeCIDR(number)),
-		)
+		err = errors.Join(k.node.sysctls("net/ipv4/ip_forward", "1"), w.addNode(ctx, name, nodeAddr(number), nodeCIDR(number)))
 	}
 	watching, stop := context.WithCancel(ctx)
 	k.stop = stop
@@ -94,17 +88,7 @@ func (k *kubelet) attach() (h *host, address string, err error) {
 		return nil, "", err
 	}
 	address, dev := fmt.Sprintf("10.128.%d.%d", k.number, n), "pod"+strconv.Itoa(n)
-	err = cable(k.node, dev, h, "eth0")
-	if err == nil {
-		err = errors.Join(
-			k.node.addr(dev, "169.254.1.1/32"),
-			k.node.route(address+"/32", "", dev),
-			h.addr("eth0", address+"/32"),
-			h.route("169.254.1.1/32", "", "eth0"),
-			h.route("0.0.0.0/0", "169.254.1.1", "eth0"),
-		)
-	}
-	if err != nil {
+	if err := k.node.attach(dev, h, address); err != nil {
 		h.close()
 		return nil, "", fmt.Errorf("attach a pod to %s: %w", k.name, err)
 	}

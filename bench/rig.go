@@ -38,9 +38,6 @@ func (r *rig) podAddr() string { return fmt.Sprintf("10.128.%d.2", r.number) }
 func nodeCIDR(number int) string { return fmt.Sprintf("10.128.%d.0/24", number) }
 func nodeAddr(number int) string { return fmt.Sprintf("192.168.77.%d", number) }
 
-// port is the name of the rig's port of the fabric.
-func (r *rig) port() string { return "rig" + strconv.Itoa(r.number) }
-
 // newRig makes a rig on the world's fabric; with no world, one that stands alone.
 func newRig(programs programs, dir string, w *world, name string, number int) (_ *rig, err error) {
 	r := &rig{name: name, number: number, w: w}
@@ -54,14 +51,11 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 			return nil, err
 		}
 	}
-	if err := errors.Join(cable(r.node, "pod0", r.client, "eth0"), cable(r.node, "remote0", r.remote, "eth0")); err != nil {
+	if err := errors.Join(r.node.attach("pod0", r.client, r.podAddr()), cable(r.node, "remote0", r.remote, "eth0")); err != nil {
 		return nil, err
 	}
 	if w != nil {
-		if err := cable(r.node, "fabric0", w.fabric, r.port()); err != nil {
-			return nil, err
-		}
-		if err := errors.Join(w.fabric.enslave(r.port(), "fabric"), r.node.addr("fabric0", nodeAddr(number)+"/24")); err != nil {
+		if err := w.join(r.node, number); err != nil {
 			return nil, err
 		}
 	}
@@ -71,12 +65,7 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 	err = errors.Join(
 		r.node.sysctls("net/ipv4/ip_forward", "1", conntrack, "1"),
 		r.client.sysctls("net/ipv4/ip_local_port_range", "1024 65535"),
-		r.node.addr("pod0", "169.254.1.1/32"),
-		r.node.route(r.podAddr()+"/32", "", "pod0"),
 		r.node.addr("remote0", "192.168.78.1/24"),
-		r.client.addr("eth0", r.podAddr()+"/32"),
-		r.client.route("169.254.1.1/32", "", "eth0"),
-		r.client.route("0.0.0.0/0", "169.254.1.1", "eth0"),
 		r.remote.addr("eth0", remoteIP+"/24"),
 		r.remote.route(podCIDR, "192.168.78.1", "eth0"),
 		r.remote.anyIP(remoteCIDR),
@@ -100,7 +89,7 @@ func (r *rig) close() {
 	r.server.stop()
 	if r.w != nil {
 		// The kernel takes a namespace down some time after its end, and the name of the port is needed again.
-		r.w.fabric.remove(r.port())
+		r.w.fabric.remove(fabricPort(r.number))
 	}
 	r.node.close()
 	r.client.close()

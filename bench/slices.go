@@ -117,12 +117,6 @@ func (s *suite) sliceWorld(ctx context.Context, writer, dir string) (*world, err
 }
 
 func (s *suite) reportSlices(load workload, own []churned, rival string, theirs []churned, faster, fewer *goal) {
-	all := func(rounds []churned, of func(churned) []float64) (all []float64) {
-		for _, r := range rounds {
-			all = append(all, of(r)...)
-		}
-		return all
-	}
 	for _, row := range []struct {
 		name string
 		goal *goal
@@ -138,7 +132,7 @@ func (s *suite) reportSlices(load workload, own []churned, rival string, theirs 
 		}{{"median", 0.5, nil}, {"p99", 0.99, row.goal}} {
 			ofRound := func(r churned) float64 { return max(quantile(row.of(r), q.at), tooShort) }
 			f := figure{Section: "slices", Figure: row.name + ", " + q.name, Unit: "ms", Rival: rival}
-			f.Value, f.RivalValue = quantile(all(own, row.of), q.at), quantile(all(theirs, row.of), q.at)
+			f.Value, f.RivalValue = quantile(pool(own, row.of), q.at), quantile(pool(theirs, row.of), q.at)
 			s.judge(f, bootstrap(ratios(each(theirs, ofRound), each(own, ofRound))), timesLess, q.goal)
 		}
 	}

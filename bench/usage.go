@@ -139,7 +139,7 @@ func memoryOf(pid int) (memory, error) {
 	return memory{rss, peak}, err
 }
 
-// kilobytes reads a line such as "Pss:  1234 kB", in bytes.
+// kilobytes reads a line such as "Rss:  1234 kB", in bytes.
 func kilobytes(text []byte, key string) (float64, error) {
 	for line := range bytes.Lines(text) {
 		fields := strings.Fields(string(line))

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -208,14 +209,40 @@ func (w *world) replaceEndpoint(ctx context.Context, s *virtual, i int) (asked, 
 	return asked, answered, nil
 }
 
-// vips are up to n Services' addresses, spread evenly, the first and the last among them.
-func (w *world) vips(n int) []netip.AddrPort {
-	n = min(n, len(w.services))
-	out := make([]netip.AddrPort, n)
+// spread are up to n Services at even distances, the first and the last among them.
+func (w *world) spread(n int) []virtual {
+	out := make([]virtual, min(n, len(w.services)))
 	for i := range out {
-		out[i] = w.services[i*(len(w.services)-1)/max(n-1, 1)].vip
+		out[i] = w.services[i*(len(w.services)-1)/max(len(out)-1, 1)]
 	}
 	return out
+}
+
+// vips are the addresses of spread Services.
+func (w *world) vips(n int) (out []netip.AddrPort) {
+	for _, s := range w.spread(n) {
+		out = append(out, s.vip)
+	}
+	return out
+}
+
+// endpointsOf are endpoints of the Services that vips gives.
+func (w *world) endpointsOf(n int) (out []netip.AddrPort) {
+	for _, s := range w.spread(n) {
+		out = append(out, netip.AddrPortFrom(netip.MustParseAddr(s.slice.Endpoints[0].Addresses[0]), targetPort))
+	}
+	return out
+}
+
+// fabricPort is the name of a node's port of the fabric.
+func fabricPort(number int) string { return "node" + strconv.Itoa(number) }
+
+// join puts a node on the fabric.
+func (w *world) join(node *host, number int) error {
+	if err := cable(node, "fabric0", w.fabric, fabricPort(number)); err != nil {
+		return err
+	}
+	return errors.Join(w.fabric.enslave(fabricPort(number), "fabric"), node.addr("fabric0", nodeAddr(number)+"/24"))
 }
 
 // addNode makes a node that is ready.
