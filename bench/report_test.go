@@ -80,6 +80,31 @@ func TestWriteDocs(t *testing.T) {
 	}
 }
 
+// The page in docs is what its template and the numbers beside it make.
+func TestPageIsOfItsNumbers(t *testing.T) {
+	const dir = "../docs"
+	text, err := os.ReadFile(filepath.Join(dir, "benchmarks", "results.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r results
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	page, err := r.page()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if readDocs(t, dir) != string(page) {
+		t.Error("docs/benchmarks.md is not what the template makes of docs/benchmarks/results.json")
+	}
+	for name, svg := range plots(r.Figures) {
+		if old, err := os.ReadFile(filepath.Join(dir, "benchmarks", name+".svg")); err != nil || string(old) != svg {
+			t.Errorf("docs/benchmarks/%s.svg is not the plot of its numbers (%v)", name, err)
+		}
+	}
+}
+
 func readDocs(t *testing.T, dir string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "benchmarks.md"))
