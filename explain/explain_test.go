@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -189,6 +190,50 @@ func TestWalkFindings(t *testing.T) {
 				t.Errorf("want %q in\n%s", tt.want, text)
 			}
 		})
+	}
+}
+
+// TestExposed: a Service's other addresses are known for what they are, asked for in the kernel as it holds them, and what gets no answer is found.
+func TestExposed(t *testing.T) {
+	b := model.NewBuilder(model.Config{Self: "n1", ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
+	b.SetNode(model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "client"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}})
+	b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "orders"}, ClusterIPs: []netip.Addr{orders}, Affinity: 3 * time.Hour,
+		Ports: []model.Port{{Protocol: model.TCP, Port: 80, NodePort: 30080}}, Exposure: &model.Exposure{
+			Balancers:    []netip.Addr{netip.MustParseAddr("203.0.113.5")},
+			SourceRanges: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}})
+	b.SetSlice(model.Slice{Name: model.Name{Namespace: "shop", Name: "orders-1"}, Service: "orders", Ports: []model.Port{{Protocol: model.TCP, Port: 8080}},
+		Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.244.1.5"), Node: "n2", Ready: true}}})
+	snap := b.Build()
+	e := bed(t)
+	e.Snapshot = func() *model.Snapshot { return snap }
+	entry := e.Entry
+	var asked model.Frontend
+	e.Entry = func(f model.Frontend) (Entry, bool, error) { asked = f; return entry(f) }
+	for _, tt := range []struct {
+		target, asked, kind string
+		findings            int
+		want                []string
+	}{
+		{"10.96.1.1:80", "10.96.1.1:80/TCP", "ClusterIP", 0, []string{
+			"the client keeps its endpoint until it has made no connection for 3h0m0s", "entry 10.96.1.1 . tcp . 80 leads to chain pick4-1 with 1 endpoints"}},
+		{"172.30.0.11:30080", "nodeport4:30080/TCP", "node port", 0, []string{"entry tcp . 30080 leads to chain pick4-1 with 1 endpoints"}},
+		{"203.0.113.5:80", "203.0.113.5:80/TCP", "load balancer", 1, []string{"finding: connections to 203.0.113.5:80 get no answer: "}},
+		{"10.96.9.9:80", "", "", 1, []string{" 10.96.9.9:80: ", "finding: connections to 10.96.9.9:80 are refused: "}},
+	} {
+		asked = model.Frontend{}
+		w, text := walk(t, e, tt.target)
+		if got := asked.String(); tt.asked != "" && got != tt.asked || tt.asked == "" && asked != (model.Frontend{}) {
+			t.Errorf("%s: asked the kernel for %s", tt.target, got)
+		}
+		if len(w.Ways) != 1 || w.Ways[0].Kind != tt.kind || len(w.Findings) != tt.findings {
+			t.Errorf("%s: %+v, findings %q", tt.target, w.Ways, w.Findings)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: want %q in\n%s", tt.target, want, text)
+			}
+		}
 	}
 }
 
