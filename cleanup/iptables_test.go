@@ -68,6 +68,7 @@ COMMIT
 :OUTPUT ACCEPT [0:0]
 :KUBE-SERVICES - [0:0]
 :KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
 :KUBE-SVC-A - [0:0]
 :KUBE-HP-A - [0:0]
 -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
@@ -76,6 +77,7 @@ COMMIT
 -A OUTPUT -m comment --comment "my own" -j KUBE-SVC-A
 -A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A
 -A KUBE-HP-A -s 10.0.0.1/32 -g KUBE-MARK-MASQ
+-A KUBE-HP-A -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
 COMMIT
 `
 	tables := parse(saved)
@@ -85,6 +87,7 @@ COMMIT
 	p := tables[1].plan()
 	const want = `*nat
 :KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
 :KUBE-SERVICES - [0:0]
 :KUBE-SVC-A - [0:0]
 -D PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
@@ -95,7 +98,7 @@ COMMIT
 	if got := p.input(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	if got := fmt.Sprint(p.used); got != `map[KUBE-MARK-MASQ:-A KUBE-HP-A -s 10.0.0.1/32 -g KUBE-MARK-MASQ KUBE-SVC-A:-A OUTPUT -m comment --comment "my own" -j KUBE-SVC-A]` {
+	if got := fmt.Sprint(p.used); got != `map[KUBE-MARK-MASQ:-A KUBE-HP-A -s 10.0.0.1/32 -g KUBE-MARK-MASQ KUBE-POSTROUTING:-A KUBE-HP-A -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING KUBE-SVC-A:-A OUTPUT -m comment --comment "my own" -j KUBE-SVC-A]` {
 		t.Errorf("used by others: %s", got)
 	}
 }
