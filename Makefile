@@ -66,7 +66,7 @@ deps: ## install the programs that the demo and the tests call, where missing (n
 	@hack/deps.sh
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin bench/bin
 
 # make test must not pass by skipping.
 test: export FAIRLEAD_NO_SKIP = 1
