@@ -28,6 +28,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// testHost is a host for the time of the test.
+func testHost(t *testing.T) *host {
+	t.Helper()
+	testnet.MustRoot(t)
+	h, err := newHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(h.close)
+	return h
+}
+
 // testRig is a node without rules, with a client, and a server on every endpoint address.
 func testRig(t *testing.T) *rig {
 	t.Helper()
@@ -110,12 +122,7 @@ func TestAwaitForwarding(t *testing.T) {
 
 // A server that is told to end refuses at once, while it lives on; the client that goes on sees it and counts it.
 func TestStorm(t *testing.T) {
-	testnet.MustRoot(t)
-	h, err := newHost()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.close()
+	h := testHost(t)
 	const on = "127.0.0.1:80"
 	dir := t.TempDir()
 	server, err := start(h, anyCPU, dir, "answer", os.Args[0], "answer", "-on", on, "-linger", "1h")

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/fairlead/fairlead/testnet"
 )
 
 // message is a netlink message of the kernel's about nftables.
@@ -68,12 +66,7 @@ func FuzzNewWords(f *testing.F) {
 
 // The kernel's word is heard for an element of a named map and for one inside of a rule: the two ways in which contenders write an endpoint.
 func TestMonitor(t *testing.T) {
-	testnet.MustRoot(t)
-	h, err := newHost()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.close()
+	h := testHost(t)
 	nft := func(command string) {
 		t.Helper()
 		if _, err := output(t.Context(), h, anyCPU, "nft", command); err != nil {
@@ -115,12 +108,7 @@ func TestMonitor(t *testing.T) {
 }
 
 func TestCountObjects(t *testing.T) {
-	testnet.MustRoot(t)
-	h, err := newHost()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.close()
+	h := testHost(t)
 	for _, row := range []struct {
 		add  string
 		want objects
