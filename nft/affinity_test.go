@@ -25,13 +25,8 @@ type client struct {
 // affinityRoad is a road with four servers and a crowd of clients in both families, over TCP and UDP.
 func affinityRoad(t *testing.T) (r *road, clients []client) {
 	r = newRoad(t)
-	for i := 3; i <= 4; i++ {
-		for _, a := range podAddrs(2, i) {
-			r.beyond.Addr("eth0", netip.PrefixFrom(a, map[bool]int{true: 24, false: 64}[a.Is4()]).String())
-			r.beyond.EchoAs(a.String(), "tcp", netip.AddrPortFrom(a, 8080).String())
-			r.beyond.EchoAs(a.String(), "udp", netip.AddrPortFrom(a, 8081).String())
-		}
-	}
+	r.serve(3)
+	r.serve(4)
 	for i := range crowdSize {
 		for f, a := range podAddrs(1, 100+i) {
 			r.pod.Addr("eth0", netip.PrefixFrom(a, map[bool]int{true: 24, false: 64}[a.Is4()]).String())

@@ -48,18 +48,22 @@ func newRoad(t *testing.T) *road {
 	r.node.Addr("eth0", "10.244.2.254/24", "fd00:244:0:2::fe/64")
 	r.node.Route("0.0.0.0/0", "10.244.2.1", "eth0")
 	r.node.Route("::/0", "fd00:244:0:2::1", "eth0")
-	for i := 1; i <= 2; i++ {
-		for _, a := range podAddrs(2, i) {
-			bits := map[bool]int{true: 24, false: 64}[a.Is4()]
-			r.beyond.Addr("eth0", netip.PrefixFrom(a, bits).String())
-			r.beyond.EchoAs(a.String(), "tcp", netip.AddrPortFrom(a, 8080).String())
-			r.beyond.EchoAs(a.String(), "udp", netip.AddrPortFrom(a, 8081).String())
-		}
-	}
+	r.serve(1)
+	r.serve(2)
 	r.beyond.Route("10.244.1.0/24", "10.244.2.254", "eth0")
 	r.beyond.Route("fd00:244:0:1::/64", "fd00:244:0:2::fe", "eth0")
 	r.target = newTarget(t, r.node.NS)
 	return r
+}
+
+// serve makes a server, by number, at podAddrs(2, i).
+func (r *road) serve(i int) {
+	for _, a := range podAddrs(2, i) {
+		bits := map[bool]int{true: 24, false: 64}[a.Is4()]
+		r.beyond.Addr("eth0", netip.PrefixFrom(a, bits).String())
+		r.beyond.EchoAs(a.String(), "tcp", netip.AddrPortFrom(a, 8080).String())
+		r.beyond.EchoAs(a.String(), "udp", netip.AddrPortFrom(a, 8081).String())
+	}
 }
 
 // endpoints leads Service 1 to some of the servers, by number.
