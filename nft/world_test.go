@@ -182,9 +182,10 @@ func (w *world) change() {
 		for j := range eps {
 			eps[j] = podAddrs(1+w.r.IntN(2), 1+w.r.IntN(30))
 		}
-		setEndpointsAs(w.Builder, spec, 8000+uint16(w.r.IntN(2)), w.mood, eps...)
+		hinted := w.r.IntN(3) == 0 // every one, as hints have to be to be followed
+		setEndpointsAs(w.Builder, spec, 8000+uint16(w.r.IntN(2)), func(e *model.Endpoint) { w.mood(e, hinted) }, eps...)
 	case kind == 16:
-		w.SetNode(node(2 + w.r.IntN(3)))
+		w.SetNode(node(1 + w.r.IntN(4)))
 	case kind == 17:
 		w.DeleteNode(fmt.Sprintf("n%d", 1+w.r.IntN(4)))
 	case kind == 18:
@@ -220,13 +221,13 @@ func (w *world) expose(s *model.ServiceSpec) {
 }
 
 // mood gives an endpoint some of the states and places it may have.
-func (w *world) mood(e *model.Endpoint) {
+func (w *world) mood(e *model.Endpoint, hinted bool) {
 	r := w.r
 	e.Node = fmt.Sprintf("n%d", 1+r.IntN(3))
 	if r.IntN(3) == 0 {
 		e.Pod = model.Name{Namespace: "default", Name: fmt.Sprint("p", r.IntN(4))}
 	}
-	if r.IntN(4) == 0 {
+	if hinted || r.IntN(8) == 0 {
 		e.Hints = &model.Hints{Nodes: []string{fmt.Sprintf("n%d", 1+r.IntN(2))}, Zones: []string{"z"}}
 	}
 	switch r.IntN(6) {
