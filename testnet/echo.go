@@ -28,7 +28,8 @@ func (h *Host) Echo(network, address string) netip.AddrPort {
 	return h.EchoAs(h.Name, network, address)
 }
 
-// EchoAs is [Host.Echo] under another name, for several servers on one host.
+// EchoAs is [Host.Echo] under another name, for several servers on one host. With
+// an empty name, a TCP server answers by the address and port that was asked.
 func (h *Host) EchoAs(name, network, address string) netip.AddrPort {
 	h.t.Helper()
 	switch network {
@@ -85,6 +86,9 @@ func serveTCP(h *Host, listener net.Listener, name string) {
 
 func answerLines(conn net.Conn, name string) {
 	defer conn.Close()
+	if name == "" {
+		name = conn.LocalAddr().String()
+	}
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() {
 		if _, err := fmt.Fprintf(conn, "%s %s\n", name, conn.RemoteAddr()); err != nil {

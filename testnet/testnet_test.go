@@ -42,6 +42,12 @@ func TestTwoHosts(t *testing.T) {
 			}
 		}
 	}
+	b.EchoAs("", "tcp", "[::]:82")
+	for _, asked := range []string{"10.0.0.2:82", "[fd00::2]:82"} {
+		if got, err := a.Ask("tcp", "", netip.MustParseAddrPort(asked)); err != nil || got.Name != asked {
+			t.Errorf("the server at all addresses, asked at %s: %+v %v", asked, got, err)
+		}
+	}
 	if _, err := a.Ask("tcp", "", netip.MustParseAddrPort("10.0.0.2:81")); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("no server: %v", err)
 	}

@@ -130,7 +130,7 @@ func spoilt(s *corev1.Service, spoil func(*corev1.Service)) *corev1.Service {
 // works, and other Services are made and changed as always.
 func TestBadObjects(t *testing.T) {
 	l := newLone(t)
-	l.answerAll(1)
+	l.answerAll()
 	http := corev1.ServicePort{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}
 	good := l.service("good", corev1.ServiceSpec{Ports: []corev1.ServicePort{http}})
 	l.endpoints(good, farPort, farPod(0))
@@ -145,7 +145,7 @@ func TestBadObjects(t *testing.T) {
 	for _, row := range []struct {
 		what    string
 		objects []object
-		named   []string // what the agent's status says, beside nothing else
+		named   []string // what the agent's status says; none: it has nothing to say
 		works   string   // an address and port that is answered all the same
 	}{
 		{"empty slices", []object{badService("bad", "10.96.200.1", http), badSlice("bad-1", "bad", discoveryv1.AddressTypeIPv4, nil),

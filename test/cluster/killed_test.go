@@ -197,7 +197,7 @@ func TestKilledAt200Moments(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	l := newLone(t)
-	l.answerAll(1)
+	l.answerAll()
 	// Two Services with a TCP and a UDP port. One stays as it is; the other one's endpoints are others all the time, all of which answer.
 	tcpAndUDP := corev1.ServiceSpec{IPFamilyPolicy: dualStack(), Ports: []corev1.ServicePort{
 		{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}, {Name: "sip", Port: 5060, Protocol: corev1.ProtocolUDP}}}

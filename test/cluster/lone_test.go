@@ -4,11 +4,9 @@
 package cluster
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -54,7 +52,6 @@ type lone struct {
 	agent                          *process
 	agentArgs                      []string
 	apiserver                      *process
-	served                         sync.WaitGroup
 }
 
 // Addresses of a lone node. Every address of farPods and farPods6 is a pod's.
@@ -405,54 +402,10 @@ func bulk(n int, do func(i int) error) error {
 	return <-errs
 }
 
-// answerAll answers TCP connections to every address of the far pods, at some ports from farPort on, with the address that was asked. Connections stay open.
-func (l *lone) answerAll(ports int) {
+// answerAll answers TCP connections to every address of the far pods, with the address that was asked. Connections stay open.
+func (l *lone) answerAll() {
 	l.t.Helper()
-	for i := range ports {
-		listener, err := l.far.NS.Listen("tcp", fmt.Sprintf("[::]:%d", farPort+i))
-		l.ok(err)
-		l.serve(listener)
-	}
-}
-
-// serve answers lines as [testnet.Host.Echo] does, by the name of the address that was asked.
-func (l *lone) serve(listener net.Listener) {
-	var mu sync.Mutex
-	open := map[net.Conn]bool{}
-	l.t.Cleanup(func() {
-		listener.Close()
-		mu.Lock()
-		for c := range open {
-			c.Close()
-		}
-		mu.Unlock()
-		l.served.Wait()
-	})
-	l.served.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			open[conn] = true
-			mu.Unlock()
-			l.served.Go(func() {
-				defer func() {
-					conn.Close()
-					mu.Lock()
-					delete(open, conn)
-					mu.Unlock()
-				}()
-				lines := bufio.NewScanner(conn)
-				for lines.Scan() {
-					if _, err := io.WriteString(conn, conn.LocalAddr().String()+" "+conn.RemoteAddr().String()+"\n"); err != nil {
-						return
-					}
-				}
-			})
-		}
-	})
+	l.far.EchoAs("", "tcp", fmt.Sprintf("[::]:%d", farPort))
 }
 
 // at is a Service's address of a family and its first port.
