@@ -226,24 +226,17 @@ func (s *service) exposure() *model.Exposure {
 	return s.spec.Exposure
 }
 
-func prefixes(to *[]netip.Prefix, words []string) error {
-	for _, w := range words {
-		p, err := netip.ParsePrefix(w)
-		if err != nil {
-			return err
-		}
-		*to = append(*to, p)
-	}
-	return nil
-}
+func prefixes(to *[]netip.Prefix, words []string) error { return list(to, words, netip.ParsePrefix) }
 
-func addrs(to *[]netip.Addr, words []string) error {
+func addrs(to *[]netip.Addr, words []string) error { return list(to, words, netip.ParseAddr) }
+
+func list[T any](to *[]T, words []string, parse func(string) (T, error)) error {
 	for _, w := range words {
-		a, err := netip.ParseAddr(w)
+		v, err := parse(w)
 		if err != nil {
 			return err
 		}
-		*to = append(*to, a)
+		*to = append(*to, v)
 	}
 	return nil
 }
