@@ -19,7 +19,7 @@ import (
 // at the Services' health check node ports, and people by Events about Services that cannot be programmed.
 func (n *Node) balance(ctx context.Context) error {
 	defer n.ports.Close()
-	b := &balancing{checks: make(map[model.Name]health.Check), local: make(map[model.Name]noLocal), warned: make(map[model.Name]string)}
+	b := newBalancing()
 	for {
 		if err := n.state.Wait(ctx, func(s *model.Snapshot) bool { return s != b.last }); err != nil {
 			return nil
@@ -42,6 +42,10 @@ type balancing struct {
 	local  map[model.Name]noLocal
 	total  noLocal
 	warned map[model.Name]string
+}
+
+func newBalancing() *balancing {
+	return &balancing{checks: make(map[model.Name]health.Check), local: make(map[model.Name]noLocal), warned: make(map[model.Name]string)}
 }
 
 // noLocal counts, by family, the ports whose policy is Local and that have endpoints, but none here.
