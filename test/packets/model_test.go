@@ -73,6 +73,7 @@ func about(w World, r Row) (kind, origin string) {
 	}
 	front := model.Frontend{Addr: r.Dst.Addr(), Protocol: r.Protocol, Port: r.Dst.Port()}
 	_, virtual := w.Snapshot.VIPs.Get(front.Addr)
+	virtual = virtual || w.Snapshot.InServiceCIDRs(front.Addr)
 	if way, ok := w.Snapshot.Way(front); ok {
 		kind = way.Kind.String()
 	} else if front.Addr = model.Unspecified(front.Addr); !virtual && own(r.Dst.Addr()) && w.Snapshot.ServesNodePorts(r.Dst.Addr()) {
