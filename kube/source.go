@@ -208,7 +208,7 @@ func (s *Source) Waiting() []string {
 	return names
 }
 
-// watched is one resource: the store that a reflector writes to. It keeps names only, to know what a new list no longer has.
+// watched is one resource: the store that a reflector writes to. It keeps nothing itself; what a new list no longer has, the builder knows.
 type watched struct {
 	source    *Source
 	resource  string

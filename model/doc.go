@@ -9,8 +9,8 @@
 // exists. A pointer found in two snapshots points to the same, unchanged value.
 //
 // The way in is Build; the way out is [Snapshot.Lookup], which says what must happen to the first packet
-// of a connection. Lookup is the specification: the nftables rules, the socket programs, the cluster DNS
-// and explain are judged by it.
+// of a connection. Lookup is the specification: the nftables rules, the cluster DNS and explain are
+// judged by it.
 //
 // The package does no input or output, takes no locks and imports only the standard library. Both address
 // families go through the same code: an address is a [net/netip.Addr], always unmapped.

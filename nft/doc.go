@@ -39,9 +39,11 @@
 // # Cost
 //
 // For the first packet of a connection to a Service: three look-ups, two more at a junction, and with affinity three more. For the first packet
-// of any other connection: three, and for one to this node's own addresses six. None for all that follow; in raw, one comparison of the port. For a
-// change: what changed. The values of services4 are numbers and not verdicts, because the kernel checks all verdicts of a table in each transaction
-// that adds one (measured on 6.18: 14 µs for one change among 10 elements, 5 ms among 20,000; with numbers it is the same at every size).
+// of any other connection: three, and for one to this node's own addresses six. Behind the choice of a route, for the source, two to five for
+// either. None for all that follow; in raw, one comparison of the port.
+//
+// For a change: what changed. The values of services4 are numbers and not verdicts, because the kernel checks all verdicts of a table in each
+// transaction that adds one (measured on 6.18: 14 µs for one change among 10 elements, 5 ms among 20,000; with numbers it is the same at every size).
 // A group that loses an endpoint moves its last one into the hole, so no change touches more than a few elements.
 //
 // # Caveats
