@@ -150,6 +150,27 @@ func tracked(t *testing.T, h *testnet.Host) (n int) {
 	return n
 }
 
+// A change of so many Services that one transaction is planned while the kernel does another is no different.
+func TestUDPFlowsFollowAChangeOfThousands(t *testing.T) {
+	r := newRoad(t)
+	r.endpoints(t, 1)
+	conn, err := r.pod.Dial(context.Background(), "udp", "", netip.AddrPortFrom(vipAddrs(1)[0], 5060))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got, err := testnet.AskOn(conn); err != nil || got.Name != podAddrs(2, 1)[0].String() {
+		t.Fatalf("before: %v %v", got, err)
+	}
+	for i := range maxElements { // more than one transaction
+		r.b.SetService(clusterIP(100+i, http))
+	}
+	r.endpoints(t, 2)
+	if got, err := testnet.AskOn(conn); err != nil || got.Name != podAddrs(2, 2)[0].String() {
+		t.Errorf("after: %v %v", got, err)
+	}
+}
+
 // Only flows to what changed are looked at, and of these only the stale ones removed, whether the kernel filters or this package.
 func TestOnlyStaleFlowsAreRemoved(t *testing.T) {
 	r := newRoad(t)

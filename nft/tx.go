@@ -212,7 +212,6 @@ func (g *group) sit(before *group) {
 	for i, d := range g.dests {
 		if s, ok := old[d]; ok {
 			g.seats[i] = s
-			delete(old, d)
 			continue
 		}
 		for free := false; !free; {

@@ -64,7 +64,8 @@ func (us units) sorted() []*unit {
 	return slices.SortedFunc(maps.Values(us), func(a, b *unit) int { return a.service.Compare(b.service) })
 }
 
-// changes are the Services that two snapshots differ in. A frontend or address that goes from one Service to another concerns both.
+// changes are the Services that two snapshots differ in. A frontend that goes from one Service to another concerns both, of which one may be the
+// same as it was. Whether an address is a virtual one concerns those that have it, and so only Services that differ.
 func changes(from, to *model.Snapshot) units {
 	us := make(units)
 	if from.Services != to.Services {
@@ -73,19 +74,10 @@ func changes(from, to *model.Snapshot) units {
 			us.service(to, c.New)
 		}
 	}
-	if from.VIPs != to.VIPs {
-		for _, c := range model.Diff(from.VIPs, to.VIPs) {
-			us.disputed(from, to, c)
-		}
-	}
-	if from.Foreign != to.Foreign {
-		for _, c := range model.Diff(from.Foreign, to.Foreign) {
-			us.disputed(from, to, c)
-		}
-	}
 	if from.Frontends != to.Frontends {
 		for _, c := range model.Diff(from.Frontends, to.Frontends) {
-			us.disputed(from, to, c)
+			us.unchanged(from, c.Old)
+			us.unchanged(to, c.New)
 		}
 	}
 	if everyScope(from) == everyScope(to) {
@@ -93,25 +85,17 @@ func changes(from, to *model.Snapshot) units {
 	}
 	// This node has another zone: hints mean something else.
 	for _, svc := range to.Services.All() {
-		if us[svc.Name] == nil && hasHints(svc) {
-			us.service(to, svc)
+		if hasHints(svc) {
+			us.unchanged(to, svc.Name)
 		}
 	}
 	return us
 }
 
-// disputed adds the Services between which something passed, which may be the same as they were.
-func (us units) disputed(from, to *model.Snapshot, c model.Change[model.Name]) {
-	if c.Old == c.New {
-		return
-	}
-	for _, side := range []struct {
-		snap *model.Snapshot
-		name model.Name
-	}{{from, c.Old}, {to, c.New}} {
-		if svc, ok := side.snap.Services.Get(side.name); ok && us[side.name] == nil {
-			us.service(side.snap, svc)
-		}
+// unchanged adds a Service that is not there yet.
+func (us units) unchanged(snap *model.Snapshot, n model.Name) {
+	if svc, ok := snap.Services.Get(n); ok && us[n] == nil {
+		us.service(snap, svc)
 	}
 }
 
