@@ -157,21 +157,30 @@ func (s *serviceStore) settle(a *allocation, success bool) {
 	}
 }
 
-// begin notes an allocation. An earlier attempt's was for nothing.
-func (s *serviceStore) begin(ctx context.Context, a allocation) genericregistry.FinishFunc {
+// begin is where a verb's allocation is to be noted, nil when no verb of ours
+// is running. What an earlier attempt has allocated was for nothing. It is
+// given back before this one allocates, which may want the same.
+func (s *serviceStore) begin(ctx context.Context) *allocation {
 	pending, ok := ctx.Value(allocationKey{}).(*allocation)
-	if !ok {
-		// No verb of ours: then the library's word must do.
+	if ok {
+		s.settle(pending, false)
+	}
+	return pending
+}
+
+// note keeps an allocation until the verb is over.
+func (s *serviceStore) note(pending *allocation, a allocation) genericregistry.FinishFunc {
+	if pending == nil {
+		// Then the library's word must do.
 		return func(_ context.Context, success bool) { s.settle(&a, success) }
 	}
-	s.settle(pending, false)
 	*pending = a
 	return func(context.Context, bool) {}
 }
 
 // beginCreate allocates the addresses and node ports of a new Service.
 func (s *serviceStore) beginCreate(ctx context.Context, obj runtime.Object, options *metav1.CreateOptions) (genericregistry.FinishFunc, error) {
-	svc, dry := obj.(*corev1.Service), dryrun.IsDryRun(options.DryRun)
+	svc, dry, pending := obj.(*corev1.Service), dryrun.IsDryRun(options.DryRun), s.begin(ctx)
 	addresses, err := s.addresses.Allocate(ctx, svc, dry)
 	if err != nil {
 		return nil, err
@@ -181,12 +190,12 @@ func (s *serviceStore) beginCreate(ctx context.Context, obj runtime.Object, opti
 		s.settle(&allocation{release: addresses}, false)
 		return nil, err
 	}
-	return s.begin(ctx, allocation{release: both(ports, addresses)}), nil
+	return s.note(pending, allocation{release: both(ports, addresses)}), nil
 }
 
 // beginUpdate allocates what a changed Service needs in addition.
 func (s *serviceStore) beginUpdate(ctx context.Context, obj, old runtime.Object, options *metav1.UpdateOptions) (genericregistry.FinishFunc, error) {
-	svc, before, dry := obj.(*corev1.Service), old.(*corev1.Service), dryrun.IsDryRun(options.DryRun)
+	svc, before, dry, pending := obj.(*corev1.Service), old.(*corev1.Service), dryrun.IsDryRun(options.DryRun), s.begin(ctx)
 	var addresses, ports allocation
 	var err error
 	if addresses.commit, addresses.release, err = s.addresses.Reconcile(ctx, before, svc, dry); err != nil {
@@ -196,7 +205,7 @@ func (s *serviceStore) beginUpdate(ctx context.Context, obj, old runtime.Object,
 		s.settle(&addresses, false)
 		return nil, err
 	}
-	return s.begin(ctx, allocation{both(ports.commit, addresses.commit), both(ports.release, addresses.release)}), nil
+	return s.note(pending, allocation{both(ports.commit, addresses.commit), both(ports.release, addresses.release)}), nil
 }
 
 // both runs two functions whatever the first one says.

@@ -4,6 +4,7 @@
 package apiserver
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -23,9 +24,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
 	applycore "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
 
 	"github.com/fairlead/fairlead/apiserver/nodeport"
 )
@@ -558,4 +562,54 @@ func TestServiceDryRunPorts(t *testing.T) {
 	must(t, err)
 	must(t, services.Delete(t.Context(), "wet", metav1.DeleteOptions{DryRun: dry}))
 	checkPorts(t, i)
+}
+
+// TestServiceRetried: a change that meets another one is tried again, and what
+// its first try had locked does not stand in its way.
+func TestServiceRetried(t *testing.T) {
+	i, ns := sharedServer(t)
+	client := i.admin(t).CoreV1().Services(ns)
+	for _, row := range []struct {
+		name   string
+		before corev1.ServiceType
+		edit   func(*corev1.ServiceSpec)
+		want   string // as show prints it
+	}{
+		{"node-port", corev1.ServiceTypeClusterIP, func(s *corev1.ServiceSpec) {
+			s.Type, s.Ports[0].NodePort, s.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, 30070, corev1.ServiceExternalTrafficPolicyCluster
+		}, "NodePort ip=? ports=?? health=- external=Cluster internal=Cluster"},
+		{"health-check", corev1.ServiceTypeLoadBalancer, func(s *corev1.ServiceSpec) {
+			s.ExternalTrafficPolicy, s.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, 30071
+		}, "LoadBalancer ip=? ports=?? health=? external=Local internal=Cluster allocate=true"},
+		{"address", corev1.ServiceTypeExternalName, func(s *corev1.ServiceSpec) {
+			s.Type, s.ClusterIP, s.InternalTrafficPolicy = corev1.ServiceTypeClusterIP, "10.96.0.79", ptr.To(corev1.ServiceInternalTrafficPolicyCluster)
+		}, "ClusterIP ip=? ports=-- health=- internal=Cluster"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := asked(row.name, row.before)
+			s.Spec.ExternalName = "a.example"
+			_, err := client.Create(t.Context(), s, metav1.CreateOptions{})
+			must(t, err)
+			tries := 0
+			change := func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
+				if tries++; tries == 1 {
+					_, err := client.Patch(t.Context(), row.name, types.MergePatchType, []byte(`{"metadata":{"labels":{"x":"y"}}}`), metav1.PatchOptions{})
+					must(t, err)
+				}
+				s := old.DeepCopyObject().(*corev1.Service)
+				row.edit(&s.Spec)
+				return s, nil
+			}
+			ctx := request.WithNamespace(t.Context(), ns)
+			obj, _, err := i.server.services.Update(ctx, row.name, rest.DefaultUpdatedObjectInfo(nil, change),
+				rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{})
+			must(t, err)
+			got := obj.(*corev1.Service)
+			if show(got) != row.want || got.Labels["x"] != "y" || tries != 2 {
+				t.Errorf("%d tries, labels %v: got  %s\nwant %s", tries, got.Labels, show(got), row.want)
+			}
+			checkPorts(t, i)
+			checkLocks(t, i.admin(t), ns)
+		})
+	}
 }
