@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -511,9 +512,27 @@ func TestNodePortRace(t *testing.T) {
 	}
 }
 
-// TestNodePortRepair: what a crash between two writes leaves is mended.
+// TestNodePortRepair: what a crash between two writes leaves is mended. The
+// server's own first pass is over by then; it says what it cannot mend.
 func TestNodePortRepair(t *testing.T) {
-	i := started(t, t.TempDir())
+	dir := t.TempDir()
+	i, err := start(dir)
+	must(t, err)
+	outside := asked("outside", corev1.ServiceTypeNodePort)
+	outside.Spec.Ports[0].NodePort, outside.Spec.Ports[1].NodePort = 32000, 30000
+	_, err = i.admin(t).CoreV1().Services("default").Create(t.Context(), outside, metav1.CreateOptions{})
+	must(t, err)
+	must(t, i.stop())
+	passed := &heard{text: `"service node port was wrong" finding="out of range 32000 default/outside" mended=false`, yes: make(chan struct{})}
+	i, err = startWith(dir, func(c *Config) {
+		c.NodePorts, c.Logger = utilnet.PortRange{Base: 30000, Size: 1000}, slog.New(slog.NewTextHandler(passed, nil))
+	})
+	i.ends(t, err)
+	select {
+	case <-passed.yes:
+	case <-time.After(patience):
+		t.Fatalf("nobody said %s", passed.text)
+	}
 	services := i.admin(t).CoreV1().Services("default")
 	made, err := services.Create(t.Context(), asked("s", corev1.ServiceTypeNodePort), metav1.CreateOptions{})
 	must(t, err)
@@ -537,13 +556,27 @@ func TestNodePortRepair(t *testing.T) {
 	for _, f := range findings {
 		found = append(found, f.String())
 	}
-	want := []string{fmt.Sprintf("missing %d default/s", lost), fmt.Sprint("orphaned ", portsOf(never)[0]), fmt.Sprint("orphaned ", portsOf(never)[1])}
+	want := []string{"out of range 32000 default/outside", fmt.Sprintf("missing %d default/s", lost), fmt.Sprint("orphaned ", portsOf(never)[0]), fmt.Sprint("orphaned ", portsOf(never)[1])}
 	slices.Sort(found)
 	slices.Sort(want)
 	if !slices.Equal(found, want) {
 		t.Errorf("found %q, want %q", found, want)
 	}
 	checkPorts(t, i)
+}
+
+// heard waits for a text in what is written.
+type heard struct {
+	text string
+	yes  chan struct{}
+	once sync.Once
+}
+
+func (h *heard) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), h.text) {
+		h.once.Do(func() { close(h.yes) })
+	}
+	return len(p), nil
 }
 
 // TestServiceDryRunPorts: dry runs lock nothing and store nothing.
