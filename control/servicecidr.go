@@ -63,7 +63,7 @@ func (c *serviceCIDRs) reconcile(ctx context.Context, name string) (time.Duratio
 	if !slices.Contains(cidr.Finalizers, cidrFinalizer) {
 		cidr.Finalizers = append(cidr.Finalizers, cidrFinalizer)
 		if cidr, err = c.h.client.NetworkingV1().ServiceCIDRs().Update(ctx, cidr, metav1.UpdateOptions{}); err != nil {
-			return 0, fmt.Errorf("protect servicecidr: %w", ignoreGone(err))
+			return 0, ignoreGone(fmt.Errorf("protect servicecidr: %w", err))
 		}
 	}
 	return 0, c.say(ctx, cidr, metav1.ConditionTrue, "ReadyForAllocation", "Kubernetes Service CIDR is ready")

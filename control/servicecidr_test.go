@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -30,8 +31,9 @@ func TestServiceCIDRs(t *testing.T) {
 	for i := range 12 {
 		create(t, services.Create, service(fmt.Sprint("s", i), map[string]string{"app": "x"}))
 	}
-	if _, err := services.Create(ctx, service("late", nil), metav1.CreateOptions{}); err == nil {
-		t.Fatal("the range is not full")
+	const full = "range is full"
+	if _, err := services.Create(ctx, service("late", nil), metav1.CreateOptions{}); !strings.Contains(text(err), full) {
+		t.Fatalf("the range is not full: %v", err)
 	}
 	more := create(t, cidrs.Create, &networkingv1.ServiceCIDR{
 		ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.97.0.0/24"}},
@@ -60,8 +62,8 @@ func TestServiceCIDRs(t *testing.T) {
 	if err := cidrs.Delete(ctx, "more", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := services.Create(ctx, service("later", nil), metav1.CreateOptions{}); err == nil {
-		t.Error("an address was given of a range that ends")
+	if _, err := services.Create(ctx, service("later", nil), metav1.CreateOptions{}); !strings.Contains(text(err), full) {
+		t.Errorf("an address was given of a range that ends: %v", err)
 	}
 	c.await(t, "still used", ready(metav1.ConditionFalse))
 	for _, name := range []string{"late", "chosen"} {
