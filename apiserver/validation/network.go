@@ -15,6 +15,7 @@ import (
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
 )
 
 // Limits of an EndpointSlice.
@@ -95,10 +96,11 @@ func endpointAddress(address string, family discoveryv1.AddressType, at *field.P
 	return ordinaryAddress(address, at)
 }
 
-// ordinaryAddress checks that a valid address means the same on every machine.
+// ordinaryAddress checks that an address, which may be one with leading zeros
+// that was valid once, means the same on every machine.
 func ordinaryAddress(address string, at *field.Path) field.ErrorList {
-	addr, err := netip.ParseAddr(address)
-	if err != nil {
+	addr := netutils.ParseIPSloppy(address)
+	if addr == nil {
 		return field.ErrorList{field.Invalid(at, address, "must be a valid IP address")}
 	}
 	message := ""

@@ -148,7 +148,8 @@ func TestServiceTypeUpdate(t *testing.T) {
 		{"health check port with the policy", spec(local), spec(`"externalTrafficPolicy":"Cluster","healthCheckNodePort":null`), nil},
 		{"sources that were valid once", spec(behind + `,"loadBalancerSourceRanges":["192.0.2.1/24"]`), spec(`"loadBalancerSourceRanges":["192.0.2.1/24","192.0.2.2/24"]`), []string{
 			`spec.LoadBalancerSourceRanges[1]: Invalid value: "192.0.2.2/24": must not have bits set beyond the prefix length`}},
-		{"address that was valid once", spec(`"externalIPs":["010.0.0.1"]`), spec(`"externalIPs":["010.0.0.2"]`), []string{
+		{"address that was valid once", spec(`"externalIPs":["010.0.0.1"]`), spec(`"publishNotReadyAddresses":true`), nil},
+		{"another that would have been", spec(`"externalIPs":["010.0.0.1"]`), spec(`"externalIPs":["010.0.0.2"]`), []string{
 			`spec.externalIPs[0]: Invalid value: "010.0.0.2": must not have leading 0s`}},
 	})
 }
