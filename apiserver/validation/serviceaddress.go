@@ -94,43 +94,34 @@ func familyOf(ip string) corev1.IPFamily {
 	return corev1.IPv6Protocol
 }
 
-const (
-	onceSet   = "may not change once set"
-	releasing = "must be set to 'SingleStack' when releasing the secondary %s"
-)
+const onceSet = "may not change once set"
 
-func clusterIPsUpdate(spec, old *corev1.ServiceSpec) (errs field.ErrorList) {
+func clusterIPsUpdate(spec, old *corev1.ServiceSpec) field.ErrorList {
 	if headless(spec) && headless(old) {
 		return nil
 	}
-	path := specPath.Child("clusterIPs")
-	for i, ip := range old.ClusterIPs {
-		switch {
-		case i < len(spec.ClusterIPs) && spec.ClusterIPs[i] != ip:
-			errs = append(errs, field.Invalid(path.Index(i), spec.ClusterIPs, onceSet))
-		case i >= len(spec.ClusterIPs) && i == 0:
-			errs = append(errs, field.Invalid(path.Index(0), spec.ClusterIPs, "primary clusterIP can not be unset"))
-		case i >= len(spec.ClusterIPs) && i == 1 && !singleStack(spec):
-			errs = append(errs, field.Invalid(specPath.Child("ipFamilyPolicy"), spec.IPFamilyPolicy, fmt.Sprintf(releasing, "clusterIP")))
-		}
-	}
-	return errs
+	return familyListUpdate(spec, spec.ClusterIPs, old.ClusterIPs, "clusterIP", specPath.Child("clusterIPs"))
 }
 
-func ipFamiliesUpdate(spec, old *corev1.ServiceSpec) (errs field.ErrorList) {
+func ipFamiliesUpdate(spec, old *corev1.ServiceSpec) field.ErrorList {
 	// Without an address, nothing depends on the families.
 	if headless(spec) || headless(old) {
 		return nil
 	}
-	path := specPath.Child("ipFamilies")
-	for i, family := range old.IPFamilies {
+	return familyListUpdate(spec, spec.IPFamilies, old.IPFamilies, "ipFamily", specPath.Child("ipFamilies"))
+}
+
+// familyListUpdate is of a list with an entry for each family.
+func familyListUpdate[T comparable](spec *corev1.ServiceSpec, list, old []T, entry string, path *field.Path) (errs field.ErrorList) {
+	for i, was := range old {
 		switch {
-		case i < len(spec.IPFamilies) && spec.IPFamilies[i] != family:
-			errs = append(errs, field.Invalid(path.Index(i), spec.IPFamilies, onceSet))
-		case i >= len(spec.IPFamilies) && i == 0:
-			errs = append(errs, field.Invalid(path.Index(0), spec.IPFamilies, "primary ipFamily can not be unset"))
-		case i >= len(spec.IPFamilies) && i == 1 && !singleStack(spec):
-			errs = append(errs, field.Invalid(specPath.Child("ipFamilyPolicy"), spec.IPFamilyPolicy, fmt.Sprintf(releasing, "ipFamily")))
+		case i < len(list) && list[i] != was:
+			errs = append(errs, field.Invalid(path.Index(i), list, onceSet))
+		case i >= len(list) && i == 0:
+			errs = append(errs, field.Invalid(path.Index(0), list, "primary "+entry+" can not be unset"))
+		case i >= len(list) && i == 1 && !singleStack(spec):
+			errs = append(errs, field.Invalid(specPath.Child("ipFamilyPolicy"), spec.IPFamilyPolicy,
+				"must be set to 'SingleStack' when releasing the secondary "+entry))
 		}
 	}
 	return errs
