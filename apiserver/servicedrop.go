@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/fairlead/fairlead/apiserver/validation"
 )
 
 // dropTypeDependent forgets what a Service's new type has no use for, where the
@@ -16,15 +18,15 @@ import (
 // Addresses and families are the allocator's business, and done before.
 func dropTypeDependent(svc, old *corev1.Service) {
 	spec, was := &svc.Spec, &old.Spec
-	if onNodes(was) && !onNodes(spec) && sameNodePorts(spec, was) {
+	if validation.OnNodes(was) && !validation.OnNodes(spec) && sameNodePorts(spec, was) {
 		for i := range spec.Ports {
 			spec.Ports[i].NodePort = 0
 		}
 	}
-	if healthChecked(was) && !healthChecked(spec) && spec.HealthCheckNodePort == was.HealthCheckNodePort {
+	if validation.HealthChecked(was) && !validation.HealthChecked(spec) && spec.HealthCheckNodePort == was.HealthCheckNodePort {
 		spec.HealthCheckNodePort = 0
 	}
-	if balanced(was) && !balanced(spec) {
+	if validation.Balanced(was) && !validation.Balanced(spec) {
 		if ptr.Equal(spec.AllocateLoadBalancerNodePorts, was.AllocateLoadBalancerNodePorts) {
 			spec.AllocateLoadBalancerNodePorts = nil
 		}
@@ -32,11 +34,11 @@ func dropTypeDependent(svc, old *corev1.Service) {
 			spec.LoadBalancerClass = nil
 		}
 	}
-	if exposed(was) && !exposed(spec) && spec.ExternalTrafficPolicy == was.ExternalTrafficPolicy {
+	if validation.Exposed(was) && !validation.Exposed(spec) && spec.ExternalTrafficPolicy == was.ExternalTrafficPolicy {
 		spec.ExternalTrafficPolicy = ""
 	}
 	// Taking a load balancer down takes time, but the Service is none now.
-	if !balanced(spec) {
+	if !validation.Balanced(spec) {
 		svc.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 	}
 	dropPolicy(svc)
@@ -48,20 +50,6 @@ func dropPolicy(svc *corev1.Service) {
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		svc.Spec.InternalTrafficPolicy = nil
 	}
-}
-
-func balanced(spec *corev1.ServiceSpec) bool { return spec.Type == corev1.ServiceTypeLoadBalancer }
-
-func onNodes(spec *corev1.ServiceSpec) bool {
-	return balanced(spec) || spec.Type == corev1.ServiceTypeNodePort
-}
-
-func healthChecked(spec *corev1.ServiceSpec) bool {
-	return balanced(spec) && spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
-}
-
-func exposed(spec *corev1.ServiceSpec) bool {
-	return onNodes(spec) || spec.Type == corev1.ServiceTypeClusterIP && len(spec.ExternalIPs) > 0
 }
 
 // sameNodePorts says whether no node port is new. Ports may have come, gone

@@ -15,6 +15,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/fairlead/fairlead/apiserver/validation"
 )
 
 // Why a number cannot be had; the API's errors contain these words.
@@ -144,7 +146,7 @@ func (a *Allocator) take(ctx context.Context, s *corev1.Service, has []int, dryR
 
 func (t *taking) fill(ctx context.Context) error {
 	s := t.service
-	if onNodes(s) {
+	if validation.OnNodes(&s.Spec) {
 		for i := range s.Spec.Ports {
 			if number := s.Spec.Ports[i].NodePort; number != 0 {
 				if err := t.choose(ctx, number, i); err != nil {
@@ -153,7 +155,7 @@ func (t *taking) fill(ctx context.Context) error {
 			}
 		}
 	}
-	if port := s.Spec.HealthCheckNodePort; healthChecked(s) && port != 0 {
+	if port := s.Spec.HealthCheckNodePort; validation.HealthChecked(&s.Spec) && port != 0 {
 		if err := t.chooseHealthCheck(ctx, port); err != nil {
 			return err
 		}
@@ -172,7 +174,7 @@ func (t *taking) fill(ctx context.Context) error {
 		}
 		port.NodePort = int32(number)
 	}
-	if healthChecked(s) && s.Spec.HealthCheckNodePort == 0 {
+	if validation.HealthChecked(&s.Spec) && s.Spec.HealthCheckNodePort == 0 {
 		number, err := t.next(ctx)
 		if err != nil {
 			return err
@@ -185,7 +187,7 @@ func (t *taking) fill(ctx context.Context) error {
 // choose locks a number that the user wants for a port.
 func (t *taking) choose(ctx context.Context, number int32, i int) error {
 	why := ErrAllocated
-	if s := t.service; !healthChecked(s) || number != s.Spec.HealthCheckNodePort {
+	if s := t.service; !validation.HealthChecked(&s.Spec) || number != s.Spec.HealthCheckNodePort {
 		if why = t.want(ctx, int(number)); why == nil {
 			return nil
 		}

@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/utils/ptr"
+
+	"github.com/fairlead/fairlead/apiserver/validation"
 )
 
 const (
@@ -446,7 +448,7 @@ func TestHistory(t *testing.T) {
 					}
 					want[port] = name
 				}
-				if automatic(s) && slices.Contains(numbers(s), 0) || healthChecked(s) && s.Spec.HealthCheckNodePort == 0 {
+				if automatic(s) && slices.Contains(numbers(s), 0) || validation.HealthChecked(&s.Spec) && s.Spec.HealthCheckNodePort == 0 {
 					t.Fatalf("step %d: %s lacks a number: %v", step, name, numbers(s))
 				}
 			}

@@ -8,22 +8,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
-)
 
-// onNodes says whether Services of that type may have ports on the nodes.
-func onNodes(s *corev1.Service) bool {
-	return s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer
-}
+	"github.com/fairlead/fairlead/apiserver/validation"
+)
 
 // automatic says whether a port gets a number that nobody chose.
 func automatic(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeNodePort ||
-		s.Spec.Type == corev1.ServiceTypeLoadBalancer && ptr.Deref(s.Spec.AllocateLoadBalancerNodePorts, true)
-}
-
-// healthChecked says whether nodes answer health checks for the Service.
-func healthChecked(s *corev1.Service) bool {
-	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+		validation.Balanced(&s.Spec) && ptr.Deref(s.Spec.AllocateLoadBalancerNodePorts, true)
 }
 
 // held are the numbers that a Service says it has, each once.
@@ -33,12 +25,12 @@ func held(s *corev1.Service) (ports []int) {
 			ports = append(ports, p)
 		}
 	}
-	if onNodes(s) {
+	if validation.OnNodes(&s.Spec) {
 		for i := range s.Spec.Ports {
 			add(s.Spec.Ports[i].NodePort)
 		}
 	}
-	if healthChecked(s) {
+	if validation.HealthChecked(&s.Spec) {
 		add(s.Spec.HealthCheckNodePort)
 	}
 	return ports
@@ -64,7 +56,7 @@ func Normalize(s, old *corev1.Service) {
 			}
 		}
 	}
-	if healthChecked(old) && healthChecked(s) && s.Spec.HealthCheckNodePort == 0 {
+	if validation.HealthChecked(&old.Spec) && validation.HealthChecked(&s.Spec) && s.Spec.HealthCheckNodePort == 0 {
 		s.Spec.HealthCheckNodePort = old.Spec.HealthCheckNodePort
 	}
 }

@@ -40,17 +40,23 @@ func headless(s *corev1.ServiceSpec) bool {
 	return len(s.ClusterIPs) == 1 && s.ClusterIPs[0] == corev1.ClusterIPNone
 }
 
-func balanced(s *corev1.ServiceSpec) bool { return s.Type == corev1.ServiceTypeLoadBalancer }
+// Balanced: behind a load balancer.
+func Balanced(s *corev1.ServiceSpec) bool { return s.Type == corev1.ServiceTypeLoadBalancer }
 
-// exposed: reachable from outside of the cluster.
-func exposed(s *corev1.ServiceSpec) bool {
-	return balanced(s) || s.Type == corev1.ServiceTypeNodePort || s.Type == corev1.ServiceTypeClusterIP && len(s.ExternalIPs) > 0
+// OnNodes: of a type whose ports may be ports on the nodes, too.
+func OnNodes(s *corev1.ServiceSpec) bool {
+	return Balanced(s) || s.Type == corev1.ServiceTypeNodePort
 }
 
-// healthChecked: with a node port on which nodes say whether they have an
+// Exposed: reachable from outside of the cluster.
+func Exposed(s *corev1.ServiceSpec) bool {
+	return OnNodes(s) || s.Type == corev1.ServiceTypeClusterIP && len(s.ExternalIPs) > 0
+}
+
+// HealthChecked: with a node port on which nodes say whether they have an
 // endpoint.
-func healthChecked(s *corev1.ServiceSpec) bool {
-	return balanced(s) && s.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+func HealthChecked(s *corev1.ServiceSpec) bool {
+	return Balanced(s) && s.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
 // serviceSpec reports in the order in which Kubernetes does. old is nil for a

@@ -19,7 +19,7 @@ func ServiceStatusUpdate(s, old *corev1.Service) field.ErrorList {
 	errs = append(errs, metavalidation.ValidateConditions(s.Status.Conditions, statusPath.Child("conditions"))...)
 	list := statusPath.Child("loadBalancer", "ingress")
 	ingress := s.Status.LoadBalancer.Ingress
-	if !balanced(&s.Spec) && len(ingress) > 0 {
+	if !Balanced(&s.Spec) && len(ingress) > 0 {
 		return append(errs, field.Forbidden(list, "may only be used when `spec.type` is 'LoadBalancer'"))
 	}
 	var before []string

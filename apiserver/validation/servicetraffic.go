@@ -64,16 +64,16 @@ func balancer(s, old *corev1.Service) (errs field.ErrorList) {
 	const message = "may only be used when `type` is 'LoadBalancer'"
 	spec := &s.Spec
 	errs = append(errs, sourceRanges(s, old, message)...)
-	if spec.AllocateLoadBalancerNodePorts != nil && !balanced(spec) {
+	if spec.AllocateLoadBalancerNodePorts != nil && !Balanced(spec) {
 		errs = append(errs, field.Forbidden(specPath.Child("allocateLoadBalancerNodePorts"), message))
 	}
-	if spec.AllocateLoadBalancerNodePorts == nil && balanced(spec) {
+	if spec.AllocateLoadBalancerNodePorts == nil && Balanced(spec) {
 		// Kubernetes has no "spec" in this path.
 		errs = append(errs, field.Required(field.NewPath("allocateLoadBalancerNodePorts"), ""))
 	}
 	switch class := spec.LoadBalancerClass; {
 	case class == nil:
-	case balanced(spec):
+	case Balanced(spec):
 		errs = append(errs, qualifiedName(*class, specPath.Child("loadBalancerClass"))...)
 	default:
 		errs = append(errs, field.Forbidden(specPath.Child("loadBalancerClass"), message))
@@ -88,7 +88,7 @@ func sourceRanges(s, old *corev1.Service, message string) (errs field.ErrorList)
 	if len(spec.LoadBalancerSourceRanges) > 0 {
 		// This is how Kubernetes spells the path.
 		path := specPath.Child("LoadBalancerSourceRanges")
-		if !balanced(spec) {
+		if !Balanced(spec) {
 			errs = append(errs, field.Forbidden(path, message))
 		}
 		var before []string
@@ -108,7 +108,7 @@ func sourceRanges(s, old *corev1.Service, message string) (errs field.ErrorList)
 		return nil
 	}
 	path := metadataPath.Child("annotations").Key(annotation)
-	if !balanced(spec) {
+	if !Balanced(spec) {
 		errs = append(errs, field.Forbidden(path, message))
 	}
 	if old != nil && old.Annotations[annotation] == value || strings.TrimSpace(value) == "" {
@@ -122,10 +122,10 @@ func sourceRanges(s, old *corev1.Service, message string) (errs field.ErrorList)
 
 // balancerUpdate: what others have been told about a load balancer stays.
 func balancerUpdate(spec, old *corev1.ServiceSpec) (errs field.ErrorList) {
-	if balanced(spec) && balanced(old) && !ptr.Equal(spec.LoadBalancerClass, old.LoadBalancerClass) {
+	if Balanced(spec) && Balanced(old) && !ptr.Equal(spec.LoadBalancerClass, old.LoadBalancerClass) {
 		errs = append(errs, field.Invalid(specPath.Child("loadBalancerClass"), spec.LoadBalancerClass, onceSet))
 	}
-	if healthChecked(spec) && healthChecked(old) && spec.HealthCheckNodePort != old.HealthCheckNodePort {
+	if HealthChecked(spec) && HealthChecked(old) && spec.HealthCheckNodePort != old.HealthCheckNodePort {
 		errs = append(errs, field.Forbidden(specPath.Child("healthCheckNodePort"), "field is immutable"))
 	}
 	return errs
@@ -133,14 +133,14 @@ func balancerUpdate(spec, old *corev1.ServiceSpec) (errs field.ErrorList) {
 
 func externalTraffic(spec *corev1.ServiceSpec) (errs field.ErrorList) {
 	policy, path := spec.ExternalTrafficPolicy, specPath.Child("externalTrafficPolicy")
-	if exposed(spec) {
+	if Exposed(spec) {
 		errs = oneOf(policy, path, corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)
 	} else if policy != "" {
 		errs = append(errs, field.Invalid(path, policy, "may only be set for externally-accessible services"))
 	}
 	port, path := spec.HealthCheckNodePort, specPath.Child("healthCheckNodePort")
 	switch {
-	case !healthChecked(spec):
+	case !HealthChecked(spec):
 		if port != 0 {
 			errs = append(errs, field.Invalid(path, port, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"))
 		}
