@@ -101,17 +101,7 @@ func serverOn(t testing.TB, state string, listeners ...*net.TCPListener) *runnin
 			r.cmd.ExtraFiles = append(r.cmd.ExtraFiles, file)
 		}
 	}
-	r.cmd.Stderr = r.log
-	must(t, r.cmd.Start())
-	t.Cleanup(func() {
-		if r.cmd.ProcessState == nil {
-			r.cmd.Process.Kill()
-			r.cmd.Wait()
-		}
-		if t.Failed() {
-			t.Logf("server:\n%s", r.log)
-		}
-	})
+	r.start(t)
 	kubeconfig := filepath.Join(state, "kubeconfig")
 	if len(listeners) > 0 {
 		authority, err := pki.Ensure(filepath.Join(state, "pki"), pki.Options{})
@@ -123,6 +113,22 @@ func serverOn(t testing.TB, state string, listeners ...*net.TCPListener) *runnin
 	}
 	r.await(t, kubeconfig)
 	return r
+}
+
+// start starts the server, and ends it with the test.
+func (r *running) start(t testing.TB) {
+	t.Helper()
+	r.cmd.Stderr = r.log
+	must(t, r.cmd.Start())
+	t.Cleanup(func() {
+		if r.cmd.ProcessState == nil {
+			r.cmd.Process.Kill()
+			r.cmd.Wait()
+		}
+		if t.Failed() {
+			t.Logf("server:\n%s", r.log)
+		}
+	})
 }
 
 // await waits until the server answers on the address in the kubeconfig, which
@@ -269,14 +275,7 @@ func TestWithoutControllers(t *testing.T) {
 	state := t.TempDir()
 	without := &running{log: new(record), state: state}
 	without.cmd = program(context.Background(), "apiserver", "--state", state, "--listen", "127.0.0.1:0", "--controllers=false")
-	without.cmd.Stderr = without.log
-	must(t, without.cmd.Start())
-	t.Cleanup(func() {
-		if without.cmd.ProcessState == nil {
-			without.cmd.Process.Kill()
-			without.cmd.Wait()
-		}
-	})
+	without.start(t)
 	without.await(t, filepath.Join(state, "kubeconfig"))
 	with := serverOn(t, t.TempDir())
 	const started = "controllers started"
