@@ -100,7 +100,7 @@ func (a *Allocator) Allocate(ctx context.Context, s *corev1.Service, dryRun bool
 // change has been stored, which releases what the Service no longer has, or
 // release.
 func (a *Allocator) Reconcile(ctx context.Context, old, s *corev1.Service, dryRun bool) (commit, release func() error, err error) {
-	Normalize(s, old)
+	normalize(s, old)
 	if release, err = a.take(ctx, s, held(old), dryRun); err != nil {
 		return nil, nil, err
 	}

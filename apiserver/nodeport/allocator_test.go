@@ -380,8 +380,8 @@ func TestDryRunIsPlausible(t *testing.T) {
 	}
 }
 
-// TestFailures makes every write and read of the storage fail in turn: what was
-// locked before is given back, and the error is the storage's.
+// TestFailures makes each lock fail in turn: what was locked before is given
+// back, and the error is the storage's.
 func TestFailures(t *testing.T) {
 	fails := errors.New("storage is away")
 	for n := range 12 {

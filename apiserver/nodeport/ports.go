@@ -36,11 +36,10 @@ func held(s *corev1.Service) (ports []int) {
 	return ports
 }
 
-// Normalize lets a client leave out of an update what was allocated before: a
+// normalize lets a client leave out of an update what was allocated before: a
 // port keeps its number by its name, unless the client has given the number to
-// another port. Reconcile does it; it is exported for callers that compare or
-// validate before.
-func Normalize(s, old *corev1.Service) {
+// another port.
+func normalize(s, old *corev1.Service) {
 	if automatic(old) && automatic(s) {
 		before, kept := map[string]int32{}, map[int32]bool{}
 		for _, port := range old.Spec.Ports {
