@@ -19,6 +19,7 @@
 // range, a few times; only when those are all taken is the list read. The
 // lowest part is left to addresses that users choose (KEP-3070), and the
 // first address to the Service default/kubernetes. When the range is full,
-// those follow that further ServiceCIDRs have added (KEP-1880). Families are filled in by
-// Kubernetes' dual-stack rules (KEP-563), errors are the API's own.
+// those follow that further ServiceCIDRs have added (KEP-1880). Families are
+// filled in by Kubernetes' dual-stack rules (KEP-563), errors are the API's
+// own.
 package clusterip
