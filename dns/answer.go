@@ -373,8 +373,8 @@ func (r *reply) podExists(t target) bool {
 }
 
 // host is the endpoint of a headless Service at an address.
-func (r *reply) host(svc model.Name, a netip.Addr) *model.Endpoint {
-	s, ok := r.snap.Services.Get(svc)
+func (v *View) host(svc model.Name, a netip.Addr) *model.Endpoint {
+	s, ok := v.snap.Services.Get(svc)
 	if !ok {
 		return nil
 	}

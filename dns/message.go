@@ -34,12 +34,21 @@ type query struct {
 
 // handle answers one message. It returns the answer in buf or in memory of its own; nil means silence. If the answer is not to
 // be had at once, later gives it, on a goroutine of the caller's choice; req is not used by it.
-func (s *Server) handle(socket *socketStats, client netip.Addr, req, buf []byte) (resp []byte, later func(context.Context, []byte) []byte) {
+func (s *Server) handle(d *desk, client netip.Addr, req, buf []byte) (resp []byte, later func(context.Context, []byte) []byte) {
+	client = client.Unmap()
+	if resp := s.fast(d, client, req, buf); resp != nil {
+		return resp, nil
+	}
+	return s.slow(d, client, req, buf)
+}
+
+// slow answers what is not usual.
+func (s *Server) slow(d *desk, client netip.Addr, req, buf []byte) (resp []byte, later func(context.Context, []byte) []byte) {
 	if len(req) < headerSize || req[2]&0x80 != 0 {
-		socket.dropped.Add(1)
+		d.dropped.Add(1)
 		return nil, nil
 	}
-	q := &query{s: s, socket: socket, client: client.Unmap(), start: s.now()}
+	q := &query{s: s, socket: d.socketStats, client: client, start: d.start}
 	if rcode := q.read(req); rcode != mdns.RcodeSuccess {
 		return q.headerOnly(req, buf, rcode), nil
 	}
@@ -247,5 +256,7 @@ func (q *query) count(rcode int) {
 	if len(q.msg.Question) == 1 {
 		qtype = q.msg.Question[0].Qtype
 	}
-	q.socket.count(q.target.origin, qtype, rcode, q.s.now().Sub(q.start))
+	zone := zoneOf(q.target.origin)
+	q.socket.count(zone, qtype, rcode)
+	q.socket.observe(zone, q.s.now().Sub(q.start), 1)
 }

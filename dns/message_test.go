@@ -36,12 +36,16 @@ func dual(t testing.TB, change func(*Options)) *Server {
 
 // respond handles a message to its end.
 func (s *Server) respond(proto string, from netip.Addr, req []byte) []byte {
-	resp, later := s.handle(s.statsOf(proto, "test", from.Is4()), from, req, make([]byte, 512))
+	d := s.desk(s.newStats(proto, testAddr))
+	resp, later := s.handle(d, from, req, make([]byte, 4096))
+	d.sent(s.now())
 	if later != nil {
 		return later(context.Background(), nil)
 	}
 	return resp
 }
+
+var testAddr = netip.MustParseAddrPort("127.0.0.1:53")
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 

@@ -31,29 +31,42 @@ var durations = prometheus.ExponentialBuckets(0.00025, 2, 16)
 
 const rcodes = 24
 
-// socketStats counts the queries at one address and transport, without a lock.
-type socketStats struct {
+// durationBuckets are those of [durations], and one for what took longer.
+const durationBuckets = 17
+
+// transport is what the metrics tell sockets apart by.
+type transport struct {
 	server string // "dns://10.96.0.10:53"
 	proto  string // "udp" or "tcp"
 	family string // "1" for IPv4, "2" for IPv6, as CoreDNS has it
+}
+
+// socketStats counts the queries at one socket, without a lock.
+type socketStats struct {
+	transport
 
 	requests  [zones][len(countedTypes)]atomic.Uint64
 	responses [zones][rcodes]atomic.Uint64
-	buckets   [zones][17]atomic.Uint64
+	buckets   [zones][durationBuckets]atomic.Uint64
 	nanos     [zones]atomic.Uint64
 	dropped   atomic.Uint64
 }
 
-func (c *socketStats) count(origin string, qtype uint16, rcode int, took time.Duration) {
-	z := zoneCluster
+// zoneOf is the zone of the metrics for the zone that an answer is from.
+func zoneOf(origin string) int {
 	switch {
 	case origin == "":
-		z = zoneRoot
+		return zoneRoot
 	case strings.HasSuffix(origin, suffix4[1:]):
-		z = zoneReverse4
+		return zoneReverse4
 	case strings.HasSuffix(origin, suffix6[1:]):
-		z = zoneReverse6
+		return zoneReverse6
 	}
+	return zoneCluster
+}
+
+// count counts a query and the response to it.
+func (c *socketStats) count(zone int, qtype uint16, rcode int) {
 	t := len(countedTypes) - 1
 	for i, known := range countedTypes {
 		if known == qtype {
@@ -61,14 +74,18 @@ func (c *socketStats) count(origin string, qtype uint16, rcode int, took time.Du
 			break
 		}
 	}
-	c.requests[z][t].Add(1)
-	c.responses[z][min(max(rcode, 0), rcodes-1)].Add(1)
+	c.requests[zone][t].Add(1)
+	c.responses[zone][min(max(rcode, 0), rcodes-1)].Add(1)
+}
+
+// observe counts n queries that took the same time.
+func (c *socketStats) observe(zone int, took time.Duration, n uint64) {
 	b, s := 0, took.Seconds()
 	for b < len(durations) && s > durations[b] {
 		b++
 	}
-	c.buckets[z][b].Add(1)
-	c.nanos[z].Add(uint64(max(took, 0)))
+	c.buckets[zone][b].Add(n)
+	c.nanos[zone].Add(uint64(max(took, 0)) * n)
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -153,13 +170,20 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 	}
 	type sums struct {
 		responses [rcodes]uint64
-		buckets   [17]uint64
+		buckets   [durationBuckets]uint64
 		nanos     uint64
 	}
 	names := [zones]string{".", c.zone.domain, suffix4[1:], suffix6[1:]}
 	total := make(map[key]*sums)
+	transports := make(map[transport]*[zones][len(countedTypes)]uint64)
+	dropped := make(map[transport]uint64)
 	for _, s := range (*Server)(c).stats() {
-		counter(descDropped, s.dropped.Load(), s.server, s.proto)
+		dropped[s.transport] += s.dropped.Load()
+		requests := transports[s.transport]
+		if requests == nil {
+			requests = new([zones][len(countedTypes)]uint64)
+			transports[s.transport] = requests
+		}
 		for z := range zones {
 			t := total[key{s.server, z}]
 			if t == nil {
@@ -167,9 +191,7 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 				total[key{s.server, z}] = t
 			}
 			for i := range s.requests[z] {
-				if n := s.requests[z][i].Load(); n > 0 {
-					counter(descRequests, n, s.server, names[z], "", s.proto, s.family, typeName(countedTypes[i]))
-				}
+				requests[z][i] += s.requests[z][i].Load()
 			}
 			for i := range s.responses[z] {
 				t.responses[i] += s.responses[z][i].Load()
@@ -178,6 +200,16 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 				t.buckets[i] += s.buckets[z][i].Load()
 			}
 			t.nanos += s.nanos[z].Load()
+		}
+	}
+	for k, requests := range transports {
+		counter(descDropped, dropped[k], k.server, k.proto)
+		for z := range zones {
+			for i, n := range requests[z] {
+				if n > 0 {
+					counter(descRequests, n, k.server, names[z], "", k.proto, k.family, typeName(countedTypes[i]))
+				}
+			}
 		}
 	}
 	for k, t := range total {

@@ -42,17 +42,17 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for k, want := range map[string]float64{
-		"coredns_dns_requests_total{family=1,proto=udp,server=dns://test,type=A,view=,zone=cluster.local.}":      3,
-		"coredns_dns_requests_total{family=1,proto=tcp,server=dns://test,type=A,view=,zone=cluster.local.}":      1,
-		"coredns_dns_requests_total{family=1,proto=udp,server=dns://test,type=other,view=,zone=.}":               2,
-		"coredns_dns_requests_total{family=1,proto=udp,server=dns://test,type=PTR,view=,zone=in-addr.arpa.}":     1,
-		"coredns_dns_responses_total{plugin=fairlead,rcode=NOERROR,server=dns://test,view=,zone=cluster.local.}": 4,
-		"coredns_dns_responses_total{plugin=fairlead,rcode=REFUSED,server=dns://test,view=,zone=.}":              1,
-		"coredns_dns_responses_total{plugin=fairlead,rcode=NOTIMP,server=dns://test,view=,zone=.}":               1,
-		"coredns_dns_request_duration_seconds{server=dns://test,view=,zone=cluster.local.}":                      4,
-		"fairlead_dns_dropped_total{proto=udp,server=dns://test}":                                                1,
-		"fairlead_dns_waits_total{reason=programming}":                                                           0,
-		"fairlead_dns_generation{stage=published}":                                                               1,
+		"coredns_dns_requests_total{family=1,proto=udp,server=dns://127.0.0.1:53,type=A,view=,zone=cluster.local.}":      3,
+		"coredns_dns_requests_total{family=1,proto=tcp,server=dns://127.0.0.1:53,type=A,view=,zone=cluster.local.}":      1,
+		"coredns_dns_requests_total{family=1,proto=udp,server=dns://127.0.0.1:53,type=other,view=,zone=.}":               2,
+		"coredns_dns_requests_total{family=1,proto=udp,server=dns://127.0.0.1:53,type=PTR,view=,zone=in-addr.arpa.}":     1,
+		"coredns_dns_responses_total{plugin=fairlead,rcode=NOERROR,server=dns://127.0.0.1:53,view=,zone=cluster.local.}": 4,
+		"coredns_dns_responses_total{plugin=fairlead,rcode=REFUSED,server=dns://127.0.0.1:53,view=,zone=.}":              1,
+		"coredns_dns_responses_total{plugin=fairlead,rcode=NOTIMP,server=dns://127.0.0.1:53,view=,zone=.}":               1,
+		"coredns_dns_request_duration_seconds{server=dns://127.0.0.1:53,view=,zone=cluster.local.}":                      4,
+		"fairlead_dns_dropped_total{proto=udp,server=dns://127.0.0.1:53}":                                                1,
+		"fairlead_dns_waits_total{reason=programming}":                                                                   0,
+		"fairlead_dns_generation{stage=published}":                                                                       1,
 	} {
 		if v, ok := got[k]; !ok || v != want {
 			t.Errorf("%s is %v (there: %t), want %v", k, v, ok, want)

@@ -51,13 +51,16 @@ const (
 
 // zone is the part of the name space that is the cluster's own.
 type zone struct {
-	domain  string         // "cluster.local."
-	suffix  string         // ".cluster.local."
-	reverse []netip.Prefix // masked
-	server  string         // "ns.dns.cluster.local."
-	ttl     uint32
-	minimum uint32
-	pods    PodNames
+	domain    string         // "cluster.local."
+	wire      []byte         // the domain in wire form
+	labels    int            // of the domain
+	suffix    string         // ".cluster.local."
+	reverse   []netip.Prefix // masked
+	server    string         // "ns.dns.cluster.local."
+	soaServer []byte         // the server in wire form
+	ttl       uint32
+	minimum   uint32
+	pods      PodNames
 }
 
 func newZone(o Options) (*zone, error) {
@@ -73,6 +76,7 @@ func newZone(o Options) (*zone, error) {
 		minimum: uint32(o.NegativeTTL.Seconds()),
 		pods:    o.Pods,
 	}
+	z.wire, z.labels, z.soaServer = wireName(z.domain), strings.Count(z.domain, "."), wireName(z.server)
 	for _, p := range o.Reverse {
 		if !p.IsValid() || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("reverse range %q: not a network", p)
@@ -244,24 +248,31 @@ func dash(a netip.Addr) string {
 
 // undash is the address that a label stands for, if it is the one label that [dash] makes of it.
 func undash(label string) (netip.Addr, bool) {
-	if len(label) < 2 || len(label) > 39 || strings.IndexByte(label, '.') >= 0 {
+	if a, ok := undash4(label); ok {
+		return a, true
+	}
+	if len(label) < 2 || len(label) > 39 || strings.Trim(label, "0123456789abcdef-") != "" {
 		return netip.Addr{}, false
 	}
-	text := []byte(label)
-	sep := byte(':')
-	if strings.Count(label, "-") == 3 && strings.Trim(label, "0123456789-") == "" && !strings.Contains(label, "--") {
-		sep = '.'
-	}
-	for i, c := range text {
-		if c == '-' {
-			text[i] = sep
-		}
-	}
-	a, err := netip.ParseAddr(string(text))
-	if err != nil || a.Zone() != "" || dash(a) != label {
+	a, err := netip.ParseAddr(strings.ReplaceAll(label, "-", ":"))
+	if err != nil || dash(a) != label {
 		return netip.Addr{}, false
 	}
 	return a, true
+}
+
+// undash4 is undash for four decimal numbers.
+func undash4(label string) (netip.Addr, bool) {
+	var octets [4]byte
+	for i := range octets {
+		number, rest, more := strings.Cut(label, "-")
+		v, ok := parseDigits(number, 8)
+		if !ok || more != (i < 3) {
+			return netip.Addr{}, false
+		}
+		octets[i], label = byte(v), rest
+	}
+	return netip.AddrFrom4(octets), true
 }
 
 // parseReverse reads a name below in-addr.arpa (at most 4 labels of 8 bits) or ip6.arpa (32 of 4 bits) from the right, as

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -105,20 +106,15 @@ func (s *Server) stats() []*socketStats {
 	return append([]*socketStats(nil), s.sockets...)
 }
 
-// statsOf is where queries at an address are counted; one and the same for all sockets of that address and transport.
-func (s *Server) statsOf(proto, address string, v4 bool) *socketStats {
-	s.statsMu.Lock()
-	defer s.statsMu.Unlock()
-	server, family := "dns://"+address, "2"
-	if v4 {
+// newStats is where the queries at a socket are counted.
+func (s *Server) newStats(proto string, local netip.AddrPort) *socketStats {
+	family := "2"
+	if local.Addr().Is4() {
 		family = "1"
 	}
-	for _, c := range s.sockets {
-		if c.server == server && c.proto == proto {
-			return c
-		}
-	}
-	c := &socketStats{server: server, proto: proto, family: family}
+	c := &socketStats{transport: transport{"dns://" + local.String(), proto, family}}
+	s.statsMu.Lock()
+	defer s.statsMu.Unlock()
 	s.sockets = append(s.sockets, c)
 	return c
 }

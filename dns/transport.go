@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -25,14 +26,20 @@ const (
 	bodyTimeout = 3 * time.Second
 	// pipeline bounds the queries of one connection that are being answered; further ones are not read.
 	pipeline = 64
-	// readBuffer is asked of the kernel for each UDP socket: bursts wait there while the process is not scheduled.
-	readBuffer = 1 << 20
+	// readBuffer is asked of the kernel for each UDP socket, in octets: what comes while the process is replaced waits there, which are the queries of a
+	// second or so.
+	readBuffer = 16 << 20
 )
 
 // Sockets are the open sockets of a server.
 type Sockets struct {
-	udp []*net.UDPConn
+	udp []udpSocket
 	tcp []*net.TCPListener
+}
+
+type udpSocket struct {
+	conn  *net.UDPConn
+	inbox *os.File
 }
 
 // Listen opens sockets in the calling thread's network namespace: for every address some for UDP, spread over by the
@@ -77,8 +84,12 @@ func (s *Sockets) open(a netip.AddrPort, n int) error {
 			return err
 		}
 		conn := c.(*net.UDPConn)
-		s.udp = append(s.udp, conn)
-		conn.SetReadBuffer(readBuffer) // less is no error
+		inbox, err := newInboxFile()
+		if err != nil {
+			conn.Close()
+			return err
+		}
+		s.udp = append(s.udp, udpSocket{conn, inbox})
 		a = netip.AddrPortFrom(a.Addr(), conn.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 	}
 	l, err := config.Listen(context.Background(), "tcp"+family, a.String())
@@ -99,6 +110,10 @@ func control(network, _ string, c syscall.RawConn) error {
 		}
 		if err = unix.SetsockoptInt(int(fd), level, freebind, 1); err == nil && network[:3] == "udp" {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			// Less is no error: privileged processes get it all, others what the system allows.
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer) != nil {
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, readBuffer)
+			}
 		}
 	})
 	return errors.Join(outer, err)
@@ -115,8 +130,9 @@ func (s *Sockets) Addrs() []netip.AddrPort {
 
 // Close closes all sockets.
 func (s *Sockets) Close() {
-	for _, c := range s.udp {
-		c.Close()
+	for _, u := range s.udp {
+		u.conn.Close()
+		u.inbox.Close()
 	}
 	for _, l := range s.tcp {
 		l.Close()
@@ -136,8 +152,12 @@ func (s *Server) Serve(ctx context.Context, addrs []netip.AddrPort) error {
 func (s *Server) ServeSockets(ctx context.Context, sockets *Sockets) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, c := range sockets.udp {
-		wg.Go(func() { s.serveUDP(ctx, c) })
+	for _, u := range sockets.udp {
+		wg.Go(func() {
+			if err := s.serveUDP(ctx, u); err != nil {
+				s.log.Error("socket is not served any more", "addr", u.conn.LocalAddr(), "err", err)
+			}
+		})
 	}
 	for _, l := range sockets.tcp {
 		wg.Go(func() { s.serveTCP(ctx, l) })
@@ -147,40 +167,86 @@ func (s *Server) ServeSockets(ctx context.Context, sockets *Sockets) error {
 	return nil
 }
 
-// serveUDP answers on one socket. What can be answered at once is, on this goroutine and in its two buffers.
-func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
-	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	stats := s.statsOf("udp", local.String(), local.Addr().Is4())
+// serveUDP answers on one socket, first what a process before this one has left unanswered. What can be answered at once is, on this goroutine and
+// without allocation, a batch of queries at a time.
+func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
+	raw, err := u.conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
+	}
+	in, err := openInbox(u.inbox)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	out, err := openOutbox()
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	local := u.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	d := s.desk(s.newStats("udp", local))
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	// A query longer than this is no query; what is cut off will not parse.
-	in, out := make([]byte, 4096), make([]byte, 4096)
+	answer := func(from *unix.RawSockaddrInet6, msg []byte) {
+		to := address(from)
+		resp, later := s.handle(d, to.Addr(), msg, out.next())
+		if resp != nil {
+			out.put(from, resp)
+		}
+		if later == nil {
+			return
+		}
+		done := in.wait(from, msg)
+		wg.Go(func() {
+			defer done()
+			if resp := later(ctx, nil); resp != nil {
+				u.conn.WriteToUDPAddrPort(resp, to)
+			}
+		})
+	}
+	flush := func() error {
+		err := out.send(raw)
+		d.sent(s.now())
+		return err
+	}
+	for from, msg := range in.left() {
+		// The slot is free again at once, so one after the other.
+		if answer(from, msg); out.n > 0 {
+			if err := flush(); err != nil {
+				return closed(ctx, err)
+			}
+		}
+	}
+	in.prepare()
 	for {
-		n, from, err := conn.ReadFromUDPAddrPort(in)
+		n, err := in.receive(raw)
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return
+			if err := closed(ctx, err); err == nil || errors.Is(err, net.ErrClosed) {
+				return err
 			}
 			s.log.Warn("read query", "addr", local, "err", err)
 			if !sleep(ctx, 10*time.Millisecond) {
-				return
+				return nil
 			}
 			continue
 		}
-		resp, later := s.handle(stats, from.Addr(), in[:n], out)
-		if later != nil {
-			wg.Go(func() {
-				if resp := later(ctx, nil); resp != nil {
-					conn.WriteToUDPAddrPort(resp, from)
-				}
-			})
-			continue
+		d.start = s.now()
+		for i := range n {
+			answer(in.message(i))
 		}
-		if resp != nil {
-			// An answer that cannot be sent is an answer lost: the client asks again.
-			conn.WriteToUDPAddrPort(resp, from)
+		if err := flush(); err != nil {
+			return closed(ctx, err)
 		}
 	}
+}
+
+// closed is no error if the socket was closed because the context ended.
+func closed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // sleep waits unless the context ends before.
@@ -195,7 +261,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
 	local := l.Addr().(*net.TCPAddr).AddrPort()
-	stats := s.statsOf("tcp", local.String(), local.Addr().Is4())
+	stats := s.newStats("tcp", local)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -228,7 +294,9 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
 func (s *Server) serveConn(ctx context.Context, conn *net.TCPConn, stats *socketStats) {
 	defer conn.Close()
 	var (
-		client = conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+		client = conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+		d      = s.desk(stats)
+		out    = make([]byte, maxUDP)
 		places = make(chan struct{}, pipeline)
 		mu     sync.Mutex // one answer at a time is written
 		wg     sync.WaitGroup
@@ -256,8 +324,10 @@ func (s *Server) serveConn(ctx context.Context, conn *net.TCPConn, stats *socket
 		if err != nil {
 			return
 		}
-		resp, later := s.handle(stats, client, req, nil)
+		d.start = s.now()
+		resp, later := s.handle(d, client, req, out)
 		if later == nil {
+			d.sent(d.start)
 			write(resp)
 			continue
 		}

@@ -1,0 +1,501 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+	"unsafe"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// desk is what one goroutine answers queries at. Nothing on it is shared, so that the fast path neither allocates nor locks.
+type desk struct {
+	*socketStats
+	asked plain
+	dice  dice
+	// start is when the query came, for the metrics; answered are the fast answers whose time is not yet counted.
+	start    time.Time
+	answered [zones]uint64
+}
+
+// sent counts the time of the answers that have been made since start.
+func (d *desk) sent(now time.Time) {
+	for zone, n := range d.answered {
+		if n > 0 {
+			d.observe(zone, now.Sub(d.start), n)
+			d.answered[zone] = 0
+		}
+	}
+}
+
+// desk is a new one, whose queries are counted with a socket's.
+func (s *Server) desk(stats *socketStats) *desk {
+	return &desk{socketStats: stats, dice: dice(rand.Uint64()), start: s.now()}
+}
+
+// fast answers a query of the usual form about a usual name from the state as it is, written straight into buf; nil if that cannot be
+// done, and the slow path must. It gives the same answers as [View.Answer], which is the specification; the order of addresses is random in both.
+//
+// Nothing is stored for it: what a Service's name stands for is a few octets for each address, which are put behind the question about as fast as a
+// stored answer could be copied, and which can be no older than the state.
+func (s *Server) fast(d *desk, client netip.Addr, req, buf []byte) []byte {
+	q := &d.asked
+	if !q.parse(req) {
+		return nil
+	}
+	if q.qtype == mdns.TypeNone || q.qtype == mdns.TypeOPT || q.qtype >= mdns.TypeTKEY && q.qtype <= mdns.TypeANY {
+		return nil
+	}
+	st := s.gate.state.Load()
+	if st.published == nil || !st.announced.clients.allow(client) {
+		return nil
+	}
+	w := writer{desk: d, Server: s, state: st, buf: buf[:0], limit: d.limit(q)}
+	if cap(buf) < w.limit {
+		w.limit = cap(buf)
+	}
+	if w.limit < headerSize+q.size+4 {
+		return nil
+	}
+	w.question(req)
+	zone := s.zone
+	switch before, ok := q.below(zone.wire, zone.labels); {
+	case ok && before == 0:
+		return nil // the zone's own records
+	case ok:
+		d.asked.forward(&w, before)
+	default:
+		d.asked.reverse(&w)
+	}
+	if !w.done {
+		return nil
+	}
+	return w.finish()
+}
+
+// limit is how long the answer to a query may be.
+func (c *socketStats) limit(q *plain) int {
+	if c.proto != "udp" {
+		return mdns.MaxMsgSize
+	}
+	return min(max(q.offer, mdns.MinMsgSize), maxUDP)
+}
+
+// writer writes an answer.
+type writer struct {
+	*desk
+	*Server
+	state *state
+	buf   []byte
+	limit int
+
+	done                   bool // there is an answer
+	zoneOf                 int  // of the metrics
+	rcode                  byte
+	answers, denied, extra uint16
+}
+
+// question begins the answer: the header, and the question as it was spelled.
+func (w *writer) question(req []byte) {
+	w.buf = append(w.buf, req[:w.asked.end]...)
+	flags := byte(0)
+	if w.Server.forward != nil {
+		flags = 0x80 // RA
+	}
+	w.buf[2] = 0x84 | req[2]&1 // a response, authoritative, with RD of the query
+	w.buf[3] = flags | req[3]&0x10
+	clear(w.buf[6:headerSize])
+}
+
+// finish ends the answer.
+func (w *writer) finish() []byte {
+	if w.asked.edns {
+		if len(w.buf)+optSize > w.limit {
+			return nil
+		}
+		do := byte(0)
+		if w.asked.do {
+			do = 0x80
+		}
+		w.buf = append(w.buf, 0, 0, byte(mdns.TypeOPT), maxUDP>>8, maxUDP&0xff, 0, 0, do, 0, 0, 0)
+		w.extra++
+	}
+	w.buf[3] |= w.rcode
+	binary.BigEndian.PutUint16(w.buf[6:], w.answers)
+	binary.BigEndian.PutUint16(w.buf[8:], w.denied)
+	binary.BigEndian.PutUint16(w.buf[10:], w.extra)
+	w.count(w.zoneOf, w.asked.qtype, int(w.rcode))
+	w.answered[w.zoneOf]++
+	return w.buf
+}
+
+// forward answers for a name with so many labels before the cluster's domain. Which names there are is said by [zone.parseForward].
+func (q *plain) forward(w *writer, before int) {
+	z := w.zone
+	w.zoneOf = zoneCluster
+	origin := headerSize + int(q.labels[before])
+	switch string(q.label(before - 1)) {
+	case "svc":
+	case "pod":
+		if z.pods != PodsDisabled {
+			return
+		}
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	case "dns":
+		if before <= 2 {
+			return
+		}
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	case "dns-version":
+		if before == 1 {
+			return
+		}
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	default:
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	}
+	switch before {
+	case 1, 2:
+		return
+	case 3:
+		q.service(w, origin, before, kindService)
+	case 4:
+		if _, ok := parseProtocol(view(q.label(0))); ok {
+			return
+		}
+		q.service(w, origin, before, kindEndpoint)
+	case 5:
+		if _, ok := parseProtocol(view(q.label(1))); ok && q.label(0)[0] == '_' {
+			q.service(w, origin, before, kindPort)
+			return
+		}
+		w.deny(mdns.RcodeNameError, origin)
+	default:
+		w.deny(mdns.RcodeNameError, origin)
+	}
+}
+
+// view is a label as a string, for looking it up; it must not be kept.
+func view(label []byte) string { return unsafe.String(unsafe.SliceData(label), len(label)) }
+
+// service answers for the names of a Service and below it, if what is published is a promise: see [state.gated].
+func (q *plain) service(w *writer, origin, before int, k kind) {
+	name := model.Name{Namespace: view(q.label(before - 2)), Name: view(q.label(before - 3))}
+	st := w.state
+	svc, ok := st.published.snap.Services.Get(name)
+	if st.announced != st.published {
+		if announced, known := st.announced.snap.Services.Get(name); announced != svc || known != ok {
+			return
+		}
+	}
+	switch {
+	case !ok:
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	case svc.Type == model.ExternalName || svc.Slices == 0 && !svc.Arrived.IsZero():
+		return
+	}
+	if len(st.published.refused) > 0 {
+		if _, refused := st.published.refused[svc.Name]; refused {
+			return
+		}
+	}
+	switch {
+	case svc.Type == model.ClusterIP:
+		w.clusterIP(svc, origin, before, k)
+	case k == kindService && q.qtype != mdns.TypeSRV:
+		w.endpoints(svc, origin)
+	case k == kindEndpoint:
+		w.endpoint(svc, origin)
+	}
+}
+
+func (w *writer) clusterIP(svc *model.Service, origin, before int, k kind) {
+	q := &w.asked
+	switch k {
+	case kindEndpoint:
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	case kindService:
+		if q.qtype == mdns.TypeSRV {
+			return
+		}
+		w.addresses(svc)
+		w.orNoData(origin)
+		return
+	}
+	proto, _ := parseProtocol(view(q.label(1)))
+	port := view(q.label(0)[1:])
+	for i := range svc.Ports {
+		p := &svc.Ports[i]
+		if p.Name != port || p.Protocol != proto {
+			continue
+		}
+		if port == "" {
+			break
+		}
+		if q.qtype != mdns.TypeSRV {
+			w.deny(mdns.RcodeSuccess, origin)
+			return
+		}
+		w.srv(svc, p.Port, before)
+		return
+	}
+	w.deny(mdns.RcodeNameError, origin)
+}
+
+// addresses adds the virtual addresses of the family asked for.
+func (w *writer) addresses(svc *model.Service) {
+	for _, a := range svc.ClusterIPs {
+		if addrType(a) == w.asked.qtype && w.state.published.snap.Owns(a, svc) {
+			w.address(headerSize, a)
+			w.answers++
+		}
+	}
+}
+
+// srv answers with the port, and says the addresses of the Service along with it.
+func (w *writer) srv(svc *model.Service, port uint16, before int) {
+	q := &w.asked
+	at := int(q.labels[before-3])
+	target := q.name[at:q.size] // the Service's own name
+	w.record(headerSize, mdns.TypeSRV, w.zone.ttl, 6+len(target))
+	w.buf = binary.BigEndian.AppendUint16(w.buf, srvPriority)
+	w.buf = binary.BigEndian.AppendUint16(w.buf, srvWeight)
+	w.buf = binary.BigEndian.AppendUint16(w.buf, port)
+	owner := len(w.buf)
+	w.buf = append(w.buf, target...)
+	w.answers++
+	for _, a := range svc.ClusterIPs {
+		if w.state.published.snap.Owns(a, svc) {
+			w.address(owner, a)
+			w.extra++
+		}
+	}
+	w.fit()
+}
+
+// endpoints answers for the name of a headless Service with its ready endpoints, beginning at a random one.
+func (w *writer) endpoints(svc *model.Service, origin int) {
+	ready, n := false, len(svc.Endpoints)
+	if n == 0 {
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	}
+	first := w.dice.below(n)
+	for i := range n {
+		e := &svc.Endpoints[(first+i)%n]
+		if !e.Ready {
+			continue
+		}
+		ready = true
+		if addrType(e.Addr) == w.asked.qtype {
+			if len(w.buf) > w.limit {
+				return
+			}
+			w.address(headerSize, e.Addr)
+			w.answers++
+		}
+	}
+	if !ready {
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	}
+	w.orNoData(origin)
+}
+
+// endpoint answers for an endpoint's own name below a headless Service.
+func (w *writer) endpoint(svc *model.Service, origin int) {
+	name := view(w.asked.label(0))
+	addr, _ := undash(name)
+	exists := false
+	for i := range svc.Endpoints {
+		e := &svc.Endpoints[i]
+		if e.Ready && (e.Hostname == "" && e.Addr == addr || e.Hostname != "" && len(e.Hostname) == len(name) && strings.EqualFold(e.Hostname, name)) {
+			exists = true
+			if addrType(e.Addr) == w.asked.qtype {
+				w.address(headerSize, e.Addr)
+				w.answers++
+			}
+		}
+	}
+	if !exists {
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	}
+	w.orNoData(origin)
+}
+
+// reverse answers for the name of an address, as [zone.parseReverse] reads it.
+func (q *plain) reverse(w *writer) {
+	if w.state.announced != w.state.published {
+		return
+	}
+	addr, width, ok := q.address()
+	if !ok {
+		return
+	}
+	for _, p := range w.zone.reverse {
+		if !p.Contains(addr) {
+			continue
+		}
+		apex := (p.Bits() + width - 1) / width
+		all := addr.BitLen() / width
+		if apex == all {
+			return // the address is a zone
+		}
+		origin := headerSize + int(q.labels[all-apex])
+		w.zoneOf = zoneReverse4
+		if addr.Is6() {
+			w.zoneOf = zoneReverse6
+		}
+		w.pointer(addr, origin)
+		return
+	}
+}
+
+var (
+	arpa4 = wireName(suffix4[1:])
+	arpa6 = wireName(suffix6[1:])
+)
+
+// address is what a reverse name of full length stands for, and how many bits a label has.
+func (q *plain) address() (a netip.Addr, width int, ok bool) {
+	switch {
+	case q.count == 6 && bytes.HasSuffix(q.name[:q.size], arpa4) && q.size-len(arpa4) == int(q.labels[4]):
+		var octets [4]byte
+		for i := range octets {
+			v, ok := parseDigits(view(q.label(3-i)), 8)
+			if !ok {
+				return a, 0, false
+			}
+			octets[i] = byte(v)
+		}
+		return netip.AddrFrom4(octets), 8, true
+	case q.count == 34 && bytes.HasSuffix(q.name[:q.size], arpa6) && q.size-len(arpa6) == int(q.labels[32]):
+		var octets [16]byte
+		for i := range 32 {
+			v, ok := parseDigits(view(q.label(31-i)), 4)
+			if !ok {
+				return a, 0, false
+			}
+			octets[i/2] |= byte(v << (4 * (1 - i%2)))
+		}
+		return netip.AddrFrom16(octets), 4, true
+	}
+	return a, 0, false
+}
+
+// pointer answers with the Service or the endpoint of an address.
+func (w *writer) pointer(addr netip.Addr, origin int) {
+	snap := w.state.published.snap
+	var label [63]byte
+	text := label[:0]
+	name, ok := snap.VIPs.Get(addr)
+	if !ok {
+		if name, ok = snap.Hosts.Get(addr); ok {
+			e := w.state.published.host(name, addr)
+			if ok = e != nil && e.Ready; ok {
+				text = appendLabel(text, e)
+			}
+		}
+	}
+	switch {
+	case !ok:
+		w.deny(mdns.RcodeNameError, origin)
+		return
+	case w.asked.qtype != mdns.TypePTR:
+		w.deny(mdns.RcodeSuccess, origin)
+		return
+	}
+	size := 1 + len(name.Name) + 1 + len(name.Namespace) + 4 + len(w.zone.wire)
+	if len(text) > 0 {
+		size += 1 + len(text)
+	}
+	w.record(headerSize, mdns.TypePTR, w.zone.ttl, size)
+	if len(text) > 0 {
+		w.buf = append(append(w.buf, byte(len(text))), text...)
+	}
+	w.buf = append(append(w.buf, byte(len(name.Name))), name.Name...)
+	w.buf = append(append(w.buf, byte(len(name.Namespace))), name.Namespace...)
+	w.buf = append(append(w.buf, "\x03svc"...), w.zone.wire...)
+	w.answers++
+	w.fit()
+}
+
+// appendLabel appends what [label] says.
+func appendLabel(to []byte, e *model.Endpoint) []byte {
+	if e.Hostname != "" {
+		for _, c := range []byte(e.Hostname) {
+			to = append(to, lower[c])
+		}
+		return to
+	}
+	to = e.Addr.AppendTo(to)
+	for i, c := range to {
+		if c == '.' || c == ':' {
+			to[i] = '-'
+		}
+	}
+	return to
+}
+
+// record begins a record of class IN whose owner is at an offset of the message. Its data, of that size, is to follow.
+func (w *writer) record(owner int, rtype uint16, ttl uint32, size int) {
+	w.buf = append(w.buf, 0xc0|byte(owner>>8), byte(owner), byte(rtype>>8), byte(rtype), 0, mdns.ClassINET,
+		byte(ttl>>24), byte(ttl>>16), byte(ttl>>8), byte(ttl), byte(size>>8), byte(size))
+}
+
+// address adds an address record.
+func (w *writer) address(owner int, a netip.Addr) {
+	if a.Is4() {
+		w.record(owner, mdns.TypeA, w.zone.ttl, 4)
+		octets := a.As4()
+		w.buf = append(w.buf, octets[:]...)
+		return
+	}
+	w.record(owner, mdns.TypeAAAA, w.zone.ttl, 16)
+	octets := a.As16()
+	w.buf = append(w.buf, octets[:]...)
+}
+
+// orNoData ends an answer that exists: without a record it is the denial of the type.
+func (w *writer) orNoData(origin int) {
+	if w.answers == 0 {
+		w.deny(mdns.RcodeSuccess, origin)
+		return
+	}
+	w.fit()
+}
+
+// deny says that the name, or anything of the type, is not there (RFC 2308), by the SOA record of the zone at an offset of the message.
+func (w *writer) deny(rcode byte, origin int) {
+	w.rcode = rcode
+	z := w.zone
+	size := len(z.soaServer) + len("\x0ahostmaster") + 2 + 20
+	w.record(origin, mdns.TypeSOA, min(z.ttl, z.minimum), size)
+	domain := len(w.buf) + len(z.soaServer) - len(z.wire)
+	w.buf = append(append(w.buf, z.soaServer...), "\x0ahostmaster"...)
+	w.buf = append(w.buf, 0xc0|byte(domain>>8), byte(domain))
+	for _, v := range [...]uint32{uint32(w.state.published.snap.Generation), soaRefresh, soaRetry, soaExpire, z.minimum} {
+		w.buf = binary.BigEndian.AppendUint32(w.buf, v)
+	}
+	w.denied++
+	w.fit()
+}
+
+// fit says that the answer is complete, if it is not longer than it may be.
+func (w *writer) fit() { w.done = len(w.buf) <= w.limit }

@@ -1,0 +1,262 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/test/queries"
+)
+
+// paths has a message answered by the fast path and by the slow one, and reports whether the fast one did. They must agree in everything but
+// the order of records and the spelling of names in them.
+func paths(t testing.TB, s *Server, proto string, from netip.Addr, req []byte) bool {
+	t.Helper()
+	d := s.desk(s.newStats(proto, testAddr))
+	quick := slices.Clone(s.fast(d, from, req, make([]byte, 4096)))
+	if quick == nil {
+		return false
+	}
+	resp, later := s.slow(d, from, req, make([]byte, 4096))
+	if later != nil {
+		t.Fatalf("the slow path has to wait for what the fast one answers:\n%s", describe(t, req, quick))
+	}
+	if got, want := comparable(t, quick), comparable(t, resp); got != want {
+		t.Fatalf("the fast path answers\n%s\nand the slow one\n%s", got, want)
+	}
+	// The question comes back as it was spelled.
+	if !bytes.Equal(quick[headerSize:d.asked.end], req[headerSize:d.asked.end]) {
+		t.Fatalf("the question comes back as %q, it was %q", quick[headerSize:d.asked.end], req[headerSize:d.asked.end])
+	}
+	return true
+}
+
+// comparable is a message without what may differ.
+func comparable(t testing.TB, b []byte) string {
+	t.Helper()
+	m := new(mdns.Msg)
+	if err := m.Unpack(b); err != nil {
+		t.Fatalf("the answer %x does not parse: %v", b, err)
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "%+v\n", m.MsgHdr)
+	for _, section := range [][]mdns.RR{m.Answer, m.Ns, m.Extra} {
+		var lines []string
+		for _, rr := range section {
+			lines = append(lines, strings.ToLower(rr.String()))
+		}
+		slices.Sort(lines)
+		fmt.Fprintf(&out, "%s\n--\n", strings.Join(lines, "\n"))
+	}
+	return out.String()
+}
+
+// The table is answered by the fast path wherever it is about usual names.
+func TestTableFast(t *testing.T) {
+	eachGroup(t, func(t *testing.T, g queries.Group, o Options) {
+		s := newServer(t, o)
+		s.Publish(g.Snapshot)
+		fast := 0
+		for _, r := range g.Rows {
+			for _, edns := range []uint16{0, 512, 4096} {
+				q := new(mdns.Msg).SetQuestion(r.Name, typeOf(t, r))
+				q.CheckingDisabled, q.RecursionDesired = r.Line%3 == 0, r.Line%5 > 0
+				if edns > 0 {
+					q.SetEdns0(edns, r.Line%2 == 0)
+				}
+				b, err := q.Pack()
+				if err != nil {
+					continue
+				}
+				for _, proto := range []string{"udp", "tcp"} {
+					if paths(t, s, proto, loopback, b) {
+						fast++
+					}
+				}
+			}
+		}
+		if share := float64(fast) / float64(6*len(g.Rows)); len(g.Rows) > 20 && share < 0.4 {
+			t.Errorf("only %.2f of the answers are fast", share)
+		}
+	})
+}
+
+// Both paths agree about random worlds, also while something is announced and not published, or refused.
+func TestRandomFast(t *testing.T) {
+	r := random(t)
+	fast, asked := 0, 0
+	for range 6 {
+		w := newRandomWorld(r)
+		s := newServer(t, w.options)
+		last := w.Build()
+		s.Publish(last)
+		for range 30 {
+			for range 1 + r.IntN(5) {
+				w.step(r)
+			}
+			next := w.Build()
+			s.Announce(next)
+			for range 200 {
+				if ask(t, r, s) {
+					fast++
+				}
+				asked++
+			}
+			var refused []model.Name
+			if r.IntN(3) == 0 {
+				refused = append(refused, w.name(r))
+			}
+			s.Publish(next, refused...)
+			for range 200 {
+				if ask(t, r, s) {
+					fast++
+				}
+				asked++
+			}
+		}
+	}
+	if fast < asked/3 {
+		t.Errorf("%d of %d answers are fast", fast, asked)
+	}
+}
+
+// ask asks a random question on both paths.
+func ask(t *testing.T, r *rand.Rand, s *Server) bool {
+	t.Helper()
+	svc := pick(r, "x", "y", "z", "w", "q") + "." + pick(r, "a", "b", "c", "q") + ".svc.cluster.local."
+	n := pick(r, svc, svc, svc,
+		pick(r, "h0.", "h1.", "10-244-1-3.", fmt.Sprintf("10-244-1-%d.", r.IntN(20)), "fd00-244-0-1--5.", "_tcp.", "_http._tcp.", "_dns._udp.", "_dns._tcp.", "_sig._sctp.", "_._tcp.", "x.y.", "_x._y._tcp.")+svc,
+		fmt.Sprintf("%d.1.244.10.in-addr.arpa.", r.IntN(22)),
+		fmt.Sprintf("%d.0.96.10.in-addr.arpa.", r.IntN(22)),
+		fmt.Sprintf("%x.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.", r.IntN(16)),
+		fmt.Sprintf("%x.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.0.0.4.4.2.0.0.0.d.f.ip6.arpa.", r.IntN(16)),
+		pick(r, "cluster.local.", "svc.cluster.local.", "a.svc.cluster.local.", "pod.cluster.local.", "10-244-1-3.a.pod.cluster.local.", "dns.cluster.local.", "ns.dns.cluster.local.", "x.ns.dns.cluster.local.",
+			"dns-version.cluster.local.", "x.dns-version.cluster.local.", "www.example.com.", "com.cluster.local.", "xcluster.local.", "local.", ".", "arpa.", "300.1.244.10.in-addr.arpa.", "01.0.96.10.in-addr.arpa."))
+	if r.IntN(3) == 0 {
+		n = strings.ToUpper(n)
+	}
+	q := new(mdns.Msg).SetQuestion(n, pick(r, mdns.TypeA, mdns.TypeA, mdns.TypeAAAA, mdns.TypeSRV, mdns.TypePTR, mdns.TypeTXT, mdns.TypeMX, mdns.TypeANY, mdns.TypeNS))
+	if r.IntN(2) == 0 {
+		q.SetEdns0(uint16(r.IntN(2000)), r.IntN(2) == 0)
+	}
+	from := loopback
+	if r.IntN(20) == 0 {
+		from = netip.MustParseAddr("192.0.2.1")
+	}
+	return paths(t, s, "udp", from, packed(t, q))
+}
+
+// An answer that is too long is left to the slow path, which knows what to leave out.
+func TestFastTooLong(t *testing.T) {
+	c := newCluster(t, Options{})
+	c.service("shop/many")
+	var addrs []string
+	for i := range 80 {
+		addrs = append(addrs, fmt.Sprintf("10.244.1.%d", i+1))
+	}
+	for _, tt := range []struct {
+		n    int
+		edns uint16
+		fast bool
+	}{{20, 0, true}, {30, 0, false}, {30, 1232, true}, {70, 4096, true}, {80, 4096, false}} {
+		c.endpoints("shop/many", addrs[:tt.n]...)
+		c.step()
+		req := message(t, func(m *mdns.Msg) {
+			m.SetQuestion("many.shop.svc.cluster.local.", typeA)
+			if tt.edns > 0 {
+				m.SetEdns0(tt.edns, false)
+			}
+		})
+		if got := paths(t, c.Server, "udp", loopback, req); got != tt.fast {
+			t.Errorf("%d addresses, EDNS %d: fast %t", tt.n, tt.edns, got)
+		}
+	}
+}
+
+// The addresses of a headless Service begin at each of them.
+func TestFastRotates(t *testing.T) {
+	c := newCluster(t, Options{})
+	c.service("shop/many")
+	c.endpoints("shop/many", "10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.1.4")
+	c.step()
+	first := make(map[string]int)
+	d := c.desk(c.newStats("udp", testAddr))
+	req, m := message(t, func(m *mdns.Msg) { m.SetQuestion("many.shop.svc.cluster.local.", typeA) }), new(mdns.Msg)
+	for range 400 {
+		if err := m.Unpack(c.fast(d, loopback, req, make([]byte, 512))); err != nil {
+			t.Fatal(err)
+		}
+		first[m.Answer[0].(*mdns.A).A.String()]++
+	}
+	if len(first) != 4 {
+		t.Errorf("the first addresses are %v", first)
+	}
+	for a, n := range first {
+		if n < 50 {
+			t.Errorf("%s is first %d times of 400", a, n)
+		}
+	}
+}
+
+func TestFastAllocatesNothing(t *testing.T) {
+	c := newCluster(t, Options{})
+	c.service("shop/orders", "10.96.0.20", "fd00:96::14")
+	c.endpoints("shop/orders", "10.244.1.1")
+	c.service("shop/many")
+	c.endpoints("shop/many", "10.244.1.1", "10.244.1.2", "10.244.1.3")
+	c.step()
+	d, buf := c.desk(c.newStats("udp", testAddr)), make([]byte, slotSize)
+	for _, n := range []string{"orders.shop.svc.cluster.local. A", "orders.shop.svc.cluster.local. AAAA", "orders.shop.svc.cluster.local. TXT", "many.shop.svc.cluster.local. A",
+		"_http._tcp.orders.shop.svc.cluster.local. SRV", "20.0.96.10.in-addr.arpa. PTR", "1.1.244.10.in-addr.arpa. PTR", "10-244-1-1.many.shop.svc.cluster.local. A",
+		"nothing.shop.svc.cluster.local. A", "www.example.com.svc.cluster.local. A", "www.example.com.cluster.local. A"} {
+		name, kind, _ := strings.Cut(n, " ")
+		req := packed(t, new(mdns.Msg).SetQuestion(name, mdns.StringToType[kind]).SetEdns0(1232, false))
+		if allocs := testing.AllocsPerRun(100, func() {
+			if c.fast(d, loopback, req, buf) == nil {
+				t.Errorf("%s is not fast", n)
+			}
+			d.sent(time.Time{})
+		}); allocs != 0 {
+			t.Errorf("%s: %v allocations", n, allocs)
+		}
+	}
+}
+
+// Whatever comes in: what the fast path answers, the slow one answers too.
+func FuzzFast(f *testing.F) {
+	groups, err := queries.Groups()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, g := range groups {
+		for _, r := range g.Rows {
+			m := new(mdns.Msg).SetQuestion(r.Name, mdns.StringToType[r.Type])
+			if r.Line%2 == 0 {
+				m.SetEdns0(uint16(r.Line*10), r.Line%4 == 0)
+			}
+			if b, err := m.Pack(); err == nil {
+				f.Add(b)
+			}
+		}
+	}
+	f.Add(message(f, func(m *mdns.Msg) {
+		m.SetEdns0(1232, true).IsEdns0().Option = []mdns.EDNS0{&mdns.EDNS0_COOKIE{Code: mdns.EDNS0COOKIE, Cookie: "0123456789abcdef"}}
+	}))
+	s := dual(f, nil)
+	f.Fuzz(func(t *testing.T, req []byte) {
+		for _, proto := range []string{"udp", "tcp"} {
+			paths(t, s, proto, loopback, req)
+		}
+	})
+}
