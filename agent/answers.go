@@ -130,7 +130,7 @@ func (n *Node) Tracked(proto model.Protocol, from, to netip.AddrPort) (status.Tr
 
 func (n *Node) explainer() *explain.Explainer {
 	e := &explain.Explainer{
-		Domain:   n.cfg.ClusterDomain,
+		Domain:   n.cfg.ClusterDomains[0],
 		Snapshot: n.state.Acknowledged,
 		Entry: func(f model.Frontend) (explain.Entry, bool, error) {
 			e, ok, err := nft.Read(nft.Options{}, f)

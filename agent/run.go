@@ -123,7 +123,7 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Logger: log})
 	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed})
 	n.names, err = dns.New(dns.Options{
-		Domain:    cfg.ClusterDomain,
+		Domains:   cfg.ClusterDomains,
 		Reverse:   slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
 		Clients:   clients(cfg),
 		Upstreams: cfg.Upstreams,

@@ -28,8 +28,8 @@ type Agent struct {
 	State string
 	// CNIConfDir is where the CNI configuration is written once the node can deliver; empty to leave the pod network to others.
 	CNIConfDir string
-	// ClusterDomain has no trailing dot.
-	ClusterDomain string
+	// ClusterDomains have no trailing dots; the first is the one that reverse names lead to and explain asks in.
+	ClusterDomains []string
 	// DNS are the cluster DNS's virtual addresses, at most one of a family.
 	DNS []netip.Addr
 	// ServiceCIDRs and PodCIDRs are the cluster's ranges, for which the DNS has the reverse zones.
@@ -55,11 +55,12 @@ const DefaultState = "/var/lib/fairlead/agent"
 
 // Flags are the settings as the user wrote them.
 type Flags struct {
-	node, kubeconfig, state, cniConfDir, domain string
-	dns, serviceCIDR, podCIDR, upstreams        []string
-	nodePortAddrs                               []string
-	passOn                                      bool
-	healthz                                     string
+	node, kubeconfig, state, cniConfDir  string
+	domains                              []string
+	dns, serviceCIDR, podCIDR, upstreams []string
+	nodePortAddrs                        []string
+	passOn                               bool
+	healthz                              string
 }
 
 // AddFlags registers the agent's flags.
@@ -69,7 +70,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it, the in-cluster configuration")
 	fs.StringVar(&f.state, "state", DefaultState, "`directory` for the agent's socket and address leases")
 	fs.StringVar(&f.cniConfDir, "cni-conf-dir", "", "`directory` to write the CNI configuration to; without it, the pod network is left to others")
-	fs.StringVar(&f.domain, "cluster-domain", "cluster.local", "DNS `domain` of the cluster")
+	fs.StringSliceVar(&f.domains, "cluster-domain", []string{"cluster.local"}, "DNS `domains` of the cluster; reverse names lead to the first")
 	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family (required)")
 	fs.StringSliceVar(&f.serviceCIDR, "service-cidr", nil, "`ranges` of Services' virtual addresses, one of each family")
 	fs.StringSliceVar(&f.podCIDR, "pod-cidr", nil, "`ranges` of all pods' addresses, one of each family")
@@ -82,7 +83,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 
 // Agent validates the settings. Its error holds everything that is wrong, a line each.
 func (f *Flags) Agent() (*Agent, error) {
-	a := &Agent{Node: f.node, Kubeconfig: f.kubeconfig, CNIConfDir: f.cniConfDir, ClusterDomain: strings.TrimSuffix(f.domain, ".")}
+	a := &Agent{Node: f.node, Kubeconfig: f.kubeconfig, CNIConfDir: f.cniConfDir}
 	var errs []error
 	fail := func(flag, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
@@ -90,8 +91,15 @@ func (f *Flags) Agent() (*Agent, error) {
 	if f.node == "" {
 		fail("node", "the node's name is required")
 	}
-	if _, ok := dns.IsDomainName(a.ClusterDomain); !ok || a.ClusterDomain == "" {
-		fail("cluster-domain", "%q is no domain name", f.domain)
+	if len(f.domains) == 0 {
+		fail("cluster-domain", "the cluster's domain is required")
+	}
+	for _, s := range f.domains {
+		domain := strings.TrimSuffix(s, ".")
+		if _, ok := dns.IsDomainName(domain); !ok || domain == "" {
+			fail("cluster-domain", "%q is no domain name", s)
+		}
+		a.ClusterDomains = append(a.ClusterDomains, domain)
 	}
 	var err error
 	if a.State, err = filepath.Abs(f.state); err != nil {

@@ -27,8 +27,8 @@ func TestAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(a.Node, a.Socket(), a.Leases(), a.ClusterDomain, a.DNS, a.ServiceCIDRs, a.PodCIDRs, a.Upstreams)
-	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipamexample.org[10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] [192.0.2.1:53 [2001:db8::1]:5353]"
+	got := fmt.Sprint(a.Node, a.Socket(), a.Leases(), a.ClusterDomains, a.DNS, a.ServiceCIDRs, a.PodCIDRs, a.Upstreams)
+	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipam[example.org] [10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] [192.0.2.1:53 [2001:db8::1]:5353]"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -68,10 +68,10 @@ func (v *View) answer(t target, name string, qtype uint16) Answer {
 	if t.kind == kindOutside {
 		return Answer{Outside: true, Generation: v.snap.Generation}
 	}
-	r := reply{View: v, Answer: Answer{Zone: t.origin, Generation: v.snap.Generation}, name: name, qtype: qtype}
+	r := reply{View: v, Answer: Answer{Zone: t.origin, Generation: v.snap.Generation}, domain: t.domain, name: name, qtype: qtype}
 	r.resolve(t)
 	if r.negative() {
-		r.Authority = []Record{v.soa(r.Zone)}
+		r.Authority = []Record{r.soa(r.Zone)}
 	}
 	return r.Answer
 }
@@ -88,7 +88,8 @@ func (r *reply) negative() bool {
 type reply struct {
 	*View
 	Answer
-	name    string // the owner of what is added next
+	domain  *domain // that the names in it are below
+	name    string  // the owner of what is added next
 	qtype   uint16
 	exists  bool
 	aliases int
@@ -161,15 +162,15 @@ func (r *reply) apex() {
 	case mdns.TypeSOA:
 		r.Answer.Answer = append(r.Answer.Answer, r.soa(r.name))
 	case mdns.TypeNS:
-		r.add(Record{Type: mdns.TypeNS, Target: r.zone.server})
-		r.addExtra(r.zone.server, r.snap.DNS...)
+		r.add(Record{Type: mdns.TypeNS, Target: r.domain.server})
+		r.addExtra(r.domain.server, r.snap.DNS...)
 	}
 }
 
 // soa is the SOA record of a zone. Its serial is the snapshot's generation: dig shows which one answers.
-func (v *View) soa(name string) Record {
-	return Record{Name: name, Type: mdns.TypeSOA, TTL: min(v.zone.ttl, v.zone.minimum), Target: v.zone.server,
-		Serial: uint32(v.snap.Generation), Minimum: v.zone.minimum}
+func (r *reply) soa(name string) Record {
+	return Record{Name: name, Type: mdns.TypeSOA, TTL: min(r.zone.ttl, r.zone.minimum), Target: r.domain.server,
+		Serial: uint32(r.snap.Generation), Minimum: r.zone.minimum}
 }
 
 // service answers for the names of a Service and below it.
@@ -254,7 +255,7 @@ func (r *reply) vips(svc *model.Service) []netip.Addr {
 }
 
 func (r *reply) serviceName(n model.Name) string {
-	return n.Name + "." + n.Namespace + ".svc." + r.zone.domain
+	return n.Name + "." + n.Namespace + ".svc." + r.domain.name
 }
 
 // headless answers for a Service that stands for its ready endpoints (sections 2.4.1 and 2.4.2). Without one, it does not exist.
@@ -346,7 +347,7 @@ func (r *reply) externalName(t target, svc *model.Service) {
 		r.Alias = name
 		return
 	}
-	r.name, r.exists, r.Zone = name, false, next.origin
+	r.name, r.exists, r.Zone, r.domain = name, false, next.origin, next.domain
 	r.resolve(next)
 }
 

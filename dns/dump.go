@@ -109,10 +109,10 @@ func (v *View) questions() iter.Seq[question] {
 
 // fixedQuestions are those that do not come from Services: the zones' own.
 func (v *View) fixedQuestions() []question {
-	qs := []question{
-		{v.zone.domain, mdns.TypeSOA}, {v.zone.domain, mdns.TypeNS},
-		{"dns-version." + v.zone.domain, mdns.TypeTXT},
-		{v.zone.server, mdns.TypeA}, {v.zone.server, mdns.TypeAAAA},
+	var qs []question
+	for _, d := range v.zone.domains {
+		qs = append(qs, question{d.name, mdns.TypeSOA}, question{d.name, mdns.TypeNS}, question{"dns-version." + d.name, mdns.TypeTXT},
+			question{d.server, mdns.TypeA}, question{d.server, mdns.TypeAAAA})
 	}
 	for _, p := range v.zone.reverse {
 		width := 8
@@ -146,24 +146,30 @@ func after(p netip.Prefix) netip.Prefix {
 }
 
 func (v *View) serviceQuestions(svc *model.Service) []question {
-	r := reply{View: v}
-	name := r.serviceName(svc.Name)
-	qs := []question{{name, mdns.TypeA}, {name, mdns.TypeAAAA}}
-	if svc.Type == model.ExternalName {
-		return append(qs[:0], question{name, mdns.TypeCNAME})
-	}
-	for _, p := range svc.Ports {
-		if p.Name != "" {
-			qs = append(qs, question{"_" + p.Name + "." + protocolLabel(p.Protocol) + "." + name, mdns.TypeSRV})
+	var qs []question
+	for _, d := range v.zone.domains {
+		name := (&reply{View: v, domain: d}).serviceName(svc.Name)
+		if svc.Type == model.ExternalName {
+			qs = append(qs, question{name, mdns.TypeCNAME})
+			continue
+		}
+		qs = append(qs, question{name, mdns.TypeA}, question{name, mdns.TypeAAAA})
+		for _, p := range svc.Ports {
+			if p.Name != "" {
+				qs = append(qs, question{"_" + p.Name + "." + protocolLabel(p.Protocol) + "." + name, mdns.TypeSRV})
+			}
+		}
+		if svc.Type == model.Headless {
+			for i := range svc.Endpoints {
+				e := &svc.Endpoints[i]
+				qs = append(qs, question{label(e) + "." + name, addrType(e.Addr)})
+			}
 		}
 	}
 	addrs := svc.ClusterIPs
 	if svc.Type == model.Headless {
-		addrs = nil
 		for i := range svc.Endpoints {
-			e := &svc.Endpoints[i]
-			qs = append(qs, question{label(e) + "." + name, addrType(e.Addr)})
-			addrs = append(addrs, e.Addr)
+			addrs = append(addrs, svc.Endpoints[i].Addr)
 		}
 	}
 	for _, a := range addrs {

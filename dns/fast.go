@@ -67,19 +67,26 @@ func (s *Server) fast(d *desk, client netip.Addr, req, buf []byte) []byte {
 		return nil
 	}
 	w.question(req)
-	zone := s.zone
-	switch before, ok := q.below(zone.wire, zone.labels); {
-	case ok && before == 0:
-		return nil // the zone's own records
-	case ok:
-		d.asked.forward(&w, before)
-	default:
-		d.asked.reverse(&w)
-	}
+	if before := w.find(); w.domain == nil {
+		q.reverse(&w)
+	} else if before > 0 {
+		q.forward(&w, before)
+	} // the domain's own records are the slow path's
 	if !w.done {
 		return nil
 	}
 	return w.finish()
+}
+
+// find finds the domain that the name is below, and says how many labels are before it.
+func (w *writer) find() (before int) {
+	for _, d := range w.zone.deepest {
+		if before, ok := w.asked.below(d.wire, d.labels); ok {
+			w.domain = d
+			return before
+		}
+	}
+	return 0
 }
 
 // limit is how long the answer to a query may be.
@@ -98,6 +105,7 @@ type writer struct {
 	buf   []byte
 	limit int
 
+	domain                 *domain
 	done                   bool // there is an answer
 	zoneOf                 int  // of the metrics
 	rcode                  byte
@@ -358,7 +366,7 @@ func (q *plain) reverse(w *writer) {
 			return // the address is a zone
 		}
 		origin := headerSize + int(q.labels[all-apex])
-		w.zoneOf = zoneReverse4
+		w.domain, w.zoneOf = w.zone.domains[0], zoneReverse4
 		if addr.Is6() {
 			w.zoneOf = zoneReverse6
 		}
@@ -421,7 +429,7 @@ func (w *writer) pointer(addr netip.Addr, origin int) {
 		w.deny(mdns.RcodeSuccess, origin)
 		return
 	}
-	size := 1 + len(name.Name) + 1 + len(name.Namespace) + 4 + len(w.zone.wire)
+	size := 1 + len(name.Name) + 1 + len(name.Namespace) + 4 + len(w.domain.wire)
 	if len(text) > 0 {
 		size += 1 + len(text)
 	}
@@ -431,7 +439,7 @@ func (w *writer) pointer(addr netip.Addr, origin int) {
 	}
 	w.buf = append(append(w.buf, byte(len(name.Name))), name.Name...)
 	w.buf = append(append(w.buf, byte(len(name.Namespace))), name.Namespace...)
-	w.buf = append(append(w.buf, "\x03svc"...), w.zone.wire...)
+	w.buf = append(append(w.buf, "\x03svc"...), w.domain.wire...)
 	w.answers++
 	w.fit()
 }
@@ -484,12 +492,12 @@ func (w *writer) orNoData(origin int) {
 // deny says that the name, or anything of the type, is not there (RFC 2308), by the SOA record of the zone at an offset of the message.
 func (w *writer) deny(rcode byte, origin int) {
 	w.rcode = rcode
-	z := w.zone
-	size := len(z.soaServer) + len("\x0ahostmaster") + 2 + 20
+	z, d := w.zone, w.domain
+	size := len(d.serverWire) + len("\x0ahostmaster") + 2 + 20
 	w.record(origin, mdns.TypeSOA, min(z.ttl, z.minimum), size)
-	domain := len(w.buf) + len(z.soaServer) - len(z.wire)
-	w.buf = append(append(w.buf, z.soaServer...), "\x0ahostmaster"...)
-	w.buf = append(w.buf, 0xc0|byte(domain>>8), byte(domain))
+	at := len(w.buf) + len(d.serverWire) - len(d.wire)
+	w.buf = append(append(w.buf, d.serverWire...), "\x0ahostmaster"...)
+	w.buf = append(w.buf, 0xc0|byte(at>>8), byte(at))
 	for _, v := range [...]uint32{uint32(w.state.published.snap.Generation), soaRefresh, soaRetry, soaExpire, z.minimum} {
 		w.buf = binary.BigEndian.AppendUint32(w.buf, v)
 	}

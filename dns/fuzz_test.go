@@ -83,7 +83,7 @@ func FuzzName(f *testing.F) {
 		}
 	}
 	f.Add("10-244-1-5.shop.pod.cluster.local.")
-	z, err := newZone(Options{Domain: "cluster.local", Pods: PodsInsecure, Reverse: []netip.Prefix{
+	z, err := newZone(Options{Domains: []string{"cluster.local"}, Pods: PodsInsecure, Reverse: []netip.Prefix{
 		netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.244.0.64/27"), netip.MustParsePrefix("fd00:96::/111")}}.withDefaults())
 	if err != nil {
 		f.Fatal(err)
@@ -106,9 +106,9 @@ func FuzzName(f *testing.F) {
 		if q := z.parse(strings.ToUpper(name)); p != q {
 			t.Errorf("%q: %+v, in upper case %+v", name, p, q)
 		}
-		inside := mdns.IsSubDomain(z.domain, name) || p.addr.IsValid()
+		inside := mdns.IsSubDomain(z.domains[0].name, name) || p.addr.IsValid()
 		if inside && p.kind == kindOutside || p.kind != kindOutside && !mdns.IsSubDomain(p.origin, name) {
-			t.Errorf("%q is in zone %q, says %+v", name, z.domain, p)
+			t.Errorf("%q is in zone %q, says %+v", name, z.domains[0].name, p)
 		}
 		switch p.kind {
 		case kindAddress:
@@ -116,7 +116,7 @@ func FuzzName(f *testing.F) {
 				t.Errorf("%q is %v, whose name is %q", name, p.addr, got)
 			}
 		case kindPod:
-			if got := dash(p.addr) + "." + p.name.Namespace + ".pod." + z.domain; got != strings.ToLower(name) {
+			if got := dash(p.addr) + "." + p.name.Namespace + ".pod." + z.domains[0].name; got != strings.ToLower(name) {
 				t.Errorf("%q is %v, whose name is %q", name, p.addr, got)
 			}
 		}

@@ -24,7 +24,7 @@ type cluster struct {
 
 func newCluster(t testing.TB, o Options) *cluster {
 	t.Helper()
-	o.Domain = "cluster.local"
+	o.Domains = []string{"cluster.local"}
 	if o.Reverse == nil {
 		o.Reverse = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.244.0.0/16")}
 	}

@@ -327,16 +327,16 @@ func TestClients(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	for _, o := range []Options{
-		{}, {Domain: "."}, {Domain: "a..b"}, {Domain: "-a.b"}, {Domain: "a b"}, {Domain: "a_b"}, {Domain: strings.Repeat("a.", 60)},
-		{Domain: "in-addr.arpa"}, {Domain: "x", Reverse: []netip.Prefix{{}}},
-		{Domain: "x", Upstreams: []netip.AddrPort{{}}},
-		{Domain: "x", Upstreams: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:53")}},
+		{}, {Domains: []string{"."}}, {Domains: []string{"a..b"}}, {Domains: []string{"-a.b"}}, {Domains: []string{"a b"}}, {Domains: []string{"a_b"}}, {Domains: []string{strings.Repeat("a.", 60)}},
+		{Domains: []string{"in-addr.arpa"}}, {Domains: []string{"x"}, Reverse: []netip.Prefix{{}}},
+		{Domains: []string{"x"}, Upstreams: []netip.AddrPort{{}}},
+		{Domains: []string{"x"}, Upstreams: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:53")}},
 	} {
 		if _, err := New(o); err == nil {
 			t.Errorf("New(%+v) is no error", o)
 		}
 	}
-	if _, err := New(Options{Domain: "Cluster.Local."}); err != nil {
+	if _, err := New(Options{Domains: []string{"Cluster.Local."}}); err != nil {
 		t.Error(err)
 	}
 }

@@ -173,7 +173,7 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 		buckets   [durationBuckets]uint64
 		nanos     uint64
 	}
-	names := [zones]string{".", c.zone.domain, suffix4[1:], suffix6[1:]}
+	names := [zones]string{".", c.zone.domains[0].name, suffix4[1:], suffix6[1:]}
 	total := make(map[key]*sums)
 	transports := make(map[transport]*[zones][len(countedTypes)]uint64)
 	dropped := make(map[transport]uint64)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -38,6 +39,7 @@ const (
 type target struct {
 	kind   kind
 	origin string         // the zone's name, with trailing dot
+	domain *domain        // that the name is below; of a reverse name, the one that it leads to
 	name   model.Name     // of the Service; for kindNamespace and kindPod only the namespace
 	label  string         // of the endpoint or the port
 	proto  model.Protocol // of the port
@@ -51,32 +53,40 @@ const (
 
 // zone is the part of the name space that is the cluster's own.
 type zone struct {
-	domain    string         // "cluster.local."
-	wire      []byte         // the domain in wire form
-	labels    int            // of the domain
-	suffix    string         // ".cluster.local."
-	reverse   []netip.Prefix // masked
-	server    string         // "ns.dns.cluster.local."
-	soaServer []byte         // the server in wire form
-	ttl       uint32
-	minimum   uint32
-	pods      PodNames
+	domains []*domain // the first is the one that reverse names lead to
+	deepest []*domain // the same, those with more labels first
+	reverse []netip.Prefix
+	ttl     uint32
+	minimum uint32
+	pods    PodNames
+}
+
+// domain is a name that the cluster's names are below.
+type domain struct {
+	name   string // "cluster.local."
+	suffix string // ".cluster.local."
+	server string // "ns.dns.cluster.local.", its name server
+
+	wire, serverWire []byte // the name and the server in wire form
+	labels           int    // of the name
 }
 
 func newZone(o Options) (*zone, error) {
-	domain := strings.ToLower(strings.TrimSuffix(o.Domain, "."))
-	if err := checkDomain(domain); err != nil {
-		return nil, fmt.Errorf("cluster domain %q: %w", o.Domain, err)
+	z := &zone{ttl: uint32(o.TTL.Seconds()), minimum: uint32(o.NegativeTTL.Seconds()), pods: o.Pods}
+	if len(o.Domains) == 0 {
+		return nil, errors.New("a cluster domain is required")
 	}
-	z := &zone{
-		domain:  domain + ".",
-		suffix:  "." + domain + ".",
-		server:  "ns.dns." + domain + ".",
-		ttl:     uint32(o.TTL.Seconds()),
-		minimum: uint32(o.NegativeTTL.Seconds()),
-		pods:    o.Pods,
+	for _, name := range o.Domains {
+		d, err := newDomain(name)
+		if err != nil {
+			return nil, fmt.Errorf("cluster domain %q: %w", name, err)
+		}
+		if slices.ContainsFunc(z.domains, func(other *domain) bool { return other.name == d.name }) {
+			return nil, fmt.Errorf("cluster domain %q: is there twice", name)
+		}
+		z.domains = append(z.domains, d)
 	}
-	z.wire, z.labels, z.soaServer = wireName(z.domain), strings.Count(z.domain, "."), wireName(z.server)
+	z.deepest = slices.SortedStableFunc(slices.Values(z.domains), func(a, b *domain) int { return b.labels - a.labels })
 	for _, p := range o.Reverse {
 		if !p.IsValid() || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("reverse range %q: not a network", p)
@@ -84,6 +94,16 @@ func newZone(o Options) (*zone, error) {
 		z.reverse = append(z.reverse, p.Masked())
 	}
 	return z, nil
+}
+
+func newDomain(name string) (*domain, error) {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if err := checkDomain(name); err != nil {
+		return nil, err
+	}
+	d := &domain{name: name + ".", suffix: "." + name + ".", server: "ns.dns." + name + ".", labels: 1 + strings.Count(name, ".")}
+	d.wire, d.serverWire = wireName(d.name), wireName(d.server)
+	return d, nil
 }
 
 // checkDomain allows what Kubernetes allows as a cluster domain: labels of letters, digits and dashes. The longest names
@@ -112,13 +132,17 @@ func (z *zone) parse(name string) target {
 	if strings.IndexByte(name, '\\') >= 0 {
 		return z.parseEscaped(name)
 	}
+	for _, d := range z.deepest {
+		if name == d.name {
+			return target{kind: kindApex, origin: d.name, domain: d}
+		}
+		if strings.HasSuffix(name, d.suffix) {
+			t := z.parseForward(name[:len(name)-len(d.suffix)])
+			t.origin, t.domain = d.name, d
+			return t
+		}
+	}
 	switch {
-	case name == z.domain:
-		return target{kind: kindApex, origin: z.domain}
-	case strings.HasSuffix(name, z.suffix):
-		t := z.parseForward(name[:len(name)-len(z.suffix)])
-		t.origin = z.domain
-		return t
 	case strings.HasSuffix(name, suffix4):
 		return z.parseReverse(name, suffix4, 4, 8)
 	case strings.HasSuffix(name, suffix6):
@@ -143,7 +167,7 @@ func (z *zone) parseEscaped(name string) target {
 		// The reverse of 10.96.0.0/16 does not start at what is left when the odd label is below in-addr.arpa.
 		return target{}
 	}
-	return target{kind: kindNothing, origin: t.origin}
+	return target{kind: kindNothing, origin: t.origin, domain: t.domain}
 }
 
 // cutLast splits off the last label.
@@ -306,7 +330,7 @@ func (z *zone) parseReverse(name, suffix string, most, width int) target {
 		if !p.Contains(addr) || bits < apex || p.Addr().Is4() != addr.Is4() {
 			continue
 		}
-		t := target{kind: kindBranch, origin: reverseName(netip.PrefixFrom(addr, apex))}
+		t := target{kind: kindBranch, origin: reverseName(netip.PrefixFrom(addr, apex)), domain: z.domains[0]}
 		switch {
 		case rest != "":
 			t.kind = kindNothing

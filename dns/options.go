@@ -22,10 +22,10 @@ const (
 	PodsInsecure
 )
 
-// Options are the settings of a [Server]. Only Domain is necessary.
+// Options are the settings of a [Server]. Only Domains are necessary.
 type Options struct {
-	// Domain is the cluster's domain, such as "cluster.local".
-	Domain string
+	// Domains are what the cluster's names are below, such as "cluster.local". All have the same names; reverse names lead to those of the first.
+	Domains []string
 	// Reverse are the address ranges whose reverse names are answered here: the cluster's Services and pods. Reverse names of
 	// other addresses are none of this server's business and are forwarded.
 	Reverse []netip.Prefix

@@ -45,7 +45,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{zone: z, options: o, now: o.Now, log: o.Logger}
-	s.noUpstream = "no upstream resolver is configured: only names below " + z.domain + " and the cluster's reverse names are answered"
+	s.noUpstream = "no upstream resolver is configured: only names below " + z.domains[0].name + " and the cluster's reverse names are answered"
 	if len(o.Upstreams) > 0 {
 		if s.forward, err = newForwarder(o); err != nil {
 			return nil, err

@@ -27,12 +27,12 @@ import (
 // optionsOf are the settings of a group of rows.
 func optionsOf(t testing.TB, g queries.Group) Options {
 	t.Helper()
-	o := Options{Domain: "cluster.local"}
+	o := Options{Domains: []string{"cluster.local"}}
 	for k, v := range g.Settings {
 		switch k {
 		case "dns":
 		case "domain":
-			o.Domain = v
+			o.Domains = strings.Split(v, ",")
 		case "pods":
 			mode, ok := map[string]PodNames{"disabled": PodsDisabled, "verified": PodsVerified, "insecure": PodsInsecure}[v]
 			if !ok {

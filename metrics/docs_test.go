@@ -19,7 +19,7 @@ import (
 // described lists the names and labels of an agent's metrics, sorted, each "NAME LABEL, LABEL".
 func described(t *testing.T) []string {
 	t.Helper()
-	server, err := dns.New(dns.Options{Domain: "cluster.local"})
+	server, err := dns.New(dns.Options{Domains: []string{"cluster.local"}})
 	if err != nil {
 		t.Fatal(err)
 	}
