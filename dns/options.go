@@ -58,8 +58,8 @@ type Options struct {
 
 	// UDPSockets is the number of sockets for each address, among which the kernel spreads the clients; default GOMAXPROCS.
 	UDPSockets int
-	// MaxConns bounds the TCP connections open at a time; the default is 1,000.
-	MaxConns int
+	// MaxConns bounds the TCP connections open at a time; the default is 1,000. MaxConnsOfOne bounds those of one client; the default is 100.
+	MaxConns, MaxConnsOfOne int
 	// IdleTimeout is how long a TCP connection may stay open without a query; default 10 s.
 	IdleTimeout time.Duration
 
@@ -88,6 +88,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 1_000
+	}
+	if o.MaxConnsOfOne == 0 {
+		o.MaxConnsOfOne = 100
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -29,9 +29,8 @@ type Server struct {
 
 	noUpstream string // what a query outside the zones is told when there is no forwarder
 
-	strangers    atomic.Uint64
-	conns        atomic.Int64
-	connsRefused atomic.Uint64
+	strangers atomic.Uint64
+	conns     conns
 
 	statsMu sync.Mutex // of the list, not of what is in it
 	sockets []*socketStats
@@ -51,6 +50,7 @@ func New(o Options) (*Server, error) {
 			return nil, err
 		}
 	}
+	s.conns.most, s.conns.mostOfOne = o.MaxConns, o.MaxConnsOfOne
 	s.gate.wait, s.gate.settle, s.gate.maxWaiting, s.gate.now = o.Wait, o.Settle, int64(o.MaxWaiting), o.Now
 	empty := &View{zone: z, snap: &model.Snapshot{}, clients: newClients(o.Clients, nil)}
 	s.gate.state.Store(&state{announced: empty, followed: make(chan struct{})})

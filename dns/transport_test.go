@@ -209,18 +209,45 @@ func TestConnectionLimit(t *testing.T) {
 	if err := ask(dialTCP(t, addr)); err == nil {
 		t.Error("a third connection is answered")
 	}
-	if n := s.connsRefused.Load(); n != 1 {
-		t.Errorf("%d connections counted as refused", n)
+	if open, refused := s.conns.count(); open != 2 || refused != 1 {
+		t.Errorf("%d connections counted as open, %d as refused", open, refused)
 	}
 	if err := ask(open[0]); err != nil {
 		t.Errorf("an open connection: %v", err)
 	}
 	open[1].Close()
-	for s.conns.Load() > 1 {
+	for n := 2; n > 1; n, _ = s.conns.count() {
 		time.Sleep(time.Millisecond) // until the server has noticed
 	}
 	if err := ask(dialTCP(t, addr)); err != nil {
 		t.Errorf("after one has closed: %v", err)
+	}
+}
+
+// One client cannot take all places.
+func TestConnectionLimitOfOne(t *testing.T) {
+	c := conns{most: 5, mostOfOne: 3}
+	a, b := netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("fd00::1")
+	for i, tt := range []struct {
+		client netip.Addr
+		want   bool
+	}{{a, true}, {a, true}, {a, true}, {a, false}, {b, true}, {b, true}, {b, false}} {
+		if got := c.add(tt.client); got != tt.want {
+			t.Errorf("connection %d: %t", i, got)
+		}
+	}
+	c.remove(a)
+	if !c.add(b) || c.add(a) {
+		t.Error("a place that has become free is not the next one's")
+	}
+	for range 2 {
+		c.remove(a)
+	}
+	for range 3 {
+		c.remove(b)
+	}
+	if open, refused := c.count(); open != 0 || refused != 3 || len(c.clients) != 0 {
+		t.Errorf("%d open, %d refused, %d clients at the end", open, refused, len(c.clients))
 	}
 }
 

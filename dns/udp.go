@@ -1,0 +1,97 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// serveUDP answers on one socket, first what a process before this one has left unanswered. What can be answered at once is, on this goroutine and
+// without allocation, a batch of queries at a time.
+func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
+	raw, err := u.conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
+	}
+	in, err := openInbox(u.inbox)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	out, err := openOutbox()
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	local := u.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	d := s.desk(s.newStats("udp", local))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	answer := func(from *unix.RawSockaddrInet6, msg []byte) {
+		to := address(from)
+		resp, later := s.handle(d, to.Addr(), msg, out.next())
+		if resp != nil {
+			out.put(from, resp)
+		}
+		if later == nil {
+			return
+		}
+		done := in.wait(from, msg)
+		wg.Go(func() {
+			defer done()
+			if resp := later(ctx, nil); resp != nil {
+				u.conn.WriteToUDPAddrPort(resp, to)
+			}
+		})
+	}
+	flush := func() error {
+		err := out.send(raw)
+		d.sent(s.now())
+		return err
+	}
+	for from, msg := range in.left() {
+		// The slot is free again at once, so one after the other.
+		if answer(from, msg); out.n > 0 {
+			if err := flush(); err != nil {
+				return closed(ctx, err)
+			}
+		}
+	}
+	in.prepare()
+	for {
+		n, err := in.receive(raw)
+		if err != nil {
+			if err := closed(ctx, err); err == nil || errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			s.log.Warn("read query", "addr", local, "err", err)
+			if !sleep(ctx, 10*time.Millisecond) {
+				return nil
+			}
+			continue
+		}
+		d.start = s.now()
+		for i := range n {
+			answer(in.message(i))
+		}
+		if err := flush(); err != nil {
+			return closed(ctx, err)
+		}
+	}
+}
+
+// closed is no error if the socket was closed because the context ended.
+func closed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
