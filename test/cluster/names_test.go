@@ -142,6 +142,7 @@ func sameAnswers(got, want []string) bool {
 type sighting struct {
 	Name, Addr, Outcome, Error, Pod string
 	Asked, Missing, Lost            int
+	LastMissing                     time.Time `json:"last_missing"`
 	FirstAnswer                     time.Time `json:"first_answer"`
 	FirstOK                         time.Time `json:"first_ok"`
 	ConnectMS                       float64   `json:"connect_ms"`
@@ -211,6 +212,77 @@ func TestAnswerIsAPromise(t *testing.T) {
 	if len(took) > 0 {
 		t.Logf("%d names; from the API's response to the first success on another node: median %v, p99 %v, maximum %v; asked %d times before and %d times after the first answer",
 			len(took), took[len(took)/2].Round(10*time.Microsecond), took[len(took)*99/100].Round(10*time.Microsecond), took[len(took)-1].Round(10*time.Microsecond), asked, after)
+	}
+}
+
+// propagation is how long after the API's response a name may still be answered
+// "not found" on another node, as docs/dns.md states it.
+const propagation = 250 * time.Millisecond
+
+// TestQueryBeforeCreate: a pod asks 5,000 times a second for a name that is
+// created then, and for another one, and so on. No query sent later than the
+// stated propagation after the API's response is denied, none is lost, and who
+// connects to the first answer is served.
+func TestQueryBeforeCreate(t *testing.T) {
+	const count, rate = 100, 5000
+	w := shared(t)
+	services := w.kube.CoreV1().Services(namespace)
+	t.Cleanup(func() {
+		w.kubectl(t, "-n", namespace, "delete", "service", "-l", "scenario=before")
+	})
+	args := []string{"exec", namespace + "/" + w.clientOn(t, "n2"), "--", "shop", "watch-name", "-rate", fmt.Sprint(rate)}
+	for i := range count {
+		args = append(args, fmt.Sprintf("before-%03d:80", i))
+	}
+	cmd := w.command(t.Context(), "fairlead", args...)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	seen := bufio.NewScanner(out)
+	var took, denied []time.Duration
+	asked, missing := 0, 0
+	for i := range count {
+		name := fmt.Sprintf("before-%03d", i)
+		time.Sleep(20 * time.Millisecond) // it must be asked for in vain first
+		_, err := services.Create(t.Context(), &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"scenario": "before"}},
+			Spec: corev1.ServiceSpec{
+				Selector: map[string]string{"app": "catalog"},
+				Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
+			},
+		}, metav1.CreateOptions{})
+		created := time.Now()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !seen.Scan() {
+			t.Fatalf("the watching pod ended at %s: %v", name, seen.Err())
+		}
+		var s sighting
+		if err := json.Unmarshal(seen.Bytes(), &s); err != nil {
+			t.Fatalf("%s: %v", seen.Text(), err)
+		}
+		if s.Name != name || s.Outcome != "ok" || s.TakenBack != 0 || s.Lost != 0 || s.LastMissing.After(created.Add(propagation)) {
+			t.Errorf("created %v: %s", created, seen.Text())
+			continue
+		}
+		asked, missing = asked+s.Asked+s.AskedAfter, missing+s.Missing
+		took, denied = append(took, s.FirstAnswer.Sub(created)), append(denied, s.LastMissing.Sub(created))
+	}
+	if missing == 0 {
+		t.Error("no name was asked for before it existed")
+	}
+	slices.Sort(took)
+	slices.Sort(denied)
+	if n := len(took); n > 0 {
+		t.Logf("%d names, asked for %d times, %d of them too early; from the API's response to the first answer: median %v, maximum %v; to the last query denied: median %v, maximum %v",
+			n, asked, missing, took[n/2].Round(10*time.Microsecond), took[n-1].Round(10*time.Microsecond), denied[n/2].Round(10*time.Microsecond), denied[n-1].Round(10*time.Microsecond))
 	}
 }
 

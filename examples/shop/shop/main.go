@@ -44,7 +44,7 @@ func commands() []command {
 		{"serve", "[-http ADDR,...] [-udp ADDR] [-version V] [-upstream URL,...]", serveMain},
 		{"get", "[-n N] [-rate R] [-duration D] [-c WORKERS] [-fresh-conn] URL...", getMain},
 		{"udp", "[-n N] [-rate R] [-duration D] [-c WORKERS] HOST:PORT...", udpMain},
-		{"watch-name", "[-timeout D] NAME:PORT...", watchMain},
+		{"watch-name", "[-timeout D] [-rate R] NAME:PORT...", watchMain},
 		{"dns", "[-rate R] [-duration D] [-server ADDR] [-type T] NAME", dnsMain},
 	}
 }

@@ -589,9 +589,46 @@ func TestWatchSeesTheNameAppear(t *testing.T) {
 		z.known.Store(&map[string]netip.Addr{"new.shop": netip.MustParseAddr("127.0.0.1")})
 	}()
 	c := resolver{server: z.addr, search: []string{"nowhere", "shop"}, ndots: 5}
-	s := c.watch(t.Context(), "new", port, 10*time.Second)
+	s := c.watch(t.Context(), "new", port, 10*time.Second, 0)
 	if s.Outcome != "ok" || s.Addr != "127.0.0.1" || s.Pod != "pod-v1" || s.Missing < 19 || s.TakenBack != 0 || s.AskedAfter == 0 || s.FirstOK.Before(s.FirstAnswer) {
 		t.Errorf("sighting %+v", s)
+	}
+}
+
+func TestWatchAtARate(t *testing.T) {
+	url, _ := start(t, "v1")
+	_, port, _ := net.SplitHostPort(strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/"))
+	z := startZone(t, map[string]netip.Addr{})
+	created := make(chan time.Time, 1)
+	go func() {
+		for z.asked.Load() < 100 {
+			time.Sleep(time.Millisecond)
+		}
+		z.known.Store(&map[string]netip.Addr{"new.shop": netip.MustParseAddr("127.0.0.1")})
+		created <- time.Now()
+	}()
+	c := resolver{server: z.addr, search: []string{"shop"}, ndots: 5}
+	s := c.watch(t.Context(), "new", port, 10*time.Second, 5000)
+	if s.Outcome != "ok" || s.Addr != "127.0.0.1" || s.Missing < 99 || s.TakenBack != 0 || s.AskedAfter == 0 || s.Lost != 0 {
+		t.Errorf("sighting %+v", s)
+	}
+	if s.LastMissing.IsZero() || s.LastMissing.After(<-created) || s.FirstOK.Before(s.FirstAnswer) {
+		t.Errorf("the last denial was of a query sent at %v, the first answer came at %v", s.LastMissing, s.FirstAnswer)
+	}
+}
+
+func TestWatchAtARateSeesAnswersTakenBack(t *testing.T) {
+	z := startZone(t, map[string]netip.Addr{"new.shop": netip.MustParseAddr("127.0.0.1")})
+	go func() {
+		for z.asked.Load() < 3 {
+			time.Sleep(time.Millisecond)
+		}
+		z.known.Store(&map[string]netip.Addr{})
+	}()
+	_, port, _ := net.SplitHostPort(closed(t, "tcp"))
+	s := resolver{server: z.addr, search: []string{"shop"}, ndots: 5}.watch(t.Context(), "new", port, 10*time.Second, 5000)
+	if s.Outcome != "refused" || s.TakenBack == 0 {
+		t.Errorf("sighting %+v, want refused and an answer taken back", s)
 	}
 }
 
@@ -604,7 +641,7 @@ func TestWatchSeesAnswersTakenBack(t *testing.T) {
 		z.known.Store(&map[string]netip.Addr{})
 	}()
 	_, port, _ := net.SplitHostPort(closed(t, "tcp"))
-	s := resolver{server: z.addr, search: []string{"shop"}, ndots: 5}.watch(t.Context(), "new", port, 10*time.Second)
+	s := resolver{server: z.addr, search: []string{"shop"}, ndots: 5}.watch(t.Context(), "new", port, 10*time.Second, 0)
 	if s.Outcome != "refused" || s.TakenBack == 0 {
 		t.Errorf("sighting %+v, want refused and an answer taken back", s)
 	}
@@ -612,8 +649,10 @@ func TestWatchSeesAnswersTakenBack(t *testing.T) {
 
 func TestWatchGivesUp(t *testing.T) {
 	z := startZone(t, map[string]netip.Addr{})
-	s := resolver{server: z.addr, search: []string{"shop"}, ndots: 5}.watch(t.Context(), "never", "80", 50*time.Millisecond)
-	if s.Outcome != "timeout" || s.Asked == 0 || s.Error == "" {
-		t.Errorf("sighting %+v", s)
+	for _, rate := range []int{0, 1000} {
+		s := resolver{server: z.addr, search: []string{"shop"}, ndots: 5}.watch(t.Context(), "never", "80", 50*time.Millisecond, rate)
+		if s.Outcome != "timeout" || s.Asked == 0 || s.Error == "" {
+			t.Errorf("sighting %+v", s)
+		}
 	}
 }

@@ -29,6 +29,7 @@ type sighting struct {
 	Asked       int       `json:"asked"`        // queries sent until the first answer
 	Missing     int       `json:"missing"`      // of them answered "not found" or without records
 	Lost        int       `json:"lost"`         // of them not answered in a second
+	LastMissing time.Time `json:"last_missing"` // with -rate: when the last query was sent that was answered "not found"
 	FirstAnswer time.Time `json:"first_answer"` // when the first answer with an address arrived
 	FirstOK     time.Time `json:"first_ok"`     // when the answer to the HTTP request at that address was read
 	ConnectMS   float64   `json:"connect_ms"`   // time for the connection and the request
@@ -46,12 +47,13 @@ type sighting struct {
 func watchMain(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("watch-name", flag.ContinueOnError)
 	timeout := fs.Duration("timeout", 30*time.Second, "longest time to wait for one name")
+	rate := fs.Int("rate", 0, "ask so many times a second, for the name in the first search domain only, whether answers come or not (default: without a pause, one after the other)")
 	targets, err := parse(fs, args)
 	if err != nil {
 		return err
 	}
-	if len(targets) == 0 {
-		return errors.New("watch-name: which NAME:PORT?")
+	if len(targets) == 0 || *rate < 0 || *rate > 20_000 {
+		return errors.New("watch-name: which NAME:PORT, and a -rate up to 20000?")
 	}
 	c, err := loadResolver()
 	if err != nil {
@@ -64,7 +66,7 @@ func watchMain(ctx context.Context, args []string, out io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("watch-name: %w", err)
 		}
-		s := c.watch(ctx, host, port, *timeout)
+		s := c.watch(ctx, host, port, *timeout, *rate)
 		if s.Outcome != "ok" || s.TakenBack > 0 {
 			failed = errFailed
 		}
@@ -76,10 +78,26 @@ func watchMain(ctx context.Context, args []string, out io.Writer) error {
 }
 
 // watch waits for one name and connects to it.
-func (c resolver) watch(ctx context.Context, host, port string, timeout time.Duration) sighting {
+func (c resolver) watch(ctx context.Context, host, port string, timeout time.Duration, rate int) sighting {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	s := sighting{Name: host}
+	if rate > 0 {
+		q, err := c.steadily(ctx, c.candidates(host)[0], rate, &s)
+		if err != nil {
+			s.Outcome, s.Error = "error", err.Error()
+			return s
+		}
+		select {
+		case addr := <-q.first:
+			q.connect(ctx, addr, port)
+			q.end()
+		case <-ctx.Done():
+			q.end()
+			s.Outcome, s.Error = "timeout", fmt.Sprintf("no address for %s: %v", host, ctx.Err())
+		}
+		return s
+	}
 	name, addr, err := c.await(ctx, host, &s)
 	if err != nil {
 		s.Outcome, s.Error = "timeout", err.Error()
