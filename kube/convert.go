@@ -6,6 +6,7 @@ package kube
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unique"
@@ -209,11 +210,53 @@ func pod(o *corev1.Pod) model.Pod {
 		Subdomain: o.Spec.Subdomain,
 
 		Terminating: o.DeletionTimestamp != nil,
+		HostNetwork: o.Spec.HostNetwork,
+		Resolver:    resolver(&o.Spec),
+	}
+	if o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
+		return p // its addresses are another pod's by now, whatever its status still says
 	}
 	for _, ip := range o.Status.PodIPs {
 		p.Addrs = append(p.Addrs, addrs([]string{ip.IP})...)
 	}
 	return p
+}
+
+// resolver reads a pod's DNS settings as a kubelet does; nil for those that most pods have.
+func resolver(spec *corev1.PodSpec) *model.Resolver {
+	r := model.Resolver{Ndots: -1}
+	switch {
+	case spec.DNSPolicy == corev1.DNSNone:
+		r.Policy = model.DNSNone
+	case spec.DNSPolicy == corev1.DNSDefault, spec.HostNetwork && spec.DNSPolicy != corev1.DNSClusterFirstWithHostNet:
+		r.Policy = model.DNSDefault
+	}
+	if c := spec.DNSConfig; c != nil {
+		for _, s := range c.Searches {
+			r.Searches = append(r.Searches, intern(strings.TrimSuffix(s, ".")))
+		}
+		for _, o := range c.Options {
+			if o.Name == "ndots" {
+				r.Ndots = ndots(o.Value)
+			}
+		}
+	}
+	if r.Policy == model.DNSClusterFirst && len(r.Searches) == 0 && r.Ndots < 0 {
+		return nil
+	}
+	return &r
+}
+
+// ndots reads the option as C libraries do. Without a value it takes the policy's away, and theirs of 1 holds; what is no number reads as 0 in some.
+func ndots(value *string) int {
+	if value == nil || *value == "" {
+		return 1
+	}
+	n, err := strconv.ParseUint(*value, 10, 31)
+	if err != nil {
+		return 0
+	}
+	return int(min(n, 15))
 }
 
 // addrs reads addresses and leaves out what is none. The API accepts IPv4 with leading zeros from old objects; ParseAddr does not, rightly.

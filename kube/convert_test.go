@@ -212,11 +212,44 @@ func TestPod(t *testing.T) {
 		{`{"metadata":{"namespace":"x","name":"p"},"spec":{"hostname":"h","subdomain":"s"},"status":{"podIPs":[{"ip":"10.244.0.5"},{"ip":"nonsense"},{"ip":"fd00::5"}]}}`,
 			model.Pod{Name: model.Name{Namespace: "x", Name: "p"}, Addrs: addrs([]string{"10.244.0.5", "fd00::5"}), Hostname: "h", Subdomain: "s"}},
 		{`{"metadata":{"namespace":"x","name":"p","deletionTimestamp":"2026-01-01T00:00:00Z"}}`, model.Pod{Name: model.Name{Namespace: "x", Name: "p"}, Terminating: true}},
+		{`{"metadata":{"namespace":"x","name":"p"},"status":{"phase":"Succeeded","podIPs":[{"ip":"10.244.0.5"}]}}`, model.Pod{Name: model.Name{Namespace: "x", Name: "p"}}},
+		{`{"metadata":{"namespace":"x","name":"p"},"status":{"phase":"Failed","podIPs":[{"ip":"10.244.0.5"}]}}`, model.Pod{Name: model.Name{Namespace: "x", Name: "p"}}},
 	} {
 		var o corev1.Pod
 		decode(t, tt.json, &o)
 		if got := pod(&o); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("got  %+v\nwant %+v", got, tt.want)
+		}
+	}
+}
+
+// TestPodResolver: what of a pod's DNS settings decides which names its resolver asks for, as a kubelet reads them.
+func TestPodResolver(t *testing.T) {
+	for _, tt := range []struct {
+		spec string
+		want *model.Resolver
+	}{
+		{`{}`, nil},
+		{`{"dnsPolicy":"ClusterFirst"}`, nil},
+		{`{"dnsPolicy":"Unheard"}`, nil}, // a kubelet takes it for ClusterFirst
+		{`{"dnsPolicy":"ClusterFirst","dnsConfig":{"nameservers":["10.0.0.1"],"options":[{"name":"edns0"}]}}`, nil},
+		{`{"dnsPolicy":"ClusterFirstWithHostNet"}`, nil},
+		{`{"dnsPolicy":"ClusterFirstWithHostNet","hostNetwork":true}`, nil},
+		{`{"dnsPolicy":"ClusterFirst","hostNetwork":true}`, &model.Resolver{Policy: model.DNSDefault, Ndots: -1}},
+		{`{"dnsPolicy":"Default"}`, &model.Resolver{Policy: model.DNSDefault, Ndots: -1}},
+		{`{"dnsPolicy":"None","dnsConfig":{"searches":["a.example.","b.example"]}}`,
+			&model.Resolver{Policy: model.DNSNone, Searches: []string{"a.example", "b.example"}, Ndots: -1}},
+		{`{"dnsConfig":{"options":[{"name":"ndots","value":"2"}]}}`, &model.Resolver{Ndots: 2}},
+		{`{"dnsConfig":{"options":[{"name":"ndots","value":"2"},{"name":"ndots","value":"99"}]}}`, &model.Resolver{Ndots: 15}},
+		{`{"dnsConfig":{"options":[{"name":"ndots"}]}}`, &model.Resolver{Ndots: 1}},
+		{`{"dnsConfig":{"options":[{"name":"ndots","value":"few"}]}}`, &model.Resolver{Ndots: 0}},
+		{`{"dnsConfig":{"options":[{"name":"ndots","value":"-1"}]}}`, &model.Resolver{Ndots: 0}},
+		{`{"dnsConfig":{"searches":["."]}}`, &model.Resolver{Searches: []string{""}, Ndots: -1}},
+	} {
+		var o corev1.Pod
+		decode(t, `{"spec":`+tt.spec+`}`, &o)
+		if got := pod(&o).Resolver; !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s\ngot  %+v\nwant %+v", tt.spec, got, tt.want)
 		}
 	}
 }
@@ -247,6 +280,9 @@ func FuzzConvert(f *testing.F) {
 		}
 		if s.Affinity < 0 || s.Affinity > 24*time.Hour {
 			t.Errorf("affinity for %s", s.Affinity)
+		}
+		if r := pod(&p).Resolver; r != nil && (r.Ndots < -1 || r.Ndots > 15) {
+			t.Errorf("ndots %d", r.Ndots)
 		}
 		all := slices.Clone(s.ClusterIPs)
 		if x := s.Exposure; x != nil {

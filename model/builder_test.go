@@ -111,6 +111,38 @@ func randomAddr(r *rand.Rand) netip.Addr {
 	return addr(fmt.Sprintf("10.244.1.%d", 1+r.IntN(8)))
 }
 
+// TestPodString: everything that is known of a pod is in its line, so that what differs is seen to differ.
+func TestPodString(t *testing.T) {
+	plain := Pod{Name: Name{"ns", "p"}, Addrs: []netip.Addr{addr("10.244.1.1")}}
+	seen := map[string]string{}
+	for name, set := range map[string]func(*Pod){
+		"plain":       func(*Pod) {},
+		"hostname":    func(p *Pod) { p.Hostname, p.Subdomain = "h", "s" },
+		"terminating": func(p *Pod) { p.Terminating = true },
+		"network":     func(p *Pod) { p.HostNetwork = true },
+		"resolver":    func(p *Pod) { p.Resolver = &Resolver{Ndots: -1} },
+		"policy":      func(p *Pod) { p.Resolver = &Resolver{Policy: DNSNone, Ndots: -1} },
+		"searches":    func(p *Pod) { p.Resolver = &Resolver{Searches: []string{"a.example"}, Ndots: -1} },
+		"ndots":       func(p *Pod) { p.Resolver = &Resolver{Ndots: 0} },
+	} {
+		p, b := plain, NewBuilder(Config{Self: "n1"})
+		set(&p)
+		b.SetPod(p)
+		text := b.Build().String()
+		if other, ok := seen[text]; ok {
+			t.Errorf("%s and %s both print %q", name, other, text)
+		}
+		seen[text] = name
+	}
+	const want = "pod ns/p addrs [10.244.1.1] resolver None search [a.example b.example] ndots 2\n"
+	b := NewBuilder(Config{Self: "n1"})
+	plain.Resolver = &Resolver{Policy: DNSNone, Searches: []string{"a.example", "b.example"}, Ndots: 2}
+	b.SetPod(plain)
+	if got := b.Build().String(); got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
 // randomPod is one of few pods, so that endpoints name pods that are there, most of them by the addresses they have.
 func randomPod(r *rand.Rand) Pod {
 	i := 1 + r.IntN(4)

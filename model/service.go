@@ -222,4 +222,34 @@ type Pod struct {
 	Hostname, Subdomain string
 	// Terminating says that the pod has been told to end.
 	Terminating bool
+	// HostNetwork says that the pod has no network of its own: its addresses are the node's, and other pods' too.
+	HostNetwork bool
+	// Resolver is what the pod's spec says about its resolver; nil: the DNS policy ClusterFirst and nothing else, as most have it.
+	Resolver *Resolver
 }
+
+// Resolver is what a pod's spec says about its resolver (dnsPolicy and dnsConfig), as far as it decides which names are asked for.
+type Resolver struct {
+	Policy DNSPolicy
+	// Searches are search domains after those of the policy, without trailing dots.
+	Searches []string
+	// Ndots is the option ndots, 0 to 15; negative: the spec does not give it.
+	Ndots int
+}
+
+// DNSPolicy says where a pod's resolver gets its servers and first search domains from. A pod of the node's network that is ClusterFirst by
+// its spec is DNSDefault in effect, and here.
+type DNSPolicy uint8
+
+// The policies.
+const (
+	// DNSClusterFirst is the cluster's DNS and the cluster's search domains.
+	DNSClusterFirst DNSPolicy = iota
+	// DNSDefault is what the node itself has.
+	DNSDefault
+	// DNSNone is nothing: only what dnsConfig gives.
+	DNSNone
+)
+
+// String is the policy's name in the API.
+func (p DNSPolicy) String() string { return [...]string{"ClusterFirst", "Default", "None"}[p] }

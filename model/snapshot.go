@@ -114,6 +114,15 @@ func (s *Snapshot) String() string {
 		if p.Terminating {
 			b.WriteString(" terminating")
 		}
+		if p.HostNetwork {
+			b.WriteString(" of the node's network")
+		}
+		if r := p.Resolver; r != nil {
+			fmt.Fprintf(&b, " resolver %s search %v", r.Policy, r.Searches)
+			if r.Ndots >= 0 {
+				fmt.Fprintf(&b, " ndots %d", r.Ndots)
+			}
+		}
 		b.WriteByte('\n')
 	}
 	for _, svc := range sorted(s.Services, Name.Compare) {
