@@ -1,0 +1,105 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+
+	mdns "github.com/miekg/dns"
+)
+
+// Mode is whether something that spares queries is done.
+type Mode uint8
+
+// The modes.
+const (
+	// CountOnly does it not, but counts what it would spare. The default: whoever looks at the count knows what to gain.
+	CountOnly Mode = iota
+	// Off does nothing.
+	Off
+	// On does it.
+	On
+)
+
+// String is the mode as in a flag.
+func (m Mode) String() string { return [...]string{"count", "off", "on"}[m] }
+
+// ParseMode reads "off", "count" or "on".
+func ParseMode(s string) (Mode, error) {
+	for m := CountOnly; m <= On; m++ {
+		if s == m.String() {
+			return m, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is neither off, count nor on", s)
+}
+
+// Settings are what is done about clients. The zero Settings count what completion and suppression would spare, limit no pod and log nothing.
+type Settings struct {
+	// Completion is whether [Complete] is used, AAAA whether [Clients.Suppress] suppresses.
+	Completion, AAAA Mode
+	// Rate is how many queries a pod may send. There is no limit by default: one that nobody chose would break an honest pod one day, and
+	// [Clients.Top] names the others.
+	Rate Rate
+	Log  LogSettings
+	// Logger gets the log of queries; nil: nobody.
+	Logger *slog.Logger
+}
+
+// Clients is what is kept about clients from one query to the next.
+type Clients struct {
+	settings Settings
+	limiter  limiter
+	talkers  talkers
+	log      queryLog
+
+	suppressed, completed, failed, kept, saved atomic.Uint64
+}
+
+// New starts with nobody known.
+func New(s Settings) *Clients {
+	c := &Clients{settings: s}
+	c.limiter.pods = newPace(s.Rate)
+	c.log.init(s.Log, s.Logger)
+	return c
+}
+
+// Admit decides whether a query is answered. now is in nanoseconds of a clock that never goes back; milliseconds late is fine.
+func (c *Clients) Admit(cl Client, a netip.Addr, now int64) Verdict {
+	return c.limiter.admit(cl, a, now)
+}
+
+// Suppress reports whether a question is to be answered with NODATA without asking anyone: it is for the IPv6 addresses of a name that is not
+// the cluster's, and the pod has no address to reach them from. outside says that the name is in none of the cluster's zones.
+//
+// There is no such thing for A and pods that have IPv6 only: those reach IPv4 through translators (NAT64, 464XLAT), whose clients need
+// the A record, or the AAAA that a DNS64 makes of it.
+func (c *Clients) Suppress(cl Client, qtype uint16, outside bool) bool {
+	if qtype != mdns.TypeAAAA || !outside || cl.Pod == nil || cl.Pod.IPv6 || c.settings.AAAA == Off {
+		return false
+	}
+	c.suppressed.Add(1)
+	return c.settings.AAAA == On
+}
+
+// Completion is whether questions are completed: if [On], an NXDOMAIN to a question that [Pod.Completes] is given to [Complete]; if
+// [CountOnly] too, but with an ask that takes the names for existing that are not the cluster's ([Outcome] with Records), asks nobody, and what
+// comes out is only counted.
+func (c *Clients) Completion() Mode { return c.settings.Completion }
+
+// CountCompletion counts what [Complete] has returned.
+func CountCompletion[A any](c *Clients, done Completion[A], ok bool) {
+	switch {
+	case !ok:
+		c.kept.Add(1)
+	case done.failed():
+		c.failed.Add(1)
+	default:
+		c.completed.Add(1)
+		c.saved.Add(uint64(done.Saved))
+	}
+}
