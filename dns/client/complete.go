@@ -61,7 +61,8 @@ type Completion[A any] struct {
 //   - a failure is answered as that failure, not as the NXDOMAIN of the first name: with A failed and AAAA found, NXDOMAIN would say for
 //     certain that there is no IPv4 address, where musl and Go would ask again;
 //   - both types must take the same way: among names of the cluster they do, as a name exists for all types or none; at other names
-//     before the last both types are asked for, and if only one says NXDOMAIN, as broken servers do, nothing is completed;
+//     before the last both types are asked for, and if only one says NXDOMAIN, as broken servers do, nothing is completed. Where AAAA is
+//     suppressed it is NODATA at all names outside, which no search list has before names of the cluster: nothing better comes after it;
 //   - when all is NXDOMAIN, nothing is: any other answer would end musl's search with another error.
 //
 // What the sources say (glibc 2.39 resolv/res_query.c, musl 1.1.24 and 1.2.5 src/network/lookup_name.c, Go 1.26 net/dnsclient_unix.go,
@@ -94,17 +95,12 @@ func Complete[A any](p *Pod, q Question, ask func(name string, qtype uint16) (Ou
 			name += further[i]
 		}
 		o, a := ask(name, q.Type)
-		missing := o.missing()
-		if !last && !o.Ours && !o.failed() {
-			switch b, _ := ask(name, other); {
-			case b.Suppressed:
-			case o.Suppressed:
-				missing = b.missing()
-			case missing != b.missing():
+		if !last && !o.Ours && !o.Suppressed && !o.failed() {
+			if b, _ := ask(name, other); !b.Suppressed && b.missing() != o.missing() {
 				return c, false
 			}
 		}
-		if !missing {
+		if !o.missing() {
 			return Completion[A]{Outcome: o, Name: name, Answer: a, Saved: i + 1}, true
 		}
 	}

@@ -26,9 +26,10 @@ type search struct {
 	ndots    int
 }
 
-// newSearch is the search list that a kubelet gives a pod. It is empty unless every resolver would go by it in the same way, beginning with a
-// domain of the cluster's: of what is there, all types of a name exist or none.
+// newSearch is the search list that a kubelet gives a pod. It is empty unless every resolver would go by it in the same way, and it has the
+// cluster's domains before all others, the first of which [Complete] rests on.
 func newSearch(p *model.Pod, domain string, node []string) search {
+	domain = strings.ToLower(strings.TrimSuffix(domain, "."))
 	r := p.Resolver
 	if r == nil {
 		r = &model.Resolver{Ndots: -1}
@@ -45,19 +46,21 @@ func newSearch(p *model.Pod, domain string, node []string) search {
 	if r.Ndots >= 0 {
 		s.ndots = r.Ndots
 	}
-	octets := -1
+	octets, outside := -1, false
 	for _, d := range slices.Concat(list, r.Searches) {
 		d = strings.ToLower(strings.TrimSuffix(d, "."))
-		if suffix := "." + d + "."; !slices.Contains(s.suffixes, suffix) {
-			s.suffixes = append(s.suffixes, suffix)
-			octets += 1 + len(d)
+		suffix := "." + d + "."
+		if slices.Contains(s.suffixes, suffix) {
+			continue
 		}
-		if !plain(d) {
+		inside := strings.HasSuffix(suffix, "."+domain+".")
+		if !plain(d) || outside && inside {
 			return search{} // the root too: some resolvers leave it out
 		}
+		s.suffixes = append(s.suffixes, suffix)
+		octets, outside = octets+1+len(d), !inside
 	}
-	if len(s.suffixes) < 1 || len(s.suffixes) > maxSearches || octets > maxSearchOctets ||
-		!strings.HasSuffix(s.suffixes[0], "."+strings.ToLower(strings.TrimSuffix(domain, "."))+".") {
+	if len(s.suffixes) == 0 || len(s.suffixes) > maxSearches || octets > maxSearchOctets || !strings.HasSuffix(s.suffixes[0], "."+domain+".") {
 		return search{}
 	}
 	return s
