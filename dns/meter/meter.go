@@ -1,0 +1,167 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package meter
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// The buckets are CoreDNS's.
+var (
+	sizes     = []float64{0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3, 32e3, 48e3, 64e3}
+	latencies = prometheus.ExponentialBuckets(0.001, 2, 20)   // 1 ms to 9 min
+	checks    = prometheus.ExponentialBuckets(0.00025, 10, 5) // 250 µs to 2.5 s
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	descRequest     = desc("coredns_dns_request_size_bytes", "Size of queries.", "server", "zone", "view", "proto")
+	descResponse    = desc("coredns_dns_response_size_bytes", "Size of answers.", "server", "zone", "view", "proto")
+	descDO          = desc("coredns_dns_do_requests_total", "Queries with the bit DO set, which ask for signatures.", "server", "zone", "view")
+	descProgramming = desc("coredns_kubernetes_dns_programming_duration_seconds", "Time from a change of endpoints to its being answered.", "service_kind")
+	descPanics      = desc("coredns_panics_total", "Queries whose handling failed by a fault of the program.")
+	descHealth      = desc("coredns_health_request_duration_seconds", "Time that the server's check of itself took.")
+	descUnhealthy   = desc("coredns_health_request_failures_total", "Checks of itself that the server failed.")
+)
+
+// ServiceKind is what a change was of, as CoreDNS tells Services apart.
+type ServiceKind uint8
+
+// The kinds of Services. Nobody says when the endpoints of those without a selector were changed, so that theirs is never observed.
+const (
+	ClusterIP ServiceKind = iota
+	Headless
+	serviceKinds
+)
+
+// String is the kind as a label.
+func (k ServiceKind) String() string { return [...]string{"cluster_ip", "headless_with_selector"}[k] }
+
+// Meter counts for one server.
+type Meter struct {
+	zones       []string
+	mu          sync.Mutex // of the list, not of what is in it
+	sockets     []*Socket
+	programming [serviceKinds]*histogram
+	panics      atomic.Uint64
+	health      *histogram
+	unhealthy   atomic.Uint64
+}
+
+// New is a meter that has counted nothing. zones are the names to tell apart, with trailing dots.
+func New(zones ...string) *Meter {
+	m := &Meter{zones: zones, health: newHistogram(1e-9, checks)}
+	for k := range m.programming {
+		m.programming[k] = newHistogram(1e-9, latencies)
+	}
+	return m
+}
+
+// Socket counts messages at one address and transport.
+type Socket struct {
+	server, proto string
+	zones         []zone
+}
+
+type zone struct {
+	requests, responses *histogram
+	dnssec              atomic.Uint64
+}
+
+// Socket is where messages are counted at an address, such as "dns://10.96.0.10:53", and a transport, "udp" or "tcp"; one and the same for all
+// sockets of both.
+func (m *Meter) Socket(server, proto string) *Socket {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.sockets {
+		if s.server == server && s.proto == proto {
+			return s
+		}
+	}
+	s := &Socket{server: server, proto: proto, zones: make([]zone, len(m.zones))}
+	for i := range s.zones {
+		s.zones[i].requests, s.zones[i].responses = newHistogram(1, sizes), newHistogram(1, sizes)
+	}
+	m.sockets = append(m.sockets, s)
+	return s
+}
+
+// Observe counts a query and its answer, whose sizes are in octets. zone is an index of the names that [New] was given; dnssec says that DO was
+// set. It allocates nothing and may be called concurrently, as may all of a Meter.
+func (s *Socket) Observe(zone, request, response int, dnssec bool) {
+	z := &s.zones[zone]
+	z.requests.observe(int64(request))
+	z.responses.observe(int64(response))
+	if dnssec {
+		z.dnssec.Add(1)
+	}
+}
+
+// Programmed counts a change of endpoints that is answered now, by the time since it happened (the annotation
+// endpoints.kubernetes.io/last-change-trigger-time of the EndpointSlice). Clocks that disagree can make it negative, which counts as nothing.
+func (m *Meter) Programmed(k ServiceKind, took time.Duration) {
+	m.programming[k].observe(int64(max(took, 0)))
+}
+
+// Panic counts a query whose handling panicked.
+func (m *Meter) Panic() { m.panics.Add(1) }
+
+// Checked counts a check of the server by itself, and whether it was answered.
+func (m *Meter) Checked(took time.Duration, answered bool) {
+	m.health.observe(int64(took))
+	if !answered {
+		m.unhealthy.Add(1)
+	}
+}
+
+// Collectors are the metrics for a Prometheus registry.
+func (m *Meter) Collectors() []prometheus.Collector { return []prometheus.Collector{(*collector)(m)} }
+
+type collector Meter
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descRequest, descResponse, descDO, descProgramming, descPanics, descHealth, descUnhealthy} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	c.mu.Lock()
+	sockets := append([]*Socket(nil), c.sockets...)
+	c.mu.Unlock()
+	// DNSSEC questions are told apart by address only: UDP and TCP are one.
+	type key struct{ server, zone string }
+	dnssec := make(map[key]uint64)
+	for _, s := range sockets {
+		for i := range s.zones {
+			z := &s.zones[i]
+			z.requests.collect(ch, descRequest, s.server, c.zones[i], "", s.proto)
+			z.responses.collect(ch, descResponse, s.server, c.zones[i], "", s.proto)
+			if n := z.dnssec.Load(); n > 0 {
+				dnssec[key{s.server, c.zones[i]}] += n
+			}
+		}
+	}
+	for k, n := range dnssec {
+		counter(descDO, n, k.server, k.zone, "")
+	}
+	for k, h := range c.programming {
+		h.collect(ch, descProgramming, ServiceKind(k).String())
+	}
+	counter(descPanics, c.panics.Load())
+	c.health.collect(ch, descHealth)
+	counter(descUnhealthy, c.unhealthy.Load())
+}
