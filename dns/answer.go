@@ -192,7 +192,7 @@ func (r *reply) service(t target) {
 		r.externalName(t, svc)
 		return
 	}
-	if svc.Slices == 0 && (svc.Type == model.Headless || len(r.Answer.Answer) > 0) {
+	if svc.Slices == 0 && (svc.Type == model.Headless || t.kind == kindEndpoint || len(r.Answer.Answer) > 0) {
 		r.Unsettled = svc.Arrived
 	}
 }
@@ -212,6 +212,7 @@ func (r *reply) clusterIP(t target, svc *model.Service) {
 			r.addAddr(a)
 		}
 	case kindEndpoint:
+		r.endpoint(t.label, svc)
 		return
 	}
 	for _, p := range svc.Ports {
@@ -305,7 +306,8 @@ func (r *reply) headless(t target, svc *model.Service) {
 	}
 }
 
-// endpoint answers for an endpoint's own name below a headless Service.
+// endpoint answers for an endpoint's own name below its Service. The specification has such names below headless Services only; below the others they are
+// an extension (section 3) that other cluster DNS servers taught people to use.
 func (r *reply) endpoint(name string, svc *model.Service) {
 	addr, _ := undash(name)
 	for i := range svc.Endpoints {
@@ -316,7 +318,7 @@ func (r *reply) endpoint(name string, svc *model.Service) {
 	}
 }
 
-// label is an endpoint's name below its headless Service.
+// label is an endpoint's name below its Service.
 func label(e *model.Endpoint) string {
 	if e.Hostname != "" {
 		return strings.ToLower(e.Hostname)

@@ -159,11 +159,9 @@ func (v *View) serviceQuestions(svc *model.Service) []question {
 				qs = append(qs, question{"_" + p.Name + "." + protocolLabel(p.Protocol) + "." + name, mdns.TypeSRV})
 			}
 		}
-		if svc.Type == model.Headless {
-			for i := range svc.Endpoints {
-				e := &svc.Endpoints[i]
-				qs = append(qs, question{label(e) + "." + name, addrType(e.Addr)})
-			}
+		for i := range svc.Endpoints {
+			e := &svc.Endpoints[i]
+			qs = append(qs, question{label(e) + "." + name, addrType(e.Addr)})
 		}
 	}
 	addrs := svc.ClusterIPs

@@ -262,12 +262,16 @@ func parsePod(rest string) target {
 	return target{kind: kindPod, name: model.Name{Namespace: namespace}, addr: addr}
 }
 
-// dash is an address as a label: its text form with dashes for dots and colons.
+// dash is an address as a label: its text form with dashes for dots and colons. A label does not end in a dash (RFC 1123), so fd00:: is fd00--0.
 func dash(a netip.Addr) string {
 	if a.Is4() {
 		return strings.ReplaceAll(a.String(), ".", "-")
 	}
-	return strings.ReplaceAll(a.String(), ":", "-")
+	label := strings.ReplaceAll(a.String(), ":", "-")
+	if strings.HasSuffix(label, "-") {
+		label += "0"
+	}
+	return label
 }
 
 // undash is the address that a label stands for, if it is the one label that [dash] makes of it.

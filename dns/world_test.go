@@ -211,6 +211,21 @@ func naive(s *model.Snapshot, reverse []netip.Prefix) map[string]bool {
 	}
 	for n, svc := range s.Services.All() {
 		name := n.Name + "." + n.Namespace + ".svc.cluster.local."
+		own := func(e *model.Endpoint) string {
+			if e.Hostname != "" {
+				return e.Hostname + "." + name
+			}
+			text := e.Addr.String()
+			if strings.HasSuffix(text, "::") {
+				text += "0"
+			}
+			return strings.NewReplacer(".", "-", ":", "-").Replace(text) + "." + name
+		}
+		for _, e := range svc.Endpoints {
+			if e.Ready && svc.Type != model.ExternalName {
+				add(own(&e), kindOf(e.Addr), "%s", e.Addr)
+			}
+		}
 		switch svc.Type {
 		case model.ExternalName:
 			if _, err := netip.ParseAddr(svc.ExternalName); err != nil {
@@ -229,16 +244,9 @@ func naive(s *model.Snapshot, reverse []netip.Prefix) map[string]bool {
 				}
 			}
 		case model.Headless:
-			own := func(e *model.Endpoint) string {
-				if e.Hostname != "" {
-					return e.Hostname + "." + name
-				}
-				return strings.NewReplacer(".", "-", ":", "-").Replace(e.Addr.String()) + "." + name
-			}
 			for _, e := range svc.Endpoints {
 				if e.Ready {
 					add(name, kindOf(e.Addr), "%s", e.Addr)
-					add(own(&e), kindOf(e.Addr), "%s", e.Addr)
 					if owner, _ := s.Hosts.Get(e.Addr); owner == n {
 						if _, vip := s.VIPs.Get(e.Addr); !vip {
 							ptr(e.Addr, own(&e))

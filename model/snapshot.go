@@ -176,6 +176,9 @@ func (s *ServiceSpec) describe(b *strings.Builder) {
 	if s.Affinity > 0 {
 		fmt.Fprintf(b, " affinity %s", s.Affinity)
 	}
+	if s.PublishNotReady {
+		b.WriteString(" publish not ready")
+	}
 	x := s.Exposure
 	if x == nil {
 		return

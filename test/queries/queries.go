@@ -7,6 +7,7 @@ import (
 	"embed"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,8 @@ var files embed.FS
 type Group struct {
 	World    string
 	Snapshot *model.Snapshot
+	// Doubled is the same world with every endpoint in two slices, as while the slices are rewritten. It makes no difference to any row.
+	Doubled *model.Snapshot
 	// Settings are those after the world's name, such as pods=verified.
 	Settings map[string]string
 	Rows     []Row
@@ -28,7 +31,9 @@ type Group struct {
 
 // Row is a question and what has to come of it.
 type Row struct {
-	Line       int
+	Line int
+	// Section is that of the specification, such as "2.3.1", as the last comment with a number before the row names it; empty for rows about anything else.
+	Section    string
 	Name, Type string
 	Rcode      string
 	// Denied is set for NXDOMAIN and NODATA, which come with an SOA record.
@@ -42,6 +47,10 @@ type Row struct {
 // String is the row as an error message begins.
 func (r Row) String() string { return fmt.Sprintf("queries.txt:%d: %s %s", r.Line, r.Name, r.Type) }
 
+// heading is a comment that begins what is about something: a section of the specification, or ("The", "Odd", ...) none of it. Those in lower case go on with
+// what they are below.
+var heading = regexp.MustCompile(`^# (?:([0-9]+(?:\.[0-9]+)*)|\p{Lu}\S*) `)
+
 // Groups reads the table.
 func Groups() ([]Group, error) {
 	text, err := files.ReadFile("queries.txt")
@@ -49,7 +58,11 @@ func Groups() ([]Group, error) {
 		return nil, fmt.Errorf("read table: %w", err)
 	}
 	var groups []Group
+	section := ""
 	for i, line := range strings.Split(string(text), "\n") {
+		if m := heading.FindStringSubmatch(line); m != nil {
+			section = m[1]
+		}
 		line, _, _ = strings.Cut(line, "#")
 		switch line = strings.TrimSpace(line); {
 		case line == "":
@@ -58,13 +71,13 @@ func Groups() ([]Group, error) {
 			if err != nil {
 				return nil, fmt.Errorf("queries.txt:%d: %w", i+1, err)
 			}
-			groups = append(groups, g)
+			groups, section = append(groups, g), ""
 		default:
 			row, err := readRow(line)
 			if err != nil || len(groups) == 0 {
 				return nil, fmt.Errorf("queries.txt:%d: not a row: %w", i+1, err)
 			}
-			row.Line = i + 1
+			row.Line, row.Section = i+1, section
 			g := &groups[len(groups)-1]
 			g.Rows = append(g.Rows, row)
 		}
@@ -101,6 +114,9 @@ func readGroup(fields []string) (Group, error) {
 	}
 	if g.Snapshot, err = World(string(text), "n1", dns); err != nil {
 		return g, fmt.Errorf("world %s: %w", g.World, err)
+	}
+	if g.Doubled, err = read(string(text), "n1", dns, 2); err != nil {
+		return g, fmt.Errorf("world %s, doubled: %w", g.World, err)
 	}
 	return g, nil
 }
@@ -144,7 +160,11 @@ func readRow(line string) (Row, error) {
 // World reads a snapshot from the form in which [model.Snapshot.String] prints it, as the node self sees it. Every endpoint of every port
 // becomes a slice of its own.
 func World(text, self string, dns []netip.Addr) (*model.Snapshot, error) {
-	w := world{b: model.NewBuilder(model.Config{Self: self, DNS: dns})}
+	return read(text, self, dns, 1)
+}
+
+func read(text, self string, dns []netip.Addr, copies int) (*model.Snapshot, error) {
+	w := world{b: model.NewBuilder(model.Config{Self: self, DNS: dns}), copies: copies}
 	for i, line := range strings.Split(text, "\n") {
 		if err := w.line(strings.Fields(line)); err != nil {
 			return nil, fmt.Errorf("line %d: %q: %w", i+1, line, err)
@@ -156,6 +176,7 @@ func World(text, self string, dns []netip.Addr) (*model.Snapshot, error) {
 
 type world struct {
 	b      *model.Builder
+	copies int // of every slice
 	spec   *model.ServiceSpec
 	noneOf bool // no slice is known
 	slices []model.Slice
@@ -221,9 +242,10 @@ func (w *world) pod(f []string) (err error) {
 	if p.Addrs, rest, err = list(f[3:], netip.ParseAddr); err != nil {
 		return err
 	}
-	if len(rest) == 2 {
-		p.Hostname, p.Subdomain, _ = strings.Cut(rest[1], ".")
+	if i := slices.Index(rest, "hostname"); i >= 0 && i+1 < len(rest) {
+		p.Hostname, p.Subdomain, _ = strings.Cut(rest[i+1], ".")
 	}
+	p.Terminating = slices.Contains(rest, "terminating")
 	w.b.SetPod(p)
 	return nil
 }
@@ -234,6 +256,9 @@ func (w *world) service(f []string) error {
 	rest := f[3:]
 	if i := slices.Index(rest, "(no"); i >= 0 {
 		w.noneOf, rest = true, rest[:i]
+	}
+	if i := slices.Index(rest, "publish"); i >= 0 {
+		s.PublishNotReady, rest = true, rest[:i]
 	}
 	switch f[2] {
 	case "ClusterIP":
@@ -314,7 +339,10 @@ func (w *world) flush() {
 		w.slices = []model.Slice{{Service: w.spec.Name.Name, Name: w.spec.Name}}
 	}
 	for _, s := range w.slices {
-		w.b.SetSlice(s)
+		for range w.copies {
+			w.b.SetSlice(s)
+			s.Name.Name += "-again"
+		}
 	}
 	w.spec, w.slices, w.noneOf = nil, nil, false
 }
