@@ -367,9 +367,10 @@ func (r *reply) podExists(t target) bool {
 		if ns, ok := r.pods[t.addr]; ok {
 			return ns == t.name.Namespace
 		}
-		if name, ok := r.snap.Hosts.Get(t.addr); ok {
-			e := r.host(name, t.addr)
-			return e != nil && e.Pod.Namespace == t.name.Namespace
+		for name := range r.snap.HeadlessOf(t.addr) {
+			if e := r.host(name, t.addr); e != nil && e.Pod.Namespace == t.name.Namespace {
+				return true
+			}
 		}
 	}
 	return false
@@ -388,7 +389,7 @@ func (v *View) host(svc model.Name, a netip.Addr) *model.Endpoint {
 	return &s.Endpoints[i]
 }
 
-// address answers for a reverse name (sections 2.3.3 and 2.4.3).
+// address answers for a reverse name (sections 2.3.3 and 2.4.3). A pod has a name in every headless Service that has it as ready.
 func (r *reply) address(t target) {
 	if t.origin == reverseName(netip.PrefixFrom(t.addr, t.addr.BitLen())) {
 		r.apex() // the range is so small that every address is a zone
@@ -397,7 +398,7 @@ func (r *reply) address(t target) {
 		r.add(Record{Type: mdns.TypePTR, Target: r.serviceName(name)})
 		return
 	}
-	if name, ok := r.snap.Hosts.Get(t.addr); ok {
+	for name := range r.snap.HeadlessOf(t.addr) {
 		if e := r.host(name, t.addr); e != nil && e.Ready {
 			r.add(Record{Type: mdns.TypePTR, Target: label(e) + "." + r.serviceName(name)})
 		}

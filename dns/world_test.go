@@ -247,10 +247,8 @@ func naive(s *model.Snapshot, reverse []netip.Prefix) map[string]bool {
 			for _, e := range svc.Endpoints {
 				if e.Ready {
 					add(name, kindOf(e.Addr), "%s", e.Addr)
-					if owner, _ := s.Hosts.Get(e.Addr); owner == n {
-						if _, vip := s.VIPs.Get(e.Addr); !vip {
-							ptr(e.Addr, own(&e))
-						}
+					if _, vip := s.VIPs.Get(e.Addr); !vip {
+						ptr(e.Addr, own(&e))
 					}
 				}
 			}

@@ -37,6 +37,7 @@ type Builder struct {
 	pods      editor[Name, *Pod]
 	vipOf     editor[netip.Addr, Name]
 	hostOf    editor[netip.Addr, Name]
+	shared    editor[netip.Addr, *[]Name]
 	foreignOf editor[netip.Addr, Name]
 	frontOf   editor[Frontend, Name]
 
@@ -279,6 +280,7 @@ func (b *Builder) Build() *Snapshot {
 			Pods:       b.pods.freeze(),
 			VIPs:       b.vipOf.freeze(),
 			Hosts:      b.hostOf.freeze(),
+			shared:     b.shared.freeze(),
 			Foreign:    b.foreignOf.freeze(),
 			Frontends:  b.frontOf.freeze(),
 		}
@@ -331,6 +333,9 @@ func (b *Builder) index(n Name, old, svc *Service) {
 			x.claims.claim(a, claimant{name: n}, x.winners, plain)
 		}
 	}
+	for _, a := range slices.Concat(hostAddrs(old), hostAddrs(svc)) {
+		b.share(a)
+	}
 	old.frontends(b.config.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, claimant{k, n}, &b.frontOf) })
 	svc.frontends(b.config.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, claimant{k, n}, &b.frontOf, b.claimantOf) })
 	for _, p := range b.podsHere(old) {
@@ -344,6 +349,24 @@ func (b *Builder) index(n Name, old, svc *Service) {
 			b.here[p] = make(map[Name]struct{}, 1)
 		}
 		b.here[p][n] = struct{}{}
+	}
+}
+
+// share writes down the headless Services of an address, if there are several.
+func (b *Builder) share(a netip.Addr) {
+	claimants := b.hosts[a]
+	if len(claimants) == 0 {
+		if _, had := b.shared.get(a); had {
+			b.shared.delete(a)
+		}
+		return
+	}
+	names := make([]Name, len(claimants))
+	for i, c := range claimants {
+		names[i] = c.name
+	}
+	if was, had := b.shared.get(a); !had || !slices.Equal(*was, names) {
+		b.shared.set(a, &names)
 	}
 }
 

@@ -278,6 +278,24 @@ func checkIndexes(t *testing.T, got, want *Snapshot) {
 			t.Fatalf("%s[%s] is %v (%t), want %v (%t)", name, k, c.Old, c.HadOld, c.New, c.HasNew)
 		}
 	}
+	headless := make(map[netip.Addr][]Name)
+	for n, svc := range want.Services.All() {
+		for _, a := range hostAddrs(svc) {
+			headless[a] = append(headless[a], n)
+		}
+	}
+	for _, addr := range slices.Concat(slices.Collect(maps.Keys(headless)), []netip.Addr{netip.MustParseAddr("192.0.2.1")}) {
+		names := headless[addr]
+		slices.SortFunc(names, Name.Compare)
+		if all := slices.Collect(got.HeadlessOf(addr)); !slices.Equal(all, names) {
+			t.Fatalf("HeadlessOf(%s) is %v, want %v", addr, all, names)
+		}
+	}
+	for a, names := range got.shared.All() {
+		if !slices.Equal(*names, headless[a]) || len(*names) < 2 {
+			t.Fatalf("shared[%s] is %v, want %v", a, *names, headless[a])
+		}
+	}
 	if !slices.Equal(got.ServiceCIDRs, want.ServiceCIDRs) {
 		t.Fatalf("ranges %v, want %v", got.ServiceCIDRs, want.ServiceCIDRs)
 	}

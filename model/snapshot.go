@@ -6,6 +6,7 @@ package model
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -42,8 +43,25 @@ type Snapshot struct {
 	Foreign Table[netip.Addr, Name]
 	// Frontends says which Service answers at a frontend. If several claim one, it is the first in the order of Kind, then by name.
 	Frontends Table[Frontend, Name]
-	// Hosts says which headless Services an endpoint's address belongs to, for reverse names: the first by name.
+	// Hosts says which headless Service an endpoint's address belongs to, for reverse names: the first by name. See HeadlessOf for the others.
 	Hosts Table[netip.Addr, Name]
+	// shared has all the headless Services of the addresses that belong to several.
+	shared Table[netip.Addr, *[]Name]
+}
+
+// HeadlessOf yields the headless Services that an address belongs to, whatever the endpoint's condition, in the order of their names.
+func (s *Snapshot) HeadlessOf(a netip.Addr) iter.Seq[Name] {
+	return func(yield func(Name) bool) {
+		if all, ok := s.shared.Get(a); ok {
+			for _, n := range *all {
+				if !yield(n) {
+					return
+				}
+			}
+		} else if n, ok := s.Hosts.Get(a); ok {
+			yield(n)
+		}
+	}
 }
 
 // Node is this node; nil if the API server does not know it yet.
