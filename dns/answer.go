@@ -227,8 +227,15 @@ func (r *reply) clusterIP(t target, svc *model.Service) {
 		if r.qtype == mdns.TypeSRV && len(r.Extra) == 0 {
 			r.addExtra(target, vips...)
 		}
+		if r.hasPort(p.Port) {
+			continue // one number in two protocols is one record: only the names of ports have the protocol (RFC 2181, section 5)
+		}
 		r.add(Record{Type: mdns.TypeSRV, Port: p.Port, Target: target})
 	}
+}
+
+func (r *reply) hasPort(port uint16) bool {
+	return slices.ContainsFunc(r.Answer.Answer, func(rec Record) bool { return rec.Type == mdns.TypeSRV && rec.Port == port })
 }
 
 // matches reports whether a port's SRV record is at the target's name or, for a protocol's name, below it. Unnamed ports have no name
