@@ -235,7 +235,7 @@ func (w *writer) clusterIP(svc *model.Service, origin, before int, k kind) {
 	q := &w.asked
 	switch k {
 	case kindEndpoint:
-		w.deny(mdns.RcodeNameError, origin)
+		w.endpoint(svc, origin)
 		return
 	case kindService:
 		if q.qtype == mdns.TypeSRV {
@@ -325,7 +325,7 @@ func (w *writer) endpoints(svc *model.Service, origin int) {
 	w.orNoData(origin)
 }
 
-// endpoint answers for an endpoint's own name below a headless Service.
+// endpoint answers for an endpoint's own name below its Service.
 func (w *writer) endpoint(svc *model.Service, origin int) {
 	name := view(w.asked.label(0))
 	addr, _ := undash(name)
@@ -407,41 +407,48 @@ func (q *plain) address() (a netip.Addr, width int, ok bool) {
 	return a, 0, false
 }
 
-// pointer answers with the Service or the endpoint of an address.
+// pointer answers with the Service of an address, or with its names as an endpoint.
 func (w *writer) pointer(addr netip.Addr, origin int) {
 	snap := w.state.published.snap
-	var label [63]byte
-	text := label[:0]
-	name, ok := snap.VIPs.Get(addr)
-	if !ok {
-		if name, ok = snap.Hosts.Get(addr); ok {
-			e := w.state.published.host(name, addr)
-			if ok = e != nil && e.Ready; ok {
-				text = appendLabel(text, e)
+	exists := false
+	if name, ok := snap.VIPs.Get(addr); ok {
+		exists = true
+		w.ptr(name, nil)
+	} else {
+		for name := range snap.HeadlessOf(addr) {
+			if e := w.state.published.host(name, addr); e != nil && e.Ready {
+				exists = true
+				w.ptr(name, e)
 			}
 		}
 	}
-	switch {
-	case !ok:
+	if !exists {
 		w.deny(mdns.RcodeNameError, origin)
 		return
-	case w.asked.qtype != mdns.TypePTR:
-		w.deny(mdns.RcodeSuccess, origin)
-		return
 	}
-	size := 1 + len(name.Name) + 1 + len(name.Namespace) + 4 + len(w.domain.wire)
-	if len(text) > 0 {
+	w.orNoData(origin)
+}
+
+// ptr adds the name of a Service, or of an endpoint of it.
+func (w *writer) ptr(name model.Name, e *model.Endpoint) {
+	if w.asked.qtype != mdns.TypePTR || len(w.buf) > w.limit {
+		return // of the wrong type, or too long already
+	}
+	var label [63]byte
+	text := label[:0]
+	size := 1 + len(name.Name) + 1 + len(name.Namespace) + len("\x03svc") + len(w.domain.wire)
+	if e != nil {
+		text = appendLabel(text, e)
 		size += 1 + len(text)
 	}
 	w.record(headerSize, mdns.TypePTR, w.zone.ttl, size)
-	if len(text) > 0 {
+	if e != nil {
 		w.buf = append(append(w.buf, byte(len(text))), text...)
 	}
 	w.buf = append(append(w.buf, byte(len(name.Name))), name.Name...)
 	w.buf = append(append(w.buf, byte(len(name.Namespace))), name.Namespace...)
 	w.buf = append(append(w.buf, "\x03svc"...), w.domain.wire...)
 	w.answers++
-	w.fit()
 }
 
 // appendLabel appends what [label] says.
@@ -457,6 +464,9 @@ func appendLabel(to []byte, e *model.Endpoint) []byte {
 		if c == '.' || c == ':' {
 			to[i] = '-'
 		}
+	}
+	if to[len(to)-1] == '-' {
+		to = append(to, '0')
 	}
 	return to
 }
