@@ -61,14 +61,14 @@ func (a Answer) String() string {
 // Answer answers a question for a name, fully qualified with a trailing dot in any case, and a type, class IN. It is pure and
 // is the specification of the cluster's zones.
 func (v *View) Answer(name string, qtype uint16) Answer {
-	return v.answer(v.zone.parse(name), name, qtype)
+	return v.answer(v.plan.targetOf(name), name, qtype)
 }
 
 func (v *View) answer(t target, name string, qtype uint16) Answer {
 	if t.kind == kindOutside {
 		return Answer{Outside: true, Generation: v.snap.Generation}
 	}
-	r := reply{View: v, Answer: Answer{Zone: t.origin, Generation: v.snap.Generation}, domain: t.domain, name: name, qtype: qtype}
+	r := reply{View: v, zone: t.zone, Answer: Answer{Zone: t.origin, Generation: v.snap.Generation}, domain: t.domain, name: name, qtype: qtype}
 	r.resolve(t)
 	if r.negative() {
 		r.Authority = []Record{r.soa(r.Zone)}
@@ -88,6 +88,7 @@ func (r *reply) negative() bool {
 type reply struct {
 	*View
 	Answer
+	zone    *zone
 	domain  *domain // that the names in it are below
 	name    string  // the owner of what is added next
 	qtype   uint16
@@ -110,7 +111,7 @@ func (r *reply) resolve(t target) {
 			r.addAddr(a)
 		}
 	case kindNamespace:
-		r.exists = r.namespaces[t.name.Namespace] > 0
+		r.exists = r.namespaces[t.name.Namespace] > 0 && r.zone.has(t.name.Namespace)
 	case kindService, kindEndpoint, kindProtocol, kindPort:
 		r.service(t)
 	case kindPod:
@@ -176,7 +177,7 @@ func (r *reply) soa(name string) Record {
 // service answers for the names of a Service and below it.
 func (r *reply) service(t target) {
 	svc, ok := r.snap.Services.Get(t.name)
-	if !ok {
+	if !ok || !r.zone.has(t.name.Namespace) {
 		return
 	}
 	if _, refused := r.refused[t.name]; refused {
@@ -204,6 +205,9 @@ func (r *reply) fail(code uint16, why string) {
 
 // clusterIP answers for a Service with virtual addresses (sections 2.3.1 and 2.3.2).
 func (r *reply) clusterIP(t target, svc *model.Service) {
+	if r.zone.IgnoreEmpty && !slices.ContainsFunc(svc.Endpoints, func(e model.Endpoint) bool { return e.Ready }) {
+		return
+	}
 	vips := r.vips(svc)
 	switch t.kind {
 	case kindService:
@@ -223,7 +227,7 @@ func (r *reply) clusterIP(t target, svc *model.Service) {
 		if t.kind == kindProtocol {
 			return
 		}
-		target := r.serviceName(svc.Name)
+		target := r.domain.serviceName(svc.Name)
 		if r.qtype == mdns.TypeSRV && len(r.Extra) == 0 {
 			r.addExtra(target, vips...)
 		}
@@ -262,8 +266,8 @@ func (r *reply) vips(svc *model.Service) []netip.Addr {
 	return svc.ClusterIPs
 }
 
-func (r *reply) serviceName(n model.Name) string {
-	return n.Name + "." + n.Namespace + ".svc." + r.domain.name
+func (d *domain) serviceName(n model.Name) string {
+	return n.Name + "." + n.Namespace + ".svc." + d.name
 }
 
 // headless answers for a Service that stands for its ready endpoints (sections 2.4.1 and 2.4.2). Without one, it does not exist.
@@ -299,7 +303,7 @@ func (r *reply) headless(t target, svc *model.Service) {
 			if r.qtype != mdns.TypeSRV || t.kind == kindProtocol {
 				return
 			}
-			target := label(b.Endpoint) + "." + r.serviceName(svc.Name)
+			target := r.zone.label(b.Endpoint) + "." + r.domain.serviceName(svc.Name)
 			// The two addresses of a pod share a hostname, and its pair of port and name is one record.
 			if _, dup := given[seen{b.Port, target}]; !dup {
 				given[seen{b.Port, target}] = struct{}{}
@@ -319,18 +323,39 @@ func (r *reply) endpoint(name string, svc *model.Service) {
 	addr, _ := undash(name)
 	for i := range svc.Endpoints {
 		e := &svc.Endpoints[i]
-		if e.Ready && (e.Hostname == "" && e.Addr == addr || e.Hostname != "" && strings.EqualFold(e.Hostname, name)) {
+		if own := r.zone.ownLabel(e); e.Ready && (own == "" && e.Addr == addr || own != "" && strings.EqualFold(own, name)) {
 			r.addAddr(e.Addr)
 		}
 	}
 }
 
 // label is an endpoint's name below its Service.
-func label(e *model.Endpoint) string {
-	if e.Hostname != "" {
-		return strings.ToLower(e.Hostname)
+func (z *zone) label(e *model.Endpoint) string {
+	if own := z.ownLabel(e); own != "" {
+		return strings.ToLower(own)
 	}
 	return dash(e.Addr)
+}
+
+// ownLabel is an endpoint's label unless that is made from its address.
+func (z *zone) ownLabel(e *model.Endpoint) string {
+	if e.Hostname == "" && z.EndpointPodNames && len(e.Pod.Name) <= maxLabel && strings.IndexByte(e.Pod.Name, '.') < 0 {
+		return e.Pod.Name
+	}
+	return e.Hostname
+}
+
+// maxLabel is how long a label may be (RFC 1035, section 2.3.4).
+const maxLabel = 63
+
+// has reports whether names of a namespace are answered.
+func (z *zone) has(namespace string) bool {
+	return len(z.Namespaces) == 0 || slices.Contains(z.Namespaces, namespace)
+}
+
+// usual reports whether the names are those that the specification has, and all of them.
+func (z *zone) usual() bool {
+	return !z.EndpointPodNames && !z.IgnoreEmpty && len(z.Namespaces) == 0
 }
 
 // externalName answers for an alias (section 2.5) and goes on with what it stands for, as far as that is in the cluster.
@@ -367,7 +392,7 @@ func validTarget(name string) bool {
 
 // podExists decides about a pod's name by its address (section 2.6).
 func (r *reply) podExists(t target) bool {
-	switch r.zone.pods {
+	switch r.zone.Pods {
 	case PodsInsecure:
 		return true
 	case PodsVerified:
@@ -401,13 +426,13 @@ func (r *reply) address(t target) {
 	if t.origin == reverseName(netip.PrefixFrom(t.addr, t.addr.BitLen())) {
 		r.apex() // the range is so small that every address is a zone
 	}
-	if name, ok := r.snap.VIPs.Get(t.addr); ok {
-		r.add(Record{Type: mdns.TypePTR, Target: r.serviceName(name)})
+	if name, ok := r.snap.VIPs.Get(t.addr); ok && r.zone.has(name.Namespace) {
+		r.add(Record{Type: mdns.TypePTR, Target: r.domain.serviceName(name)})
 		return
 	}
 	for name := range r.snap.HeadlessOf(t.addr) {
-		if e := r.host(name, t.addr); e != nil && e.Ready {
-			r.add(Record{Type: mdns.TypePTR, Target: label(e) + "." + r.serviceName(name)})
+		if e := r.host(name, t.addr); e != nil && e.Ready && r.zone.has(name.Namespace) {
+			r.add(Record{Type: mdns.TypePTR, Target: r.zone.label(e) + "." + r.domain.serviceName(name)})
 		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 type Block struct {
 	// Zones are names with trailing dot, in lower case; "." is all names. At least one.
 	Zones []string
-	// Port is where questions are taken, 53 by default.
+	// Port is where questions are taken; 0: at all that the server has.
 	Port uint16
 	// Bind are the addresses where they are taken; empty: all that the server has.
 	Bind []netip.Addr

@@ -92,15 +92,17 @@ type question struct {
 // questions yields every question that a record of the zones answers, some more than once.
 func (v *View) questions() iter.Seq[question] {
 	return func(yield func(question) bool) {
-		for _, q := range v.fixedQuestions() {
-			if !yield(q) {
-				return
-			}
-		}
-		for _, svc := range v.snap.Services.All() {
-			for _, q := range v.serviceQuestions(svc) {
+		for _, z := range v.plan.zones {
+			for _, q := range z.fixedQuestions() {
 				if !yield(q) {
 					return
+				}
+			}
+			for _, svc := range v.snap.Services.All() {
+				for _, q := range z.serviceQuestions(svc) {
+					if !yield(q) {
+						return
+					}
 				}
 			}
 		}
@@ -108,18 +110,14 @@ func (v *View) questions() iter.Seq[question] {
 }
 
 // fixedQuestions are those that do not come from Services: the zones' own.
-func (v *View) fixedQuestions() []question {
+func (z *zone) fixedQuestions() []question {
 	var qs []question
-	for _, d := range v.zone.domains {
+	for _, d := range z.domains {
 		qs = append(qs, question{d.name, mdns.TypeSOA}, question{d.name, mdns.TypeNS}, question{"dns-version." + d.name, mdns.TypeTXT},
 			question{d.server, mdns.TypeA}, question{d.server, mdns.TypeAAAA})
 	}
-	for _, p := range v.zone.reverse {
-		width := 8
-		if p.Addr().Is6() {
-			width = 4
-		}
-		apex := netip.PrefixFrom(p.Addr(), (p.Bits()+width-1)/width*width)
+	for _, p := range z.reverse {
+		apex := apex(p)
 		// A range that does not end between two labels is several zones.
 		for ; p.Contains(apex.Addr()); apex = after(apex) {
 			name := reverseName(apex)
@@ -145,10 +143,10 @@ func after(p netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(a, p.Bits())
 }
 
-func (v *View) serviceQuestions(svc *model.Service) []question {
+func (z *zone) serviceQuestions(svc *model.Service) []question {
 	var qs []question
-	for _, d := range v.zone.domains {
-		name := (&reply{View: v, domain: d}).serviceName(svc.Name)
+	for _, d := range z.domains {
+		name := d.serviceName(svc.Name)
 		if svc.Type == model.ExternalName {
 			qs = append(qs, question{name, mdns.TypeCNAME})
 			continue
@@ -161,7 +159,7 @@ func (v *View) serviceQuestions(svc *model.Service) []question {
 		}
 		for i := range svc.Endpoints {
 			e := &svc.Endpoints[i]
-			qs = append(qs, question{label(e) + "." + name, addrType(e.Addr)})
+			qs = append(qs, question{z.label(e) + "." + name, addrType(e.Addr)})
 		}
 	}
 	addrs := svc.ClusterIPs
@@ -171,7 +169,7 @@ func (v *View) serviceQuestions(svc *model.Service) []question {
 		}
 	}
 	for _, a := range addrs {
-		if contains(v.zone.reverse, a) {
+		if contains(z.reverse, a) {
 			qs = append(qs, question{reverseName(netip.PrefixFrom(a, a.BitLen())), mdns.TypePTR})
 		}
 	}

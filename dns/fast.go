@@ -14,16 +14,23 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/model"
 )
 
 // desk is what one goroutine answers queries at. Nothing on it is shared, so that the fast path neither allocates nor locks.
 type desk struct {
 	*socketStats
+	at    netip.AddrPort // the address that is asked
 	asked plain
 	dice  dice
-	// start is when the query came, for the metrics; answered are the fast answers whose time is not yet counted.
+	from  netip.Addr
+	who   client.Client
+	// start is when the query came, for the metrics, and tick the same as a number; answered are the fast answers whose time is not yet
+	// counted.
 	start    time.Time
+	tick     int64
 	answered [zones]uint64
 }
 
@@ -39,27 +46,41 @@ func (d *desk) sent(now time.Time) {
 
 // desk is a new one, whose queries are counted with a socket's.
 func (s *Server) desk(stats *socketStats) *desk {
-	return &desk{socketStats: stats, dice: dice(rand.Uint64()), start: s.now()}
+	d := &desk{socketStats: stats, at: stats.local, dice: dice(rand.Uint64())}
+	d.begin(s)
+	return d
 }
+
+// begin notes the time of the queries that are answered next.
+func (d *desk) begin(s *Server) {
+	d.start = s.now()
+	d.tick = s.ticks(d.start)
+}
+
+// origin is where ticks begin.
+var origin = time.Now()
+
+// ticks is a time as clients are counted by: nanoseconds that never go back.
+func (s *Server) ticks(now time.Time) int64 { return int64(now.Sub(origin)) }
 
 // fast answers a query of the usual form about a usual name from the state as it is, written straight into buf; nil if that cannot be
 // done, and the slow path must. It gives the same answers as [View.Answer], which is the specification; the order of addresses is random in both.
 //
 // Nothing is stored for it: what a Service's name stands for is a few octets for each address, which are put behind the question about as fast as a
 // stored answer could be copied, and which can be no older than the state.
-func (s *Server) fast(d *desk, client netip.Addr, req, buf []byte) []byte {
+func (s *Server) fast(d *desk, st *state, req, buf []byte) []byte {
 	q := &d.asked
-	if !q.parse(req) {
+	if st.published == nil || !q.parse(req) {
 		return nil
 	}
 	if q.qtype == mdns.TypeNone || q.qtype == mdns.TypeOPT || q.qtype >= mdns.TypeTKEY && q.qtype <= mdns.TypeANY {
 		return nil
 	}
-	st := s.gate.state.Load()
-	if st.published == nil || !st.announced.clients.allow(client) {
+	b := s.plan.Load().find(q, d.at)
+	if b == nil || b.rules.Concerns(q.name[:q.size], q.qtype, mdns.ClassINET) {
 		return nil
 	}
-	w := writer{desk: d, Server: s, state: st, buf: buf[:0], limit: d.limit(q)}
+	w := writer{desk: d, Server: s, served: b, state: st, buf: buf[:0], limit: d.limit(q), request: len(req)}
 	if cap(buf) < w.limit {
 		w.limit = cap(buf)
 	}
@@ -67,15 +88,47 @@ func (s *Server) fast(d *desk, client netip.Addr, req, buf []byte) []byte {
 		return nil
 	}
 	w.question(req)
-	if before := w.find(); w.domain == nil {
-		q.reverse(&w)
-	} else if before > 0 {
-		q.forward(&w, before)
-	} // the domain's own records are the slow path's
+	w.resolve(req)
 	if !w.done {
 		return nil
 	}
 	return w.finish()
+}
+
+// resolve answers as [query.resolve] does, where that is usual.
+func (w *writer) resolve(req []byte) {
+	q := &w.asked
+	if w.zone != nil {
+		switch before := w.find(); {
+		case w.domain != nil && (before == 0 || !w.zone.usual()):
+			return // the domain's own records
+		case w.domain != nil:
+			q.forward(w, before)
+			return
+		case q.reverse(w):
+			return
+		}
+	}
+	w.cached(req)
+}
+
+// cached answers with what an upstream has said before.
+func (w *writer) cached(req []byte) {
+	q := &w.asked
+	if w.upstreams == nil || w.clients.Suppress(w.who, q.qtype, true) {
+		return
+	}
+	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}
+	resp, ok := w.upstreams.Append(w.buf, asked)
+	if !ok {
+		return
+	}
+	w.buf = resp
+	w.buf[2] &^= 4 // another one's word
+	w.rcode, w.buf[3] = w.buf[3]&15, w.buf[3]&^15
+	w.answers, w.denied, w.extra = binary.BigEndian.Uint16(resp[6:]), binary.BigEndian.Uint16(resp[8:]), binary.BigEndian.Uint16(resp[10:])
+	w.source = client.FromCache
+	w.fit()
 }
 
 // find finds the domain that the name is below, and says how many labels are before it.
@@ -101,13 +154,16 @@ func (c *socketStats) limit(q *plain) int {
 type writer struct {
 	*desk
 	*Server
-	state *state
-	buf   []byte
-	limit int
+	*served
+	state   *state
+	buf     []byte
+	limit   int
+	request int // octets
 
 	domain                 *domain
 	done                   bool // there is an answer
 	zoneOf                 int  // of the metrics
+	source                 client.Source
 	rcode                  byte
 	answers, denied, extra uint16
 }
@@ -116,7 +172,7 @@ type writer struct {
 func (w *writer) question(req []byte) {
 	w.buf = append(w.buf, req[:w.asked.end]...)
 	flags := byte(0)
-	if w.Server.forward != nil {
+	if w.upstreams != nil {
 		flags = 0x80 // RA
 	}
 	w.buf[2] = 0x84 | req[2]&1 // a response, authoritative, with RD of the query
@@ -141,20 +197,30 @@ func (w *writer) finish() []byte {
 	binary.BigEndian.PutUint16(w.buf[6:], w.answers)
 	binary.BigEndian.PutUint16(w.buf[8:], w.denied)
 	binary.BigEndian.PutUint16(w.buf[10:], w.extra)
+	w.account()
+	return w.buf
+}
+
+// account does what [query.account] does.
+func (w *writer) account() {
 	w.count(w.zoneOf, w.asked.qtype, int(w.rcode))
 	w.answered[w.zoneOf]++
-	return w.buf
+	w.socketStats.meter.Observe(w.zoneOf, w.request, len(w.buf), w.asked.do)
+	w.clients.Count(w.who, w.from, int(w.rcode), false)
+	if w.clients.Logs(int(w.rcode)) || (w.Errors || len(w.Log) > 0) && w.logs(w.asked.text(), int(w.rcode), int(w.answers)) {
+		w.clients.Log(w.tick, client.Entry{Client: w.who, Addr: w.from, Name: w.asked.text(), Type: w.asked.qtype, Rcode: int(w.rcode), Took: w.Server.now().Sub(w.start), From: w.source})
+	}
 }
 
 // forward answers for a name with so many labels before the cluster's domain. Which names there are is said by [zone.parseForward].
 func (q *plain) forward(w *writer, before int) {
 	z := w.zone
-	w.zoneOf = zoneCluster
+	w.zoneOf, w.source = zoneCluster, client.FromCluster
 	origin := headerSize + int(q.labels[before])
 	switch string(q.label(before - 1)) {
 	case "svc":
 	case "pod":
-		if z.pods != PodsDisabled {
+		if z.Pods != PodsDisabled {
 			return
 		}
 		w.deny(mdns.RcodeNameError, origin)
@@ -303,7 +369,10 @@ func (w *writer) endpoints(svc *model.Service, origin int) {
 		w.deny(mdns.RcodeNameError, origin)
 		return
 	}
-	first := w.dice.below(n)
+	first := 0
+	if w.Loadbalance {
+		first = w.dice.below(n)
+	}
 	for i := range n {
 		e := &svc.Endpoints[(first+i)%n]
 		if !e.Ready {
@@ -347,14 +416,14 @@ func (w *writer) endpoint(svc *model.Service, origin int) {
 	w.orNoData(origin)
 }
 
-// reverse answers for the name of an address, as [zone.parseReverse] reads it.
-func (q *plain) reverse(w *writer) {
-	if w.state.announced != w.state.published {
-		return
+// reverse answers for the name of an address, as [zone.parseReverse] reads it. It reports whether the name may be one of the cluster's.
+func (q *plain) reverse(w *writer) bool {
+	if q.count < 2 || string(q.label(q.count-1)) != "arpa" {
+		return false
 	}
 	addr, width, ok := q.address()
 	if !ok {
-		return
+		return true // perhaps it is above addresses
 	}
 	for _, p := range w.zone.reverse {
 		if !p.Contains(addr) {
@@ -362,17 +431,19 @@ func (q *plain) reverse(w *writer) {
 		}
 		apex := (p.Bits() + width - 1) / width
 		all := addr.BitLen() / width
-		if apex == all {
-			return // the address is a zone
+		if apex == all || w.state.announced != w.state.published || !w.zone.usual() {
+			return true
 		}
 		origin := headerSize + int(q.labels[all-apex])
 		w.domain, w.zoneOf = w.zone.domains[0], zoneReverse4
 		if addr.Is6() {
 			w.zoneOf = zoneReverse6
 		}
+		w.source = client.FromCluster
 		w.pointer(addr, origin)
-		return
+		return true
 	}
+	return false
 }
 
 var (
@@ -501,6 +572,9 @@ func (w *writer) orNoData(origin int) {
 
 // deny says that the name, or anything of the type, is not there (RFC 2308), by the SOA record of the zone at an offset of the message.
 func (w *writer) deny(rcode byte, origin int) {
+	if rcode == mdns.RcodeNameError && (len(w.Cluster.Fallthrough) > 0 || w.completes()) {
+		return
+	}
 	w.rcode = rcode
 	z, d := w.zone, w.domain
 	size := len(d.serverWire) + len("\x0ahostmaster") + 2 + 20
@@ -513,6 +587,11 @@ func (w *writer) deny(rcode byte, origin int) {
 	}
 	w.denied++
 	w.fit()
+}
+
+// completes reports whether the asking pod's resolver may have completed the name, which the slow path can do better.
+func (w *writer) completes() bool {
+	return w.who.Pod != nil && w.clients.Completion() != client.Off && w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count)
 }
 
 // fit says that the answer is complete, if it is not longer than it may be.

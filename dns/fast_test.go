@@ -15,6 +15,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/test/queries"
 )
@@ -23,12 +24,17 @@ import (
 // the order of records and the spelling of names in them.
 func paths(t testing.TB, s *Server, proto string, from netip.Addr, req []byte) bool {
 	t.Helper()
-	d := s.desk(s.newStats(proto, testAddr))
-	quick := slices.Clone(s.fast(d, from, req, make([]byte, 4096)))
+	d, st := s.desk(s.newStats(proto, testAddr)), s.gate.state.Load()
+	d.from = from
+	d.who = st.announced.clients.Lookup(from)
+	if s.clients.Admit(d.who, from, d.tick) != client.Answer {
+		return false
+	}
+	quick := slices.Clone(s.fast(d, st, req, make([]byte, 4096)))
 	if quick == nil {
 		return false
 	}
-	resp, later := s.slow(d, from, req, make([]byte, 4096))
+	resp, later := s.slow(d, req, make([]byte, 4096), true)
 	if later != nil {
 		t.Fatalf("the slow path has to wait for what the fast one answers:\n%s", describe(t, req, quick))
 	}
@@ -194,7 +200,7 @@ func TestFastRotates(t *testing.T) {
 	d := c.desk(c.newStats("udp", testAddr))
 	req, m := message(t, func(m *mdns.Msg) { m.SetQuestion("many.shop.svc.cluster.local.", typeA) }), new(mdns.Msg)
 	for range 400 {
-		if err := m.Unpack(c.fast(d, loopback, req, make([]byte, 512))); err != nil {
+		if err := m.Unpack(c.fast(d, c.gate.state.Load(), req, make([]byte, 512))); err != nil {
 			t.Fatal(err)
 		}
 		first[m.Answer[0].(*mdns.A).A.String()]++
@@ -223,7 +229,7 @@ func TestFastAllocatesNothing(t *testing.T) {
 		name, kind, _ := strings.Cut(n, " ")
 		req := packed(t, new(mdns.Msg).SetQuestion(name, mdns.StringToType[kind]).SetEdns0(1232, false))
 		if allocs := testing.AllocsPerRun(100, func() {
-			if c.fast(d, loopback, req, buf) == nil {
+			if c.fast(d, c.gate.state.Load(), req, buf) == nil {
 				t.Errorf("%s is not fast", n)
 			}
 			d.sent(time.Time{})

@@ -32,7 +32,7 @@ func FuzzHandle(f *testing.F) {
 			}
 		}
 	}
-	s := dual(f, func(o *Options) { o.Pods = PodsInsecure })
+	s := dual(f, func(o *Options) { o.Blocks[0].Cluster.Pods = PodsInsecure })
 	stranger := netip.MustParseAddr("192.0.2.1")
 	f.Fuzz(func(t *testing.T, req []byte) {
 		for _, proto := range []string{"udp", "tcp"} {
@@ -83,7 +83,7 @@ func FuzzName(f *testing.F) {
 		}
 	}
 	f.Add("10-244-1-5.shop.pod.cluster.local.")
-	z, err := newZone(Options{Domains: []string{"cluster.local"}, Pods: PodsInsecure, Reverse: []netip.Prefix{
+	z, err := newZone(&Cluster{Zones: allZones("cluster.local"), Pods: PodsInsecure}, Options{Reverse: []netip.Prefix{
 		netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.244.0.64/27"), netip.MustParsePrefix("fd00:96::/111")}}.withDefaults())
 	if err != nil {
 		f.Fatal(err)

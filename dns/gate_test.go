@@ -24,7 +24,7 @@ type cluster struct {
 
 func newCluster(t testing.TB, o Options) *cluster {
 	t.Helper()
-	o.Domains = []string{"cluster.local"}
+	o.Blocks = []Block{block("cluster.local")}
 	if o.Reverse == nil {
 		o.Reverse = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.244.0.0/16")}
 	}
@@ -72,7 +72,7 @@ func (c *cluster) step(refused ...model.Name) { c.Publish(c.announce(), refused.
 
 // now asks and says what is answered at once; ok is false if the query has to wait.
 func (c *cluster) now(n string, qtype uint16) (string, bool) {
-	a, ok := c.gate.answer(c.zone.parse(n), n, qtype)
+	a, ok := c.gate.answer(c.plan.Load().targetOf(n), n, qtype)
 	return summary(a), ok
 }
 

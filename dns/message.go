@@ -8,9 +8,13 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"runtime/debug"
 	"time"
 
 	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/rules"
 )
 
 const (
@@ -20,65 +24,86 @@ const (
 	maxUDP = 1232
 )
 
-// query is one message being answered.
+// query is one message being answered on the slow path.
 type query struct {
 	s      *Server
 	socket *socketStats
-	client netip.Addr
+	at     netip.AddrPort // the address that was asked
+	who    client.Client
+	from   netip.Addr
 	start  time.Time
+	size   int // of the message
 
-	msg    mdns.Msg
-	opt    *mdns.OPT // the client's, nil without EDNS
-	target target
+	msg   mdns.Msg
+	opt   *mdns.OPT // the client's, nil without EDNS
+	block *served
+	// question is what is looked up in place of what was asked, and undo what is then done with the answer, if the block's rules rewrite.
+	question mdns.Question
+	undo     *rules.Undo
+
+	zone     int // of the metrics
+	source   client.Source
+	upstream bool // an upstream was asked, or might have been
 }
 
 // handle answers one message. It returns the answer in buf or in memory of its own; nil means silence. If the answer is not to
 // be had at once, later gives it, on a goroutine of the caller's choice; req is not used by it.
-func (s *Server) handle(d *desk, client netip.Addr, req, buf []byte) (resp []byte, later func(context.Context, []byte) []byte) {
-	client = client.Unmap()
-	if resp := s.fast(d, client, req, buf); resp != nil {
-		return resp, nil
+func (s *Server) handle(d *desk, from netip.Addr, req, buf []byte) (resp []byte, later func(context.Context, []byte) []byte) {
+	defer func() {
+		if p := recover(); p != nil {
+			resp, later = s.panicked(p), nil
+		}
+	}()
+	st := s.gate.state.Load()
+	d.from = from.Unmap()
+	d.who = st.announced.clients.Lookup(d.from)
+	switch s.clients.Admit(d.who, d.from, d.tick) {
+	case client.Answer:
+		if resp := s.fast(d, st, req, buf); resp != nil {
+			return resp, nil
+		}
+		return s.slow(d, req, buf, true)
+	case client.Refuse:
+		return s.slow(d, req, buf, false)
 	}
-	return s.slow(d, client, req, buf)
+	d.dropped.Add(1)
+	return nil, nil
 }
 
-// slow answers what is not usual.
-func (s *Server) slow(d *desk, client netip.Addr, req, buf []byte) (resp []byte, later func(context.Context, []byte) []byte) {
+// panicked notes that a query was more than the code can bear. It gets no answer, but all others do.
+func (s *Server) panicked(p any) []byte {
+	s.meter.Panic()
+	s.log.Error("a query has found a bug", "panic", p, "stack", string(debug.Stack()))
+	return nil
+}
+
+// slow answers what is not usual. A client that is not admitted is refused.
+func (s *Server) slow(d *desk, req, buf []byte, admitted bool) (resp []byte, later func(context.Context, []byte) []byte) {
 	if len(req) < headerSize || req[2]&0x80 != 0 {
 		d.dropped.Add(1)
 		return nil, nil
 	}
-	q := &query{s: s, socket: d.socketStats, client: client, start: d.start}
+	q := &query{s: s, socket: d.socketStats, at: d.at, who: d.who, from: d.from, start: d.start, size: len(req)}
 	if rcode := q.read(req); rcode != mdns.RcodeSuccess {
 		return q.headerOnly(req, buf, rcode), nil
 	}
-	if rcode, code, why := q.refuse(); rcode != mdns.RcodeSuccess {
-		return q.pack(buf, q.failure(rcode, code, why)), nil
+	if !admitted {
+		// No words here: who is not known may have a forged address, and must not get more than was sent in its name.
+		return q.pack(buf, failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeProhibited, "")), nil
 	}
-	asked := q.msg.Question[0]
-	q.target = s.zone.parse(asked.Name)
-	if q.target.kind == kindOutside {
-		if s.forward == nil {
-			return q.pack(buf, q.failure(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, s.noUpstream)), nil
-		}
-		if m := s.forward.cached(asked, q.flags()); m != nil {
-			return q.pack(buf, q.forwarded(m)), nil
-		}
-		return nil, func(ctx context.Context, buf []byte) []byte { return q.pack(buf, q.forwardNow(ctx)) }
+	if f := q.begin(); f != nil {
+		return q.pack(buf, f), nil
 	}
-	a, ok := s.gate.answer(q.target, asked.Name, asked.Qtype)
-	if ok && (a.Alias == "" || s.forward == nil) {
-		return q.pack(buf, q.reply(a)), nil
+	if f := q.resolve(nil); f != nil {
+		return q.pack(buf, f), nil
 	}
-	return nil, func(ctx context.Context, buf []byte) []byte {
-		if !ok {
-			a = s.gate.await(ctx, q.target, asked.Name, asked.Qtype)
-		}
-		m := q.reply(a)
-		if a.Alias != "" && s.forward != nil {
-			q.follow(ctx, m, a.Alias)
-		}
-		return q.pack(buf, m)
+	return nil, func(ctx context.Context, buf []byte) (resp []byte) {
+		defer func() {
+			if p := recover(); p != nil {
+				resp = s.panicked(p)
+			}
+		}()
+		return q.pack(buf, q.resolve(ctx))
 	}
 }
 
@@ -124,27 +149,47 @@ func wholeQuestion(req []byte) bool {
 	return at+5 <= len(req)
 }
 
-// refuse decides about a well-formed query before its name is looked at.
-func (q *query) refuse() (rcode int, code uint16, why string) {
-	if st := q.s.gate.state.Load(); !st.announced.clients.allow(q.client) {
-		// No words here: who is not known may have a forged address, and must not get more than was sent in its name.
-		q.s.strangers.Add(1)
-		return mdns.RcodeRefused, mdns.ExtendedErrorCodeProhibited, ""
-	}
+// begin decides about a well-formed query before its name is looked up: nil if that is to be done.
+func (q *query) begin() *found {
+	asked := q.msg.Question[0]
 	if q.opt != nil && q.opt.Version() != 0 {
-		return mdns.RcodeBadVers, 0, ""
+		return failed(mdns.RcodeBadVers, 0, "")
 	}
-	switch asked := q.msg.Question[0]; {
-	case asked.Qclass != mdns.ClassINET:
-		return mdns.RcodeRefused, mdns.ExtendedErrorCodeNotSupported, "only class IN is served"
+	switch {
 	case asked.Qtype == mdns.TypeOPT || asked.Qtype == mdns.TypeNone:
-		return mdns.RcodeFormatError, 0, ""
+		return failed(mdns.RcodeFormatError, 0, "")
 	case asked.Qtype == mdns.TypeAXFR || asked.Qtype == mdns.TypeIXFR:
-		return mdns.RcodeRefused, mdns.ExtendedErrorCodeNotSupported, "zones are not transferred"
+		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotSupported, "zones are not transferred")
 	case asked.Qtype >= mdns.TypeTKEY && asked.Qtype < mdns.TypeANY:
-		return mdns.RcodeNotImplemented, 0, ""
+		return failed(mdns.RcodeNotImplemented, 0, "")
 	}
-	return mdns.RcodeSuccess, 0, ""
+	if q.block = q.s.plan.Load().findName(asked.Name, q.at); q.block == nil {
+		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, "no block is for this name")
+	}
+	var err error
+	if q.question, q.undo, err = q.block.rules.Rewrite(asked); err != nil {
+		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, err.Error())
+	}
+	if q.question.Qclass == mdns.ClassCHAOS {
+		return q.chaos()
+	}
+	if q.question.Qclass != mdns.ClassINET {
+		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotSupported, "only class IN is served")
+	}
+	return nil
+}
+
+// chaos answers questions about the server itself.
+func (q *query) chaos() *found {
+	text, ok := chaos(q.question.Name, q.s.options.Version, q.s.options.Node)
+	if !ok {
+		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotSupported, "of class CHAOS there is only what version.bind and id.server are")
+	}
+	f := &found{authoritative: true}
+	if t := q.question.Qtype; t == mdns.TypeTXT || t == mdns.TypeANY {
+		f.answer = []mdns.RR{&mdns.TXT{Hdr: mdns.RR_Header{Name: q.question.Name, Rrtype: mdns.TypeTXT, Class: mdns.ClassCHAOS}, Txt: []string{text}}}
+	}
+	return f
 }
 
 // headerOnly is the answer to what could not be read: the header alone, so that nothing is amplified.
@@ -153,52 +198,36 @@ func (q *query) headerOnly(req, buf []byte, rcode int) []byte {
 	resp[2] = 0x80 | req[2]&0x79 // a response, with the opcode and RD of the query
 	resp[3] = byte(rcode)
 	clear(resp[4:])
-	q.count(rcode)
+	q.account(failed(rcode, 0, ""), len(resp))
 	return resp
 }
 
-// blank is an answer without records.
-func (q *query) blank() *mdns.Msg {
-	m := &mdns.Msg{Compress: true, Question: q.msg.Question}
-	m.Id = q.msg.Id
-	m.Response = true
-	m.RecursionDesired = q.msg.RecursionDesired
-	m.CheckingDisabled = q.msg.CheckingDisabled
-	m.RecursionAvailable = q.s.forward != nil
-	return m
-}
-
-func (q *query) failure(rcode int, code uint16, why string) *mdns.Msg {
-	m := q.blank()
-	m.Rcode = rcode
-	q.addOPT(m, code, why)
-	return m
-}
-
-// addOPT answers the client's OPT record with our own, with the reason for an error in it.
-func (q *query) addOPT(m *mdns.Msg, code uint16, why string) {
+// message is the answer for the client, without records that are too many.
+func (q *query) message(f *found) *mdns.Msg {
+	m := &mdns.Msg{Compress: true, Answer: f.answer, Ns: f.ns, Extra: f.extra}
+	m.Id, m.Response, m.Rcode = q.msg.Id, true, f.rcode
+	m.Authoritative, m.AuthenticatedData = f.authoritative, f.verified
+	m.RecursionDesired, m.CheckingDisabled = q.msg.RecursionDesired, q.msg.CheckingDisabled
+	m.RecursionAvailable = q.block != nil && q.block.upstreams != nil
+	if q.undo != nil {
+		q.undo.Apply(m)
+	}
+	m.Question = q.msg.Question
+	if q.block == nil || q.block.Loadbalance {
+		rotate(m.Answer)
+	}
 	if q.opt == nil {
-		return
+		return m
 	}
 	opt := &mdns.OPT{Hdr: mdns.RR_Header{Name: ".", Rrtype: mdns.TypeOPT}}
 	opt.SetUDPSize(maxUDP)
 	if q.opt.Do() {
 		opt.SetDo()
 	}
-	if code != 0 || why != "" {
-		opt.Option = []mdns.EDNS0{&mdns.EDNS0_EDE{InfoCode: code, ExtraText: why}}
+	if f.code != 0 || f.why != "" {
+		opt.Option = []mdns.EDNS0{&mdns.EDNS0_EDE{InfoCode: f.code, ExtraText: f.why}}
 	}
 	m.Extra = append(m.Extra, opt)
-}
-
-// reply is the message for an answer from our own zones.
-func (q *query) reply(a Answer) *mdns.Msg {
-	m := q.blank()
-	m.Rcode = a.Rcode
-	m.Authoritative = a.Rcode != mdns.RcodeServerFailure
-	m.Answer, m.Ns, m.Extra = rrs(a.Answer), rrs(a.Authority), rrs(a.Extra)
-	rotate(m.Answer)
-	q.addOPT(m, a.Code, a.Why)
 	return m
 }
 
@@ -217,7 +246,7 @@ func rotate(rrs []mdns.RR) {
 }
 
 // pack writes the answer in no more octets than the client takes.
-func (q *query) pack(buf []byte, m *mdns.Msg) []byte {
+func (q *query) pack(buf []byte, f *found) []byte {
 	size := mdns.MaxMsgSize
 	if q.socket.proto == "udp" {
 		size = mdns.MinMsgSize
@@ -225,6 +254,7 @@ func (q *query) pack(buf []byte, m *mdns.Msg) []byte {
 			size = min(max(size, int(q.opt.UDPSize())), maxUDP)
 		}
 	}
+	m := q.message(f)
 	if m.Len() > size {
 		cut(m, size)
 	}
@@ -232,13 +262,13 @@ func (q *query) pack(buf []byte, m *mdns.Msg) []byte {
 	if err != nil || len(resp) > size {
 		// An upstream's record that cannot be written again, or a name too long to be put before a record.
 		q.s.log.Debug("pack answer", "name", q.msg.Question[0].Name, "err", err)
-		m = q.failure(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeInvalidData, "")
-		resp, err = m.PackBuffer(buf[:cap(buf)])
-		if err != nil {
+		f = failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeInvalidData, "")
+		m = q.message(f)
+		if resp, err = m.PackBuffer(buf[:cap(buf)]); err != nil {
 			return nil
 		}
 	}
-	q.count(m.Rcode)
+	q.account(f, len(resp))
 	return resp
 }
 
@@ -248,15 +278,4 @@ func cut(m *mdns.Msg, size int) {
 	m.Truncate(size)
 	m.Truncated = len(m.Answer) < answers || len(m.Ns) < authority
 	m.Compress = true
-}
-
-// count adds the query to the metrics.
-func (q *query) count(rcode int) {
-	qtype := mdns.TypeNone
-	if len(q.msg.Question) == 1 {
-		qtype = q.msg.Question[0].Qtype
-	}
-	zone := zoneOf(q.target.origin)
-	q.socket.count(zone, qtype, rcode)
-	q.socket.observe(zone, q.s.now().Sub(q.start), 1)
 }

@@ -14,6 +14,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/fairlead/fairlead/dns/rules"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/test/queries"
 )
@@ -293,7 +294,7 @@ func TestExtendedErrors(t *testing.T) {
 // Not an open resolver.
 func TestClients(t *testing.T) {
 	given := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
-	s, plain := dual(t, func(o *Options) { o.Clients = given }), message(t, nil)
+	s, plain := dual(t, func(o *Options) { o.Clients.Pods = given }), message(t, nil)
 	for from, want := range map[string]string{
 		"127.0.0.1":         "NOERROR",
 		"127.9.9.9":         "NOERROR",
@@ -311,9 +312,6 @@ func TestClients(t *testing.T) {
 			t.Errorf("from %s: %s, want %s", from, got, want)
 		}
 	}
-	if n := s.strangers.Load(); n != 3 {
-		t.Errorf("%d strangers counted", n)
-	}
 	// Nodes come and go.
 	b := model.NewBuilder(model.Config{Self: "n1"})
 	b.SetNode(model.Node{Name: "n3", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.13")}})
@@ -325,18 +323,22 @@ func TestClients(t *testing.T) {
 	}
 }
 
+// of are options with blocks.
+func of(blocks ...Block) Options { return Options{Blocks: blocks} }
+
 func TestOptions(t *testing.T) {
 	for _, o := range []Options{
-		{}, {Domains: []string{"."}}, {Domains: []string{"a..b"}}, {Domains: []string{"-a.b"}}, {Domains: []string{"a b"}}, {Domains: []string{"a_b"}}, {Domains: []string{strings.Repeat("a.", 60)}},
-		{Domains: []string{"in-addr.arpa"}}, {Domains: []string{"x"}, Reverse: []netip.Prefix{{}}},
-		{Domains: []string{"x"}, Upstreams: []netip.AddrPort{{}}},
-		{Domains: []string{"x"}, Upstreams: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:53")}},
+		{}, of(block("")), of(block("a..b")), of(block("-a.b")), of(block("a b")), of(block("a_b")), of(block(strings.Repeat("a.", 60))),
+		of(block("in-addr.arpa")), {Blocks: []Block{block("x")}, Reverse: []netip.Prefix{{}}},
+		of(block("x", netip.AddrPort{})), of(block("x", netip.MustParseAddrPort("0.0.0.0:53"))),
+		of(block("x"), block("y")), of(Block{Zones: []string{"a..b."}}), of(Block{Cluster: &Cluster{Zones: []string{"in-addr.arpa."}}, Zones: []string{"."}}),
+		of(Block{Zones: []string{"."}, Rules: rules.Rules{Templates: []rules.Template{{Match: []string{"("}}}}}),
 	} {
 		if _, err := New(o); err == nil {
 			t.Errorf("New(%+v) is no error", o)
 		}
 	}
-	if _, err := New(Options{Domains: []string{"Cluster.Local."}}); err != nil {
+	if _, err := New(of(block("Cluster.Local"))); err != nil {
 		t.Error(err)
 	}
 }

@@ -4,6 +4,7 @@
 package dns
 
 import (
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -11,6 +12,9 @@ import (
 
 	mdns "github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/meter"
 )
 
 // The zones of the metrics are few, whatever is configured: forwarded names, the cluster's own and the two kinds of reverse names.
@@ -44,6 +48,8 @@ type transport struct {
 // socketStats counts the queries at one socket, without a lock.
 type socketStats struct {
 	transport
+	local netip.AddrPort
+	meter *meter.Socket
 
 	requests  [zones][len(countedTypes)]atomic.Uint64
 	responses [zones][rcodes]atomic.Uint64
@@ -96,31 +102,39 @@ var (
 	descRequests  = desc("coredns_dns_requests_total", "DNS requests by zone, transport, family and type.", "server", "zone", "view", "proto", "family", "type")
 	descResponses = desc("coredns_dns_responses_total", "DNS responses by zone and response code.", "server", "zone", "view", "rcode", "plugin")
 	descDuration  = desc("coredns_dns_request_duration_seconds", "Time to answer a DNS request.", "server", "zone", "view")
-	descHits      = desc("coredns_cache_hits_total", "Answers of upstreams given from the cache.", "server", "type", "zones", "view")
-	descMisses    = desc("coredns_cache_misses_total", "Questions that the cache had no answer to.", "server", "zones", "view")
-	descEntries   = desc("coredns_cache_entries", "Answers of upstreams in the cache.", "server", "type", "zones", "view")
 
 	descDropped   = desc("fairlead_dns_dropped_total", "Messages that got no answer: too short, or responses.", "server", "proto")
 	descWaits     = desc("fairlead_dns_waits_total", "Queries that waited for what they ask for to be programmed.", "reason")
 	descTimeouts  = desc("fairlead_dns_wait_timeouts_total", "Queries that waited in vain.", "reason")
 	descWaiting   = desc("fairlead_dns_waiting", "Queries that wait now.")
 	descOverflows = desc("fairlead_dns_wait_overflows_total", "Queries that were not let wait because too many did.")
-	descStrangers = desc("fairlead_dns_strangers_total", "Queries refused because they came from outside the cluster.")
 	descConns     = desc("fairlead_dns_tcp_connections", "Open TCP connections.")
 	descConnsOver = desc("fairlead_dns_tcp_connections_refused_total", "TCP connections closed at once because too many were open, of all or of their client.")
-	descForwarded = desc("fairlead_dns_forwarded_total", "Queries sent to upstreams, by upstream and result.", "to", "result")
 	descStage     = desc("fairlead_dns_generation", "Generation of the state that is announced and published.", "stage")
 )
 
 // Collectors are the server's metrics for a Prometheus registry, under CoreDNS's names where they mean the same.
-func (s *Server) Collectors() []prometheus.Collector { return []prometheus.Collector{(*collector)(s)} }
+func (s *Server) Collectors() []prometheus.Collector {
+	out := []prometheus.Collector{(*collector)(s)}
+	out = append(out, s.meter.Collectors()...)
+	out = append(out, s.clients.Collectors(func() *client.Table { return s.gate.state.Load().announced.clients })...)
+	for _, b := range s.plan.Load().blocks {
+		if b.upstreams != nil {
+			out = append(out, b.upstreams.Collectors()...)
+		}
+	}
+	return out
+}
+
+// zoneNames are the zones of the metrics by their names.
+func zoneNames(cluster string) []string { return []string{".", cluster, suffix4[1:], suffix6[1:]} }
 
 type collector Server
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descHits, descMisses, descEntries, descDropped, descWaits,
-		descTimeouts, descWaiting, descOverflows, descStrangers, descConns, descConnsOver, descForwarded, descStage} {
+	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descDropped, descWaits,
+		descTimeouts, descWaiting, descOverflows, descConns, descConnsOver, descStage} {
 		ch <- d
 	}
 }
@@ -140,7 +154,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descWaiting, float64(c.gate.waiting.Load()))
 	counter(descOverflows, c.gate.overflows.Load())
-	counter(descStrangers, c.strangers.Load())
 	open, refused := c.conns.count()
 	gauge(descConns, float64(open))
 	counter(descConnsOver, refused)
@@ -148,18 +161,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descStage, float64(st.announced.snap.Generation), "announced")
 	if st.published != nil {
 		gauge(descStage, float64(st.published.snap.Generation), "published")
-	}
-	if f := c.forward; f != nil {
-		for _, u := range f.upstreams {
-			counter(descForwarded, u.answered.Load(), u.addr.String(), "answered")
-			counter(descForwarded, u.failed.Load(), u.addr.String(), "failed")
-		}
-		positive, negative := f.cache.len()
-		counter(descHits, f.cache.hits[0].Load(), "", "success", ".", "")
-		counter(descHits, f.cache.hits[1].Load(), "", "denial", ".", "")
-		counter(descMisses, f.cache.misses.Load(), "", ".", "")
-		gauge(descEntries, float64(positive), "", "success", ".", "")
-		gauge(descEntries, float64(negative), "", "denial", ".", "")
 	}
 }
 
@@ -174,7 +175,7 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 		buckets   [durationBuckets]uint64
 		nanos     uint64
 	}
-	names := [zones]string{".", c.zone.domains[0].name, suffix4[1:], suffix6[1:]}
+	names := zoneNames(c.plan.Load().primary())
 	total := make(map[key]*sums)
 	transports := make(map[transport]*[zones][len(countedTypes)]uint64)
 	dropped := make(map[transport]uint64)

@@ -38,6 +38,7 @@ const (
 // target is a name taken apart. All its strings are in lower case.
 type target struct {
 	kind   kind
+	zone   *zone          // that it is in
 	origin string         // the zone's name, with trailing dot
 	domain *domain        // that the name is below; of a reverse name, the one that it leads to
 	name   model.Name     // of the Service; for kindNamespace and kindPod only the namespace
@@ -53,12 +54,12 @@ const (
 
 // zone is the part of the name space that is the cluster's own.
 type zone struct {
+	*Cluster
 	domains []*domain // the first is the one that reverse names lead to
 	deepest []*domain // the same, those with more labels first
 	reverse []netip.Prefix
 	ttl     uint32
 	minimum uint32
-	pods    PodNames
 }
 
 // domain is a name that the cluster's names are below.
@@ -71,12 +72,20 @@ type domain struct {
 	labels           int    // of the name
 }
 
-func newZone(o Options) (*zone, error) {
-	z := &zone{ttl: uint32(o.TTL.Seconds()), minimum: uint32(o.NegativeTTL.Seconds()), pods: o.Pods}
-	if len(o.Domains) == 0 {
-		return nil, errors.New("a cluster domain is required")
+// defaultTTL is that of positive answers: few seconds, because what a name stands for changes.
+const defaultTTL = 5
+
+func newZone(c *Cluster, o Options) (*zone, error) {
+	z := &zone{Cluster: c, ttl: uint32(c.TTL.Seconds()), minimum: uint32(o.NegativeTTL.Seconds())}
+	if z.ttl == 0 {
+		z.ttl = defaultTTL
 	}
-	for _, name := range o.Domains {
+	var reverse []string
+	for _, name := range c.Zones {
+		if name == "arpa." || strings.HasSuffix(name, ".arpa.") {
+			reverse = append(reverse, name)
+			continue
+		}
 		d, err := newDomain(name)
 		if err != nil {
 			return nil, fmt.Errorf("cluster domain %q: %w", name, err)
@@ -87,13 +96,33 @@ func newZone(o Options) (*zone, error) {
 		z.domains = append(z.domains, d)
 	}
 	z.deepest = slices.SortedStableFunc(slices.Values(z.domains), func(a, b *domain) int { return b.labels - a.labels })
+	if len(z.domains) == 0 {
+		return nil, errors.New("a cluster domain is required")
+	}
 	for _, p := range o.Reverse {
 		if !p.IsValid() || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("reverse range %q: not a network", p)
 		}
-		z.reverse = append(z.reverse, p.Masked())
+		p = p.Masked()
+		if slices.ContainsFunc(reverse, func(z string) bool { return mdns.IsSubDomain(z, reverseName(apex(p))) }) {
+			z.reverse = append(z.reverse, p)
+		}
 	}
 	return z, nil
+}
+
+// width is how many bits a label of a reverse name has.
+func width(a netip.Addr) int {
+	if a.Is4() {
+		return 8
+	}
+	return 4
+}
+
+// apex is the first of the networks that end between two labels and make up a range: each is a reverse zone.
+func apex(p netip.Prefix) netip.Prefix {
+	w := width(p.Addr())
+	return netip.PrefixFrom(p.Addr(), (p.Bits()+w-1)/w*w)
 }
 
 func newDomain(name string) (*domain, error) {
@@ -134,11 +163,11 @@ func (z *zone) parse(name string) target {
 	}
 	for _, d := range z.deepest {
 		if name == d.name {
-			return target{kind: kindApex, origin: d.name, domain: d}
+			return target{kind: kindApex, zone: z, origin: d.name, domain: d}
 		}
 		if strings.HasSuffix(name, d.suffix) {
 			t := z.parseForward(name[:len(name)-len(d.suffix)])
-			t.origin, t.domain = d.name, d
+			t.zone, t.origin, t.domain = z, d.name, d
 			return t
 		}
 	}
@@ -167,7 +196,7 @@ func (z *zone) parseEscaped(name string) target {
 		// The reverse of 10.96.0.0/16 does not start at what is left when the odd label is below in-addr.arpa.
 		return target{}
 	}
-	return target{kind: kindNothing, origin: t.origin, domain: t.domain}
+	return target{kind: kindNothing, zone: z, origin: t.origin, domain: t.domain}
 }
 
 // cutLast splits off the last label.
@@ -184,7 +213,7 @@ func (z *zone) parseForward(rest string) target {
 	case "svc":
 		return parseService(before)
 	case "pod":
-		if z.pods != PodsDisabled {
+		if z.Pods != PodsDisabled {
 			return parsePod(before)
 		}
 	case "dns-version":
@@ -334,7 +363,7 @@ func (z *zone) parseReverse(name, suffix string, most, width int) target {
 		if !p.Contains(addr) || bits < apex || p.Addr().Is4() != addr.Is4() {
 			continue
 		}
-		t := target{kind: kindBranch, origin: reverseName(netip.PrefixFrom(addr, apex)), domain: z.domains[0]}
+		t := target{kind: kindBranch, zone: z, origin: reverseName(netip.PrefixFrom(addr, apex)), domain: z.domains[0]}
 		switch {
 		case rest != "":
 			t.kind = kindNothing

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"time"
+
+	"github.com/fairlead/fairlead/dns/client"
 )
 
 // PodNames says whether pods have names made from their addresses, such as 10-244-1-5.shop.pod.cluster.local.
@@ -22,26 +24,22 @@ const (
 	PodsInsecure
 )
 
-// Options are the settings of a [Server]. Only Domains are necessary.
+// Options are the settings of a [Server]. Only Blocks are necessary.
 type Options struct {
-	// Domains are what the cluster's names are below, such as "cluster.local". All have the same names; reverse names lead to those of the first.
-	Domains []string
-	// Reverse are the address ranges whose reverse names are answered here: the cluster's Services and pods. Reverse names of
-	// other addresses are none of this server's business and are forwarded.
+	// Blocks are what is answered. Those of a running server can be changed by [Server.Reload].
+	Blocks []Block
+	// Reverse are the address ranges whose reverse names are answered, in blocks whose cluster has the reverse zone: the cluster's Services and pods.
+	// Reverse names of other addresses are none of this server's business and are forwarded.
 	Reverse []netip.Prefix
-	// Upstreams answer for all names outside the cluster, in this order of preference. With none, those names are refused.
-	Upstreams []netip.AddrPort
-	// Clients are the ranges of sources that may ask, besides loopback, the cluster's nodes and the pod ranges of the nodes
-	// known: usually the whole cluster's pod ranges. Others are refused.
-	Clients []netip.Prefix
-
-	// TTL of positive answers, whole seconds; default 5 s.
-	TTL time.Duration
+	// Clients are who may ask, besides loopback, the cluster's nodes and the pod ranges of the nodes known. Others are refused.
+	Clients client.Options
+	// Asking is what is done about who asks: completion of names, limits, the log of queries.
+	Asking client.Settings
 	// NegativeTTL is how long clients may remember that something does not exist, whole seconds; the default of 0 means
 	// not at all, so that a name is never "not found" any longer than it does not exist.
 	NegativeTTL time.Duration
-	// Pods says which names of pods there are.
-	Pods PodNames
+	// Version and Node are what questions of class CHAOS are answered with.
+	Version, Node string
 
 	// Wait bounds how long a query waits for what it asks for to be programmed; default 500 ms.
 	Wait time.Duration
@@ -53,8 +51,8 @@ type Options struct {
 
 	// UpstreamTimeout is how long one upstream may take before the next one is asked; default 1.5 s.
 	UpstreamTimeout time.Duration
-	// CacheSize bounds the number of answers of upstreams that are kept; default 10,000, negative for none.
-	CacheSize int
+	// Self are addresses that lead to this server: an upstream among them would be a loop.
+	Self []netip.AddrPort
 
 	// UDPSockets is the number of sockets for each address, among which the kernel spreads the clients; default GOMAXPROCS.
 	UDPSockets int
@@ -63,7 +61,7 @@ type Options struct {
 	// IdleTimeout is how long a TCP connection may stay open without a query; default 10 s.
 	IdleTimeout time.Duration
 
-	// Logger gets a line for each change of an upstream's health and for errors of the sockets; default none.
+	// Logger gets a line for each change of an upstream's health, for queries that are to be logged, and for errors of the sockets; default none.
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.
 	Now func() time.Time
@@ -75,16 +73,12 @@ func (o Options) withDefaults() Options {
 			*d = v
 		}
 	}
-	def(&o.TTL, 5*time.Second)
 	def(&o.Wait, 500*time.Millisecond)
 	def(&o.Settle, 2*time.Second)
 	def(&o.UpstreamTimeout, 1500*time.Millisecond)
 	def(&o.IdleTimeout, 10*time.Second)
 	if o.MaxWaiting == 0 {
 		o.MaxWaiting = 10_000
-	}
-	if o.CacheSize == 0 {
-		o.CacheSize = 10_000
 	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 1_000
@@ -94,6 +88,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Asking.Logger == nil {
+		o.Asking.Logger = o.Logger
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -134,6 +134,18 @@ func (q *plain) label(i int) []byte {
 	return q.name[at+1 : at+1+int(q.name[at])]
 }
 
+// text is the name in presentation form, in lower case.
+func (q *plain) text() string {
+	if q.count == 0 {
+		return "."
+	}
+	name := make([]byte, 0, q.size)
+	for i := range q.count {
+		name = append(append(name, q.label(i)...), '.')
+	}
+	return string(name)
+}
+
 // wireName is a name in wire form; "" for one that has none.
 func wireName(name string) []byte {
 	buf := make([]byte, maxName)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,23 +16,25 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
+	"github.com/fairlead/fairlead/dns/meter"
 	"github.com/fairlead/fairlead/model"
 )
 
 // Server answers DNS queries on one node.
 type Server struct {
-	zone    *zone
+	plan    atomic.Pointer[plan]
 	gate    gate
-	forward *forwarder // nil without upstreams
+	clients *client.Clients
+	meter   *meter.Meter
 	options Options
 	now     func() time.Time
 	log     *slog.Logger
 
-	noUpstream string // what a query outside the zones is told when there is no forwarder
+	conns conns
 
-	strangers atomic.Uint64
-	conns     conns
-
+	reload  sync.Mutex // one at a time
 	statsMu sync.Mutex // of the list, not of what is in it
 	sockets []*socketStats
 }
@@ -39,22 +42,67 @@ type Server struct {
 // New makes a server that knows nothing yet. Its error names the setting that is wrong.
 func New(o Options) (*Server, error) {
 	o = o.withDefaults()
-	z, err := newZone(o)
+	p, err := newPlan(o, nil)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{zone: z, options: o, now: o.Now, log: o.Logger}
-	s.noUpstream = "no upstream resolver is configured: only names below " + z.domains[0].name + " and the cluster's reverse names are answered"
-	if len(o.Upstreams) > 0 {
-		if s.forward, err = newForwarder(o); err != nil {
-			return nil, err
-		}
-	}
+	s := &Server{clients: client.New(o.Asking), options: o, now: o.Now, log: o.Logger}
+	s.plan.Store(p)
+	s.meter = meter.New(zoneNames(p.primary())...)
 	s.conns.most, s.conns.mostOfOne = o.MaxConns, o.MaxConnsOfOne
 	s.gate.wait, s.gate.settle, s.gate.maxWaiting, s.gate.now = o.Wait, o.Settle, int64(o.MaxWaiting), o.Now
-	empty := &View{zone: z, snap: &model.Snapshot{}, clients: newClients(o.Clients, nil)}
-	s.gate.state.Store(&state{announced: empty, followed: make(chan struct{})})
+	s.gate.state.Store(&state{announced: emptyView(o), followed: make(chan struct{})})
 	return s, nil
+}
+
+// Reload answers by other blocks from now on. Questions under way end as they began, and what is known of upstreams and their answers goes on.
+// If the blocks are wrong, nothing changes, and the error says what is wrong.
+func (s *Server) Reload(blocks []Block) error {
+	s.reload.Lock()
+	defer s.reload.Unlock()
+	o, old := s.options, s.plan.Load()
+	o.Blocks = blocks
+	p, err := newPlan(o, old)
+	if err != nil {
+		return err
+	}
+	for _, port := range p.ports() {
+		if !slices.Contains(old.ports(), port) {
+			p.close()
+			return fmt.Errorf("port %d is not open: another port takes another start", port)
+		}
+	}
+	s.plan.Store(p)
+	// What has been asked by the old forwarders may take as long as a question may.
+	time.AfterFunc(drain, old.close)
+	return nil
+}
+
+// drain is longer than any question takes.
+const drain = 10 * time.Second
+
+// Blocks are what is answered now.
+func (s *Server) Blocks() []Block {
+	var out []Block
+	for _, b := range s.plan.Load().blocks {
+		out = append(out, b.Block)
+	}
+	return out
+}
+
+// Upstreams are the resolvers that names are forwarded to, and how they are.
+func (s *Server) Upstreams() (out []forward.UpstreamStatus) {
+	for _, b := range s.plan.Load().blocks {
+		if b.upstreams != nil {
+			out = append(out, b.upstreams.Status()...)
+		}
+	}
+	return out
+}
+
+// Top are the n clients that ask most, by a measure.
+func (s *Server) Top(n int, m client.Measure) client.Talkers {
+	return s.clients.Top(s.gate.state.Load().announced.clients, n, m)
 }
 
 // Announce takes in a snapshot that has arrived but is not yet in the kernel. What is gone from it is answered no more; what is new in it
@@ -76,7 +124,9 @@ func (s *Server) Published() *model.Snapshot {
 // Dump prints the zones as they are published, in zone-file form.
 func (s *Server) Dump() string {
 	if v := s.gate.state.Load().published; v != nil {
-		return v.Dump()
+		asked := *v
+		asked.plan = s.plan.Load()
+		return asked.Dump()
 	}
 	return ""
 }
@@ -90,7 +140,7 @@ func (s *Server) Lookup(ctx context.Context, name string, qtype uint16) (Answer,
 	if _, ok := mdns.IsDomainName(name); !ok {
 		return Answer{}, fmt.Errorf("look up %q: not a domain name", name)
 	}
-	t := s.zone.parse(name)
+	t := s.plan.Load().targetOf(name)
 	if t.kind == kindOutside {
 		return Answer{Outside: true}, nil
 	}
@@ -112,7 +162,8 @@ func (s *Server) newStats(proto string, local netip.AddrPort) *socketStats {
 	if local.Addr().Is4() {
 		family = "1"
 	}
-	c := &socketStats{transport: transport{"dns://" + local.String(), proto, family}}
+	c := &socketStats{transport: transport{"dns://" + local.String(), proto, family}, local: local}
+	c.meter = s.meter.Socket(c.server, proto)
 	s.statsMu.Lock()
 	defer s.statsMu.Unlock()
 	s.sockets = append(s.sockets, c)

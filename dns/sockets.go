@@ -49,12 +49,10 @@ func (s *Server) Listen(addrs []netip.AddrPort) (*Sockets, error) {
 			return nil, fmt.Errorf("listen on %s: %w", a, err)
 		}
 	}
-	if s.forward != nil {
-		for _, u := range s.options.Upstreams {
-			if slices.Contains(sockets.Addrs(), u) {
-				sockets.Close()
-				return nil, fmt.Errorf("upstream %s is this server itself: name the resolver that it stands before", u)
-			}
+	for _, u := range s.Upstreams() {
+		if slices.Contains(sockets.Addrs(), u.Addr) {
+			sockets.Close()
+			return nil, fmt.Errorf("upstream %s is this server itself: name the resolver that it stands before", u.Addr)
 		}
 	}
 	return sockets, nil

@@ -20,26 +20,49 @@ import (
 	mdns "github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/test/queries"
 	"github.com/fairlead/fairlead/testnet"
 )
 
+// allZones are domains of a cluster and all reverse zones.
+func allZones(domains ...string) (zones []string) {
+	for _, d := range domains {
+		zones = append(zones, d+".")
+	}
+	return append(zones, "in-addr.arpa.", "ip6.arpa.")
+}
+
+// block is for all names, with a cluster of some domains and with upstreams.
+func block(domain string, upstreams ...netip.AddrPort) Block {
+	b := Block{Zones: []string{"."}, Cluster: &Cluster{Zones: allZones(domain)}, Loadbalance: true}
+	if len(upstreams) > 0 {
+		p := forward.Pool{Zone: ".", Policy: forward.Sequential}
+		for _, u := range upstreams {
+			p.Upstreams = append(p.Upstreams, forward.Upstream{Addr: u})
+		}
+		b.Forward = []forward.Pool{p}
+	}
+	return b
+}
+
 // optionsOf are the settings of a group of rows.
 func optionsOf(t testing.TB, g queries.Group) Options {
 	t.Helper()
-	o := Options{Domains: []string{"cluster.local"}}
+	o := Options{Blocks: []Block{block("cluster.local")}}
+	c := o.Blocks[0].Cluster
 	for k, v := range g.Settings {
 		switch k {
 		case "dns":
 		case "domain":
-			o.Domains = strings.Split(v, ",")
+			c.Zones = allZones(strings.Split(v, ",")...)
 		case "pods":
 			mode, ok := map[string]PodNames{"disabled": PodsDisabled, "verified": PodsVerified, "insecure": PodsInsecure}[v]
 			if !ok {
 				t.Fatalf("pods=%s", v)
 			}
-			o.Pods = mode
+			c.Pods = mode
 		case "reverse":
 			for s := range strings.SplitSeq(v, ",") {
 				o.Reverse = append(o.Reverse, netip.MustParsePrefix(s))

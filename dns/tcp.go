@@ -126,7 +126,7 @@ func (s *Server) serveConn(ctx context.Context, conn *net.TCPConn, client netip.
 		if err != nil {
 			return
 		}
-		d.start = s.now()
+		d.begin(s)
 		resp, later := s.handle(d, client, req, out)
 		if later == nil {
 			d.sent(s.now())

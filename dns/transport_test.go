@@ -105,7 +105,7 @@ func TestListenRefuses(t *testing.T) {
 		t.Errorf("a taken port: %v, %v", sockets, err)
 	}
 	port := netip.MustParseAddrPort("127.0.0.1:5399")
-	loop := dual(t, func(o *Options) { o.Upstreams = []netip.AddrPort{port} })
+	loop := dual(t, func(o *Options) { o.Blocks[0] = block("cluster.local", port) })
 	if sockets, err := loop.Listen([]netip.AddrPort{port}); err == nil || !strings.Contains(err.Error(), "is this server itself") {
 		t.Errorf("its own upstream: %v, %v", sockets, err)
 	}

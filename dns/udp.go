@@ -78,7 +78,7 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 			}
 			continue
 		}
-		d.start = s.now()
+		d.begin(s)
 		for i := range n {
 			answer(in.message(i))
 		}

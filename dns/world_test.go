@@ -108,9 +108,10 @@ type randomWorld struct {
 }
 
 func newRandomWorld(r *rand.Rand) *randomWorld {
-	o := Options{Domains: []string{"cluster.local"}, Pods: PodNames(r.IntN(2)), Reverse: []netip.Prefix{
+	o := Options{Blocks: []Block{block("cluster.local")}, Reverse: []netip.Prefix{
 		netip.MustParsePrefix("10.96.0.0/" + []string{"12", "16", "24", "28"}[r.IntN(4)]),
 		netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:96::/112"), netip.MustParsePrefix("fd00:244::/46")}}
+	o.Blocks[0].Cluster.Pods = PodNames(r.IntN(2))
 	return &randomWorld{model.NewBuilder(model.Config{Self: "n1", DNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}}), o,
 		make(map[model.Name]model.ServiceSpec), make(map[model.Name]model.Slice)}
 }

@@ -1,0 +1,36 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import "strings"
+
+// Completed reports whether a name in wire form, in lower case, with so many labels, may be one that the pod's resolver has completed with its first
+// search domain. It is a quick look before [Pod.Completes], which knows for sure; where this says no, so does that.
+func (p *Pod) Completed(name []byte, labels int) bool {
+	s := &p.search
+	if len(s.suffixes) == 0 {
+		return false
+	}
+	// The suffix has dots at both ends, so it has as many octets as its wire form but for the root's.
+	suffix := s.suffixes[0]
+	before := labels - (strings.Count(suffix, ".") - 1)
+	if before < 2 || before > s.ndots {
+		return false
+	}
+	at := len(name) - len(suffix)
+	return at > 0 && sameLabels(name[at:], suffix)
+}
+
+// sameLabels compares labels in wire form with as many octets of text, which has dots at both ends.
+func sameLabels(wire []byte, text string) bool {
+	i := 0
+	for wire[i] != 0 {
+		n := int(wire[i])
+		if i+1+n >= len(wire) || text[i] != '.' || string(wire[i+1:i+1+n]) != text[i+1:i+1+n] {
+			return false
+		}
+		i += 1 + n
+	}
+	return i == len(text)-1
+}

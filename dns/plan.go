@@ -1,0 +1,220 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/dns/forward"
+	"github.com/fairlead/fairlead/dns/rules"
+	"github.com/fairlead/fairlead/model"
+)
+
+// plan is the blocks of a configuration, made ready for questions. It never changes: a reload puts another one in its place, and a question keeps the
+// one that it began with.
+type plan struct {
+	blocks  []*served
+	entries []entry // the zones of all blocks, those with more labels first
+	zones   []*zone // the cluster's, of all blocks
+}
+
+// served is a block made ready.
+type served struct {
+	Block
+	zone      *zone              // nil if the cluster is not served here
+	rules     *rules.Set         // nil if there are none
+	upstreams *forward.Forwarder // nil without upstreams
+	refusal   string             // what is said to a question that nothing of the block answers
+}
+
+// entry leads from a zone to its block.
+type entry struct {
+	wire   []byte
+	labels int
+	*served
+}
+
+// newPlan makes blocks ready. What an old plan knows of upstreams and of their answers goes on. Its error names the block, and what about it
+// is wrong.
+func newPlan(o Options, old *plan) (*plan, error) {
+	if len(o.Blocks) == 0 {
+		return nil, errors.New("no block says what is to be answered")
+	}
+	p := new(plan)
+	for _, b := range o.Blocks {
+		s, err := newServed(o, b)
+		if err != nil {
+			p.close()
+			return nil, fmt.Errorf("block %s: %w", strings.Join(b.Zones, " "), err)
+		}
+		p.blocks = append(p.blocks, s)
+		if s.zone != nil {
+			p.zones = append(p.zones, s.zone)
+		}
+		for _, name := range b.Zones {
+			wire := wireName(name)
+			if wire == nil {
+				p.close()
+				return nil, fmt.Errorf("block %s: %q is no name", strings.Join(b.Zones, " "), name)
+			}
+			p.entries = append(p.entries, entry{bytes.ToLower(wire), mdns.CountLabel(name), s})
+		}
+	}
+	slices.SortStableFunc(p.entries, func(a, b entry) int { return b.labels - a.labels })
+	if err := p.unique(); err != nil {
+		p.close()
+		return nil, err
+	}
+	if old != nil {
+		p.adopt(old)
+	}
+	return p, nil
+}
+
+// unique refuses two blocks that would answer the same questions.
+func (p *plan) unique() error {
+	for i, a := range p.entries {
+		for _, b := range p.entries[i+1:] {
+			if bytes.Equal(a.wire, b.wire) && a.Port == b.Port && (len(a.Bind) == 0 || len(b.Bind) == 0 || slices.ContainsFunc(a.Bind, func(x netip.Addr) bool { return slices.Contains(b.Bind, x) })) {
+				return fmt.Errorf("two blocks are for %s at port %d", strings.Join(a.Zones, " "), a.Port)
+			}
+		}
+	}
+	return nil
+}
+
+// adopt has the forwarders go on where those of the same zones were.
+func (p *plan) adopt(old *plan) {
+	for _, s := range p.blocks {
+		if s.upstreams == nil {
+			continue
+		}
+		for _, o := range old.blocks {
+			if o.upstreams != nil && o.Port == s.Port && slices.Equal(o.Zones, s.Zones) {
+				s.upstreams.Adopt(o.upstreams)
+				break
+			}
+		}
+	}
+}
+
+func newServed(o Options, b Block) (*served, error) {
+	s := &served{Block: b}
+	var err error
+	if b.Cluster != nil {
+		if s.zone, err = newZone(b.Cluster, o); err != nil {
+			return nil, err
+		}
+	}
+	if s.rules, err = rules.New(b.Rules); err != nil {
+		return nil, err
+	}
+	s.refusal = "no upstream is configured for this name"
+	if s.zone != nil && len(s.zone.domains) > 0 {
+		s.refusal = "no upstream resolver is configured: only names below " + s.zone.domains[0].name + " and the cluster's reverse names are answered"
+	}
+	if len(b.Forward) > 0 {
+		s.upstreams, err = forward.New(forward.Options{Pools: b.Forward, Caching: b.Caching, Timeout: o.UpstreamTimeout, Rotate: b.Loadbalance, Self: o.Self, Logger: o.Logger, Now: o.Now})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// find is the block with the deepest zone that a usual question is in, among those for the address that it came to.
+func (p *plan) find(q *plain, at netip.AddrPort) *served {
+	for i := range p.entries {
+		e := &p.entries[i]
+		if _, ok := q.below(e.wire, e.labels); ok && e.at(at) {
+			return e.served
+		}
+	}
+	return nil
+}
+
+// findName is find for any name, in presentation form.
+func (p *plan) findName(name string, at netip.AddrPort) *served {
+	for _, e := range p.entries {
+		for _, z := range e.Zones {
+			if mdns.CountLabel(z) == e.labels && mdns.IsSubDomain(z, name) && e.at(at) {
+				return e.served
+			}
+		}
+	}
+	return nil
+}
+
+// at reports whether the block is for questions at an address. The zero address, of a question that has not come over the network, fits all.
+func (s *served) at(a netip.AddrPort) bool {
+	return !a.IsValid() || (s.Port == 0 || a.Port() == s.Port) && (len(s.Bind) == 0 || slices.Contains(s.Bind, a.Addr()))
+}
+
+// ports are where questions are to be taken.
+func (p *plan) ports() (ports []uint16) {
+	for _, s := range p.blocks {
+		port := s.Port
+		if port == 0 {
+			port = model.DNSPort
+		}
+		if !slices.Contains(ports, port) {
+			ports = append(ports, port)
+		}
+	}
+	return ports
+}
+
+// target takes a name apart as the block's cluster has it; of the kind kindOutside if it is none of its names.
+func (s *served) target(name string) target {
+	if s.zone == nil {
+		return target{}
+	}
+	return s.zone.parse(name)
+}
+
+// fallsThrough reports whether a name that the cluster does not have is left to the upstreams.
+func (s *served) fallsThrough(name string) bool {
+	return s.upstreams != nil && s.zone != nil && slices.ContainsFunc(s.Cluster.Fallthrough, func(z string) bool { return mdns.IsSubDomain(z, name) })
+}
+
+// primary is the cluster's domain; empty if no block serves one.
+func (p *plan) primary() string {
+	for _, z := range p.zones {
+		if len(z.domains) > 0 {
+			return z.domains[0].name
+		}
+	}
+	return ""
+}
+
+// targetOf is what a name is to the cluster in whatever block has it.
+func (p *plan) targetOf(name string) target {
+	if s := p.findName(name, netip.AddrPort{}); s != nil {
+		return s.target(name)
+	}
+	return target{}
+}
+
+func (p *plan) close() {
+	for _, s := range p.blocks {
+		if s.upstreams != nil {
+			s.upstreams.Close(ended)
+		}
+	}
+}
+
+// ended is a context that has ended.
+var ended = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()

@@ -1,0 +1,219 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
+)
+
+// found is what has been found out about a name.
+type found struct {
+	rcode             int
+	answer, ns, extra []mdns.RR
+	authoritative     bool
+	verified          bool   // AD
+	code              uint16 // with why, an extended error (RFC 8914)
+	why               string
+
+	ours       bool // the name is in the cluster's zones
+	suppressed bool // nobody was asked, because the client cannot use the answer
+}
+
+func failed(rcode int, code uint16, why string) *found {
+	return &found{rcode: rcode, code: code, why: why}
+}
+
+// resolve answers the question by the block: its rules, the cluster's zones, the upstreams. Without a context it does not wait, and is nil where it would
+// have to.
+func (q *query) resolve(ctx context.Context) *found {
+	if a, err := q.block.rules.Answer(q.question); err != nil {
+		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, err.Error())
+	} else if a != nil {
+		f := &found{rcode: a.Rcode, answer: a.Answer, ns: a.Ns, extra: a.Extra, authoritative: true}
+		if a.Error != nil {
+			f.code, f.why = a.Error.InfoCode, a.Error.ExtraText
+		}
+		// From behind, so that the indices stay right.
+		for _, i := range slices.Backward(a.Follow) {
+			rest := q.look(ctx, a.Answer[i].(*mdns.CNAME).Target, q.question.Qtype)
+			if rest == nil {
+				return nil
+			}
+			f.answer = slices.Insert(f.answer, i+1, rest.answer...)
+		}
+		return f
+	}
+	f := q.look(ctx, q.question.Name, q.question.Qtype)
+	if f == nil || f.rcode != mdns.RcodeNameError || len(f.answer) > 0 || q.who.Pod == nil {
+		return f
+	}
+	return q.complete(ctx, f)
+}
+
+// look is what there is at a name for a type.
+func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
+	t := q.block.target(name)
+	if t.kind == kindOutside {
+		return q.forward(ctx, name, qtype)
+	}
+	q.zone, q.source = zoneOf(t.origin), client.FromCluster
+	a, ok := q.s.gate.answer(t, name, qtype)
+	if !ok {
+		if ctx == nil {
+			return nil
+		}
+		a = q.s.gate.await(ctx, t, name, qtype)
+	}
+	if a.Rcode == mdns.RcodeNameError && q.block.fallsThrough(name) {
+		return q.forward(ctx, name, qtype)
+	}
+	f := &found{rcode: a.Rcode, answer: rrs(a.Answer), ns: rrs(a.Authority), extra: rrs(a.Extra), code: a.Code, why: a.Why, ours: true,
+		authoritative: a.Rcode != mdns.RcodeServerFailure}
+	if a.Alias == "" || q.block.upstreams == nil {
+		return f
+	}
+	// The alias leads out of the cluster. When that fails, the answer fails: half of it would look to the client as if the name had no address.
+	rest := q.forward(ctx, a.Alias, qtype)
+	switch {
+	case rest == nil:
+		return nil
+	case rest.rcode == mdns.RcodeServerFailure || rest.rcode == mdns.RcodeRefused:
+		return rest
+	}
+	f.rcode, f.answer, f.ns = rest.rcode, append(f.answer, rest.answer...), rest.ns
+	return f
+}
+
+// forward has the upstreams answer.
+func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
+	if q.block.upstreams == nil {
+		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, q.block.refusal)
+	}
+	if q.s.clients.Suppress(q.who, qtype, true) {
+		// The pod has no address to reach one from.
+		return &found{suppressed: true}
+	}
+	if ctx == nil {
+		return nil
+	}
+	asked := forward.Question{Name: wireName(strings.ToLower(name)), Type: qtype, CD: q.msg.CheckingDisabled, AD: q.msg.AuthenticatedData, DO: q.opt != nil && q.opt.Do()}
+	if asked.Name == nil {
+		return failed(mdns.RcodeFormatError, 0, "")
+	}
+	q.source, q.upstream = client.FromUpstream, true
+	r, err := q.block.upstreams.Ask(ctx, asked)
+	if err != nil {
+		if errors.Is(err, forward.ErrClosed) || ctx.Err() != nil {
+			return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNotReady, "the server is ending")
+		}
+		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNoReachableAuthority, err.Error())
+	}
+	m := r.Msg()
+	f := &found{rcode: m.Rcode, answer: m.Answer, ns: m.Ns, extra: m.Extra, verified: m.AuthenticatedData && (asked.AD || asked.DO)}
+	if code, why, ok := r.ExtendedError(); ok {
+		f.code, f.why = code, why
+	}
+	for _, rr := range f.answer {
+		// The names that were asked for get the spelling of this question: clients compare it (0x20).
+		if h := rr.Header(); strings.EqualFold(h.Name, name) {
+			h.Name = name
+		}
+	}
+	return f
+}
+
+// complete goes on with a name that the pod's resolver has completed in vain, as that resolver would, if it is to be done and sure to lead to the same.
+// Otherwise it counts what that would have spared.
+func (q *query) complete(ctx context.Context, denied *found) *found {
+	asked := client.Question{Name: q.question.Name, Type: q.question.Qtype, DNSSEC: q.msg.CheckingDisabled || q.opt != nil && q.opt.Do(), Below: q.belowService()}
+	if _, ok := q.who.Pod.Completes(asked); !ok {
+		return denied
+	}
+	switch q.s.clients.Completion() {
+	case client.Off:
+		return denied
+	case client.CountOnly:
+		c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
+			t := q.block.target(name)
+			if t.kind == kindOutside {
+				return client.Outcome{Records: true}, nil
+			}
+			a, _ := q.s.gate.answer(t, name, qtype)
+			return client.Outcome{Rcode: a.Rcode, Records: len(a.Answer) > 0, Ours: true}, nil
+		})
+		client.CountCompletion(q.s.clients, c, ok)
+		return denied
+	}
+	if ctx == nil {
+		return nil
+	}
+	c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
+		f := q.look(ctx, name, qtype)
+		return client.Outcome{Rcode: f.rcode, Records: len(f.answer) > 0, Ours: f.ours, Suppressed: f.suppressed}, f
+	})
+	client.CountCompletion(q.s.clients, c, ok)
+	if !ok {
+		return denied
+	}
+	f := c.Answer
+	if c.Records {
+		ttl := uint32(q.s.options.NegativeTTL / time.Second)
+		alias := &mdns.CNAME{Hdr: mdns.RR_Header{Name: q.question.Name, Rrtype: mdns.TypeCNAME, Class: mdns.ClassINET, Ttl: ttl}, Target: c.Name}
+		f.answer = append([]mdns.RR{alias}, f.answer...)
+	}
+	return f
+}
+
+// belowService reports whether the name is below a Service that exists.
+func (q *query) belowService() bool {
+	t := q.block.target(q.question.Name)
+	st := q.s.gate.state.Load()
+	if t.name.Name == "" || st.published == nil {
+		return false
+	}
+	_, ok := st.published.snap.Services.Get(t.name)
+	return ok
+}
+
+// account counts the query, and logs it if it is to be logged.
+func (q *query) account(f *found, size int) {
+	qtype, name := mdns.TypeNone, ""
+	if len(q.msg.Question) == 1 {
+		qtype, name = q.msg.Question[0].Qtype, q.msg.Question[0].Name
+	}
+	now := q.s.now()
+	q.socket.count(q.zone, qtype, f.rcode)
+	q.socket.observe(q.zone, now.Sub(q.start), 1)
+	q.socket.meter.Observe(q.zone, q.size, size, q.opt != nil && q.opt.Do())
+	q.s.clients.Count(q.who, q.from, f.rcode, q.upstream)
+	if q.s.clients.Logs(f.rcode) || q.block != nil && q.block.logs(name, f.rcode, len(f.answer)) {
+		q.s.clients.Log(q.s.ticks(now), client.Entry{Client: q.who, Addr: q.from, Name: name, Type: qtype, Rcode: f.rcode, Took: now.Sub(q.start), From: q.source})
+	}
+}
+
+// logs reports whether the block wants the answer to a question logged.
+func (s *served) logs(name string, rcode, answers int) bool {
+	if s.Errors && rcode == mdns.RcodeServerFailure {
+		return true
+	}
+	return slices.ContainsFunc(s.Log, func(l Log) bool {
+		wanted := l.Error
+		switch {
+		case rcode == mdns.RcodeNameError || rcode == mdns.RcodeSuccess && answers == 0:
+			wanted = l.Denial
+		case rcode == mdns.RcodeSuccess:
+			wanted = l.Success
+		}
+		return wanted && mdns.IsSubDomain(l.Zone, name)
+	})
+}

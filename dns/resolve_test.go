@@ -1,0 +1,528 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/rules"
+	"github.com/fairlead/fairlead/model"
+)
+
+// resolver is an upstream made for tests: real sockets on loopback, and answers as its script says.
+type resolver struct {
+	addr netip.AddrPort
+	udp  *net.UDPConn
+	tcp  net.Listener
+	wg   sync.WaitGroup
+
+	asked [2]atomic.Int64 // over UDP and TCP
+	mu    sync.Mutex
+	last  *mdns.Msg
+}
+
+// script makes the messages that answer a query, in order; none is silence.
+type script func(q *mdns.Msg, tcp bool) [][]byte
+
+func newResolver(t *testing.T, play script) *resolver {
+	t.Helper()
+	r := &resolver{}
+	for try := 0; ; try++ {
+		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.addr = udp.LocalAddr().(*net.UDPAddr).AddrPort()
+		tcp, err := net.Listen("tcp4", r.addr.String())
+		if err == nil {
+			r.udp, r.tcp = udp, tcp
+			break
+		}
+		udp.Close()
+		if try == 10 {
+			t.Fatal(err)
+		}
+	}
+	r.wg.Go(func() { r.serveUDP(play) })
+	r.wg.Go(func() { r.serveTCP(play) })
+	t.Cleanup(func() {
+		r.udp.Close()
+		r.tcp.Close()
+		r.wg.Wait()
+	})
+	return r
+}
+
+func (r *resolver) note(q *mdns.Msg, transport int) {
+	if q.Question[0].Qtype == mdns.TypeHINFO {
+		return // the forwarder's test for loops
+	}
+	r.asked[transport].Add(1)
+	r.mu.Lock()
+	r.last = q
+	r.mu.Unlock()
+}
+
+func (r *resolver) serveUDP(play script) {
+	buf := make([]byte, 4096)
+	for {
+		n, from, err := r.udp.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		q := new(mdns.Msg)
+		if q.Unpack(buf[:n]) != nil {
+			continue
+		}
+		r.note(q, 0)
+		for _, b := range play(q, false) {
+			r.udp.WriteToUDPAddrPort(b, from)
+		}
+	}
+}
+
+func (r *resolver) serveTCP(play script) {
+	for {
+		conn, err := r.tcp.Accept()
+		if err != nil {
+			return
+		}
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		if q, err := (&mdns.Conn{Conn: conn}).ReadMsg(); err == nil {
+			r.note(q, 1)
+			for _, b := range play(q, true) {
+				conn.Write(framed(b))
+			}
+		}
+		conn.Close()
+	}
+}
+
+// says makes a script of a function that completes the answer.
+func says(f func(m *mdns.Msg)) script {
+	return func(q *mdns.Msg, _ bool) [][]byte {
+		m := new(mdns.Msg).SetReply(q)
+		m.RecursionAvailable = true
+		f(m)
+		b, err := m.Pack()
+		if err != nil {
+			panic(err)
+		}
+		return [][]byte{b}
+	}
+}
+
+func rr(s string) mdns.RR {
+	r, err := mdns.NewRR(s)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+// addresses answers every question with an address.
+var addresses = says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.80")} })
+
+func silent(*mdns.Msg, bool) [][]byte { return nil }
+
+// through is a server with upstreams, and asks it.
+type through struct {
+	*Server
+	t *testing.T
+}
+
+func forwarding(t *testing.T, change func(*Options), upstreams ...*resolver) through {
+	return through{dual(t, func(o *Options) {
+		var addrs []netip.AddrPort
+		for _, u := range upstreams {
+			addrs = append(addrs, u.addr)
+		}
+		o.Blocks[0] = block("cluster.local", addrs...)
+		o.UpstreamTimeout = 300 * time.Millisecond
+		if change != nil {
+			change(o)
+		}
+	}), t}
+}
+
+func (s through) ask(name string, qtype uint16, change func(*mdns.Msg)) *mdns.Msg {
+	s.t.Helper()
+	q := new(mdns.Msg).SetQuestion(name, qtype)
+	q.SetEdns0(1232, false)
+	if change != nil {
+		change(q)
+	}
+	m := new(mdns.Msg)
+	if err := m.Unpack(s.respond("udp", loopback, packed(s.t, q))); err != nil {
+		s.t.Fatal(err)
+	}
+	if m.Id != q.Id || m.Question[0].Name != name {
+		s.t.Errorf("the answer is not the query's: %v", m)
+	}
+	return m
+}
+
+func data(m *mdns.Msg) string {
+	return strings.Join(append([]string{mdns.RcodeToString[m.Rcode]}, words(m.Answer)...), " ")
+}
+
+func TestForward(t *testing.T) {
+	up := newResolver(t, says(func(m *mdns.Msg) {
+		m.Answer = []mdns.RR{rr(strings.ToLower(m.Question[0].Name) + " 60 IN A 192.0.2.80")}
+		m.Extra = append(m.Extra, &mdns.OPT{Hdr: mdns.RR_Header{Name: ".", Rrtype: mdns.TypeOPT}, Option: []mdns.EDNS0{&mdns.EDNS0_LOCAL{Code: 65001, Data: []byte("mine")}}})
+	}))
+	s := forwarding(t, nil, up)
+	m := s.ask("Www.Example.COM.", typeA, nil)
+	if got := data(m); got != "NOERROR Www.Example.COM. A 192.0.2.80" || m.Authoritative || !m.RecursionAvailable {
+		t.Errorf("answer %s, flags %v", got, m.MsgHdr)
+	}
+	if opt := m.IsEdns0(); opt == nil || len(opt.Option) != 0 || len(m.Extra) != 1 {
+		t.Errorf("the upstream's OPT came through: %v", m.Extra)
+	}
+	up.mu.Lock()
+	q := up.last
+	up.mu.Unlock()
+	if !strings.EqualFold(q.Question[0].Name, "www.example.com.") || !q.RecursionDesired || q.IsEdns0() == nil || q.IsEdns0().UDPSize() != maxUDP {
+		t.Errorf("the upstream was asked %v", q)
+	}
+	// The cluster's own names do not leave, whatever becomes of them.
+	for _, own := range []string{"orders.shop.svc.cluster.local.", "nothing.cluster.local.", "9.9.96.10.in-addr.arpa."} {
+		if m := s.ask(own, typeA, nil); !m.Authoritative {
+			t.Errorf("%s was not answered here: %v", own, m)
+		}
+	}
+	if n := up.asked[0].Load(); n != 1 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+}
+
+func TestForwardTruncatedGoesOverTCP(t *testing.T) {
+	var up *resolver
+	up = newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		return says(func(m *mdns.Msg) {
+			if !tcp {
+				m.Truncated = true
+				return
+			}
+			for i := range 100 {
+				m.Answer = append(m.Answer, rr(fmt.Sprintf("%s 60 IN A 192.0.2.%d", m.Question[0].Name, i)))
+			}
+		})(q, tcp)
+	})
+	s := forwarding(t, nil, up)
+	if m := s.ask("big.example.com.", typeA, nil); !m.Truncated || len(m.Answer) == 0 || len(m.Answer) == 100 {
+		t.Errorf("over UDP: TC %t, %d answers", m.Truncated, len(m.Answer))
+	}
+	q := new(mdns.Msg).SetQuestion("big.example.com.", typeA)
+	m := new(mdns.Msg)
+	if err := m.Unpack(s.respond("tcp", loopback, packed(t, q))); err != nil || m.Truncated || len(m.Answer) != 100 {
+		t.Errorf("over TCP: %v, TC %t, %d answers", err, m.Truncated, len(m.Answer))
+	}
+	if u, v := up.asked[0].Load(), up.asked[1].Load(); u != 1 || v != 1 {
+		t.Errorf("asked %d times over UDP and %d over TCP, want each once: the whole answer is remembered", u, v)
+	}
+}
+
+func TestForwardAlias(t *testing.T) {
+	up := newResolver(t, says(func(m *mdns.Msg) {
+		switch {
+		case !strings.EqualFold(m.Question[0].Name, "www.example.com."):
+			m.Rcode = mdns.RcodeServerFailure
+		case m.Question[0].Qtype == typeA:
+			m.Answer = []mdns.RR{rr("www.example.com. 60 IN CNAME web.example.net."), rr("web.example.net. 60 IN A 192.0.2.80")}
+		default:
+			m.Ns = []mdns.RR{rr("example.com. 60 IN SOA a. b. 1 2 3 4 5")}
+		}
+	}))
+	s := forwarding(t, nil, up)
+	const alias = "outside.aliases.svc.cluster.local."
+	for range 2 {
+		m := s.ask(alias, typeA, nil)
+		if got := data(m); got != "NOERROR "+alias+" CNAME www.example.com. www.example.com. CNAME web.example.net. web.example.net. A 192.0.2.80" || !m.Authoritative {
+			t.Errorf("answer %s", got)
+		}
+	}
+	if m := s.ask(alias, typeAAAA, nil); len(m.Answer) != 1 || len(m.Ns) != 1 {
+		t.Errorf("without data: %v", m)
+	}
+	if m := s.ask(alias, mdns.TypeCNAME, nil); data(m) != "NOERROR "+alias+" CNAME www.example.com." {
+		t.Errorf("the alias itself: %v", m)
+	}
+	if n := up.asked[0].Load(); n != 2 {
+		t.Errorf("the upstream was asked %d times, want 2: each answer is remembered", n)
+	}
+	down := forwarding(t, nil, newResolver(t, silent))
+	if m := down.ask(alias, typeA, nil); m.Rcode != mdns.RcodeServerFailure || len(m.Answer) != 0 {
+		t.Errorf("with no upstream alive: %v", m)
+	}
+}
+
+// blocks is a server with the first world of the table and with blocks.
+func blocks(t *testing.T, b ...Block) through {
+	return through{dual(t, func(o *Options) { o.Blocks, o.UpstreamTimeout = b, 300*time.Millisecond }), t}
+}
+
+// The block with the deepest zone answers.
+func TestBlocks(t *testing.T) {
+	numbered := func(n int) *resolver {
+		return newResolver(t, says(func(m *mdns.Msg) {
+			m.Answer = []mdns.RR{rr(fmt.Sprintf("%s 60 IN A 192.0.2.%d", m.Question[0].Name, n))}
+		}))
+	}
+	one, two := numbered(1), numbered(2)
+	all := block("cluster.local", one.addr)
+	corp := Block{Zones: []string{"corp.example.", "deep.shop.svc.cluster.local."}, Forward: block("x", two.addr).Forward}
+	none := Block{Zones: []string{"none.corp.example."}}
+	s := blocks(t, corp, none, all)
+	for _, tt := range []struct{ name, want string }{
+		{"www.example.com.", "NOERROR www.example.com. A 192.0.2.1"},
+		{"corp.example.", "NOERROR corp.example. A 192.0.2.2"},
+		{"WWW.Corp.Example.", "NOERROR WWW.Corp.Example. A 192.0.2.2"},
+		{"wwwcorp.example.", "NOERROR wwwcorp.example. A 192.0.2.1"},
+		{"x.none.corp.example.", "REFUSED"},
+		{"odd\\000.none.corp.example.", "REFUSED"},
+		{"a.deep.shop.svc.cluster.local.", "NOERROR a.deep.shop.svc.cluster.local. A 192.0.2.2"},
+		{"orders.shop.svc.cluster.local.", "NOERROR orders.shop.svc.cluster.local. A 10.96.0.20"},
+	} {
+		for range 2 { // the second time from the cache
+			if got := data(s.ask(tt.name, typeA, nil)); got != tt.want {
+				t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+			}
+		}
+	}
+}
+
+// Blocks are for a port and for addresses, and others do not see them.
+func TestBlocksByAddress(t *testing.T) {
+	here := block("here.example")
+	here.Port, here.Bind = testAddr.Port(), []netip.Addr{testAddr.Addr()}
+	there := block("there.example")
+	there.Port, there.Bind = testAddr.Port(), []netip.Addr{netip.MustParseAddr("127.0.0.2")}
+	otherPort := block("port.example")
+	otherPort.Port = 5353
+	s := blocks(t, there, otherPort, here)
+	for name, want := range map[string]int{"svc.here.example.": mdns.RcodeSuccess, "svc.there.example.": mdns.RcodeRefused, "svc.port.example.": mdns.RcodeRefused} {
+		if m := s.ask(name, typeA, nil); m.Rcode != want {
+			t.Errorf("%s: %v", name, m)
+		}
+	}
+	if err := s.Reload([]Block{otherPort}); err != nil {
+		t.Errorf("a port that was there before: %v", err)
+	}
+	if m := s.ask("svc.here.example.", typeA, nil); m.Rcode != mdns.RcodeRefused {
+		t.Errorf("without a block: %v", m)
+	}
+	closed := block("x")
+	closed.Port = 99
+	if err := s.Reload([]Block{closed}); err == nil || !strings.Contains(err.Error(), "port 99 is not open") {
+		t.Errorf("a port that nobody listens at: %v", err)
+	}
+}
+
+// A reload changes what is answered, keeps what is remembered, and changes nothing if it is bad.
+func TestReload(t *testing.T) {
+	up := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")} }))
+	s := blocks(t, block("cluster.local", up.addr))
+	if got := data(s.ask("www.example.com.", typeA, nil)); got != "NOERROR www.example.com. A 192.0.2.1" {
+		t.Fatal(got)
+	}
+	for _, bad := range [][]Block{nil, {block("a..b")}, {block("x"), block("y")}, {block("x", netip.MustParseAddrPort("0.0.0.0:53"))}} {
+		if err := s.Reload(bad); err == nil {
+			t.Errorf("%v is no error", bad)
+		}
+		if got := data(s.ask("orders.shop.svc.cluster.local.", typeA, nil)); got != "NOERROR orders.shop.svc.cluster.local. A 10.96.0.20" {
+			t.Errorf("after a bad reload: %s", got)
+		}
+	}
+	next := block("other.example", up.addr)
+	next.Cluster.TTL = 30 * time.Second
+	if err := s.Reload([]Block{next}); err != nil {
+		t.Fatal(err)
+	}
+	m := s.ask("orders.shop.svc.other.example.", typeA, nil)
+	if got := data(m); got != "NOERROR orders.shop.svc.other.example. A 10.96.0.20" || m.Answer[0].Header().Ttl != 30 {
+		t.Errorf("after the reload: %v", m)
+	}
+	if got := data(s.ask("www.example.com.", typeA, nil)); got != "NOERROR www.example.com. A 192.0.2.1" || up.asked[0].Load() != 1 {
+		t.Errorf("%s, and the upstream was asked %d times: what it said was forgotten", got, up.asked[0].Load())
+	}
+	if got := s.Blocks(); len(got) != 1 || got[0].Cluster.Zones[0] != "other.example." {
+		t.Errorf("the blocks are %v", got)
+	}
+}
+
+// Rules come first, and what they do not answer goes on.
+func TestRules(t *testing.T) {
+	up := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")} }))
+	b := block("cluster.local", up.addr)
+	b.Rules = rules.Rules{
+		Rewrites:  []rules.Rewrite{rules.NameRewrite{On: rules.On{Kind: rules.Exact, Pattern: "db.example."}, To: "orders.shop.svc.cluster.local."}},
+		Templates: []rules.Template{{Class: mdns.ClassINET, Type: typeA, Zones: []string{"made.example."}, Answer: []string{"{{ .Name }} 60 IN A 192.0.2.9"}, Fallthrough: []string{"."}}},
+		Hosts:     &rules.Hosts{Zones: []string{"."}, Fallthrough: []string{"."}, TTL: 3600, Inline: []rules.Host{{Addr: netip.MustParseAddr("192.0.2.7"), Names: []string{"printer.example."}}}},
+	}
+	s := blocks(t, b)
+	for name, want := range map[string]string{
+		"db.example.":                    "NOERROR db.example. A 10.96.0.20",
+		"DB.example.":                    "NOERROR DB.example. A 10.96.0.20",
+		"x.made.example.":                "NOERROR x.made.example. A 192.0.2.9",
+		"printer.example.":               "NOERROR printer.example. A 192.0.2.7",
+		"other.example.":                 "NOERROR other.example. A 192.0.2.1",
+		"orders.shop.svc.cluster.local.": "NOERROR orders.shop.svc.cluster.local. A 10.96.0.20",
+	} {
+		if got := data(s.ask(name, typeA, nil)); !strings.EqualFold(got, want) {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// What the cluster does not have is left to the upstreams below some names, and denied otherwise.
+func TestFallthrough(t *testing.T) {
+	up := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN PTR outside.example.")} }))
+	b := block("cluster.local", up.addr)
+	b.Cluster.Fallthrough = []string{"in-addr.arpa."}
+	s := blocks(t, b)
+	for range 2 {
+		if got := data(s.ask("9.9.96.10.in-addr.arpa.", typePTR, nil)); got != "NOERROR 9.9.96.10.in-addr.arpa. PTR outside.example." {
+			t.Errorf("what is not there: %s", got)
+		}
+	}
+	if got := data(s.ask("20.0.96.10.in-addr.arpa.", typePTR, nil)); got != "NOERROR 20.0.96.10.in-addr.arpa. PTR orders.shop.svc.cluster.local." {
+		t.Errorf("what is there: %s", got)
+	}
+	if got := data(s.ask("nothing.shop.svc.cluster.local.", typeA, nil)); got != "NXDOMAIN" {
+		t.Errorf("another name: %s", got)
+	}
+}
+
+func TestChaosOverTheWire(t *testing.T) {
+	s := through{dual(t, func(o *Options) { o.Version, o.Node = "v1.2.3", "n1" }), t}
+	for name, want := range map[string]string{"version.bind.": `NOERROR version.bind. TXT "fairlead v1.2.3"`, "ID.server.": `NOERROR ID.server. TXT "n1"`, "other.": "REFUSED"} {
+		m := s.ask(name, mdns.TypeTXT, func(m *mdns.Msg) { m.Question[0].Qclass = mdns.ClassCHAOS })
+		if got := data(m); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+// askFrom asks as a pod does.
+func (s through) askFrom(from, name string, qtype uint16) *mdns.Msg {
+	s.t.Helper()
+	m := new(mdns.Msg)
+	if err := m.Unpack(s.respond("udp", netip.MustParseAddr(from), packed(s.t, new(mdns.Msg).SetQuestion(name, qtype)))); err != nil {
+		s.t.Fatal(err)
+	}
+	return m
+}
+
+// What a pod's resolver completes in vain is completed here, if that is switched on: the pod gets its answer to the first query. Otherwise it is
+// counted, and the answer is as it was.
+func TestCompletion(t *testing.T) {
+	up := newResolver(t, says(func(m *mdns.Msg) {
+		switch {
+		case !strings.EqualFold(m.Question[0].Name, "www.example.com."):
+			m.Rcode = mdns.RcodeNameError
+		case m.Question[0].Qtype == typeA:
+			m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")}
+		default:
+			m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN AAAA 2001:db8::1")}
+		}
+	}))
+	const pod, first = "10.244.1.77", "www.example.com.shop.svc.cluster.local."
+	for _, mode := range []client.Mode{client.CountOnly, client.Off, client.On} {
+		s := through{dual(t, func(o *Options) {
+			o.Blocks[0] = block("cluster.local", up.addr)
+			o.Clients.Domain = "cluster.local"
+			o.Asking.Completion, o.Asking.AAAA = mode, mode
+		}), t}
+		b := model.NewBuilder(model.Config{Self: "n1"})
+		for name, addrs := range map[string][]string{"four": {pod}, "both": {"10.244.1.78", "fd00:244:0:1::78"}} {
+			p := model.Pod{Name: model.Name{Namespace: "shop", Name: name}, Resolver: &model.Resolver{Policy: model.DNSClusterFirst, Ndots: -1}}
+			for _, a := range addrs {
+				p.Addrs = append(p.Addrs, netip.MustParseAddr(a))
+			}
+			b.SetPod(p)
+		}
+		b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "orders"}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.20")}})
+		s.Publish(b.Build())
+		completed := "NXDOMAIN"
+		quad, both := "NXDOMAIN", "NXDOMAIN"
+		plain := "NOERROR www.example.com. AAAA 2001:db8::1"
+		if mode == client.On {
+			completed = "NOERROR " + first + " CNAME www.example.com. www.example.com. A 192.0.2.1"
+			quad = "NOERROR" // the pod has no IPv6
+			both = "NOERROR " + first + " CNAME www.example.com. www.example.com. AAAA 2001:db8::1"
+			plain = "NOERROR"
+		}
+		for range 2 {
+			for _, q := range []struct {
+				from, name string
+				qtype      uint16
+				want       string
+			}{
+				{pod, first, typeA, completed},
+				{pod, first, typeAAAA, quad},
+				{"10.244.1.78", first, typeAAAA, both},
+				{pod, "www.example.com.", typeAAAA, plain},
+				{"10.244.1.78", "www.example.com.", typeAAAA, "NOERROR www.example.com. AAAA 2001:db8::1"},
+				{"127.0.0.1", first, typeA, "NXDOMAIN"},
+				{pod, "orders.shop.svc.cluster.local.", typeA, "NOERROR orders.shop.svc.cluster.local. A 10.96.0.20"},
+				{pod, "orders.shop.shop.svc.cluster.local.", typeA, map[bool]string{true: "NOERROR orders.shop.shop.svc.cluster.local. CNAME orders.shop.svc.cluster.local. orders.shop.svc.cluster.local. A 10.96.0.20", false: "NXDOMAIN"}[mode == client.On]},
+				{pod, "nothing.nowhere.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
+				{pod, "one.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
+			} {
+				if got := data(s.askFrom(q.from, q.name, q.qtype)); got != q.want {
+					t.Errorf("%v: %s asks for %s %s: %s, want %s", mode, q.from, q.name, mdns.TypeToString[q.qtype], got, q.want)
+				}
+			}
+		}
+	}
+}
+
+// A pod's questions are logged with its name, those of the kinds that the block says.
+func TestQueryLog(t *testing.T) {
+	var lines strings.Builder
+	b := block("cluster.local")
+	b.Log = []Log{{Zone: "shop.svc.cluster.local.", Denial: true}, {Zone: "dns.cluster.local.", Success: true}}
+	s := through{dual(t, func(o *Options) {
+		o.Blocks = []Block{b}
+		o.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+	}), t}
+	for _, name := range []string{"orders.shop.svc.cluster.local.", "Nothing.shop.svc.cluster.local.", "nothing.default.svc.cluster.local.", "ns.dns.cluster.local."} {
+		s.ask(name, typeA, nil)
+	}
+	got := lines.String()
+	if strings.Count(got, "msg=query") != 2 || !strings.Contains(strings.ToLower(got), "name=nothing.shop.svc.cluster.local. type=a rcode=nxdomain") ||
+		!strings.Contains(got, "name=ns.dns.cluster.local. type=A rcode=NOERROR") {
+		t.Errorf("the log is\n%s", got)
+	}
+}
+
+// A bug that a query finds costs that query its answer, and nothing else.
+func TestPanic(t *testing.T) {
+	var lines strings.Builder
+	s := through{dual(t, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&lines, nil)) }), t}
+	whole := s.plan.Load()
+	s.plan.Store(nil)
+	if resp := s.respond("udp", loopback, message(t, nil)); resp != nil {
+		t.Errorf("answered with %x", resp)
+	}
+	s.plan.Store(whole)
+	if !strings.Contains(lines.String(), "a query has found a bug") {
+		t.Errorf("the log is\n%s", lines.String())
+	}
+	if got := data(s.ask("orders.shop.svc.cluster.local.", typeA, nil)); got != "NOERROR orders.shop.svc.cluster.local. A 10.96.0.20" {
+		t.Errorf("afterwards: %s", got)
+	}
+}
