@@ -38,7 +38,7 @@ type Template struct {
 
 func (t Template) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "template %s %s %s", mdns.Class(t.Class), mdns.Type(t.Type), strings.Join(t.Zones, " "))
+	fmt.Fprintf(&b, "template %s %s %s", mdns.ClassToString[t.Class], mdns.Type(t.Type), strings.Join(t.Zones, " "))
 	if t.Rcode != 0 {
 		fmt.Fprintf(&b, ", rcode %s", mdns.RcodeToString[t.Rcode])
 	}
