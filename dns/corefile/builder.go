@@ -20,9 +20,10 @@ import (
 // builder makes blocks of server blocks.
 type builder struct {
 	*parser
-	served []listener
+	served []served
 
 	// Of the server block at hand:
+	keys    map[listener]token
 	block   dns.Block
 	zones   []string // of all its keys
 	root    string
@@ -36,7 +37,12 @@ type listener struct {
 	zone string
 	port uint16
 	addr netip.Addr
-	by   token
+}
+
+// served is a listener and the key of the server block that has it.
+type served struct {
+	listener
+	by token
 }
 
 // directive is one directive with its arguments. Its options are still to be read.
@@ -72,12 +78,9 @@ var plugins = []plugin{
 	{"log", false, (*builder).readLog},
 }
 
-// errNoted is an error of which there is a note already.
-var errNoted = errors.New("noted")
-
 // server adds the blocks of a server block to the configuration: one for each port that its zones are served at.
 func (b *builder) server(s server) {
-	b.block = dns.Block{}
+	b.block, b.keys = dns.Block{}, map[listener]token{}
 	b.zones, b.root, b.stanzas, b.cached, b.disable = nil, "", nil, false, map[string]bool{}
 	ports := map[uint16][]string{}
 	for _, key := range s.keys {
@@ -119,7 +122,7 @@ func (b *builder) server(s server) {
 		delete(ports, port)
 		for _, z := range zones {
 			for _, a := range listens {
-				b.serve(listener{z, port, a, key})
+				b.serve(listener{z, port, a}, b.keys[listener{zone: z, port: port}])
 			}
 		}
 		block := b.block
@@ -140,20 +143,23 @@ func (b *builder) key(t token, ports map[uint16][]string) {
 		b.refuse(t, "%s", r.why)
 		return
 	}
+	for _, z := range zones {
+		b.keys[listener{zone: z, port: port}] = t
+	}
 	ports[port] = append(ports[port], zones...)
 	b.zones = append(b.zones, zones...)
 	b.note(t, t.Text, Honoured, "")
 }
 
 // serve notices zones that are served twice at one place.
-func (b *builder) serve(l listener) {
+func (b *builder) serve(l listener, by token) {
 	for _, o := range b.served {
 		if o.zone == l.zone && o.port == l.port && (o.addr == l.addr || !o.addr.IsValid() || !l.addr.IsValid()) {
-			b.refuse(l.by, "%s at port %d is served already, by the server block of line %d", l.zone, l.port, o.by.Line)
+			b.refuse(by, "%s at port %d is served already, by the server block of %s:%d", l.zone, l.port, o.by.File, o.by.Line)
 			return
 		}
 	}
-	b.served = append(b.served, l)
+	b.served = append(b.served, served{l, by})
 }
 
 // directive reads one directive and notes what becomes of it and of its options.
@@ -180,11 +186,11 @@ func (b *builder) directive(tokens []token, read func(*builder, *directive) erro
 			b.note(d.name, what, d.fate, strings.Join(d.why, "; "))
 		case err == nil:
 			b.note(d.name, what, r.fate, r.why)
-		case err != errNoted:
+		default:
 			b.note(d.name, what, Refused, err.Error())
 		}
 	}
-	for d.Next() {
+	if d.Next() {
 		b.refuse(token{File: d.File(), Line: d.Line(), Text: d.Val()}, "it belongs to no option of %s; a { must stand on the line of what it belongs to", plugin)
 	}
 }
@@ -215,9 +221,7 @@ func (b *builder) option(d *directive, read map[string]func(args []string) error
 	default:
 		if f := read[name]; f != nil {
 			if err := f(args); err != nil {
-				if err != errNoted {
-					b.refuse(t, "%v", err)
-				}
+				b.refuse(t, "%v", err)
 				return
 			}
 		}

@@ -58,7 +58,8 @@ func Parse(file string, text []byte, env Env) (*Config, error) {
 	for _, s := range servers {
 		b.server(s)
 	}
-	if len(servers) == 0 && !p.stopped {
+	refused := func(n Note) bool { return n.Fate == Refused }
+	if len(p.config.Blocks) == 0 && !slices.ContainsFunc(p.config.Notes, refused) {
 		p.refuse(token{File: file, Line: 1, Text: "Corefile"}, "there is no server block in it")
 	}
 	return p.config, p.config.finish()
