@@ -98,6 +98,7 @@ type RcodeRewrite struct {
 	Continue bool
 }
 
+// String is the rule as a Corefile has it.
 func (r NameRewrite) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "rewrite%s name %v %q", then(r.Continue), r.On, r.To)
@@ -114,18 +115,22 @@ func (r NameRewrite) String() string {
 	return b.String()
 }
 
+// String is the rule as a Corefile has it.
 func (r TypeRewrite) String() string {
 	return fmt.Sprintf("rewrite%s type %s %s", then(r.Continue), mdns.Type(r.From), mdns.Type(r.To))
 }
 
+// String is the rule as a Corefile has it.
 func (r ClassRewrite) String() string {
 	return fmt.Sprintf("rewrite%s class %s %s", then(r.Continue), mdns.Class(r.From), mdns.Class(r.To))
 }
 
+// String is the rule as a Corefile has it.
 func (r TTLRewrite) String() string {
 	return fmt.Sprintf("rewrite%s ttl %v %d-%d", then(r.Continue), r.On, r.Min, r.Max)
 }
 
+// String is the rule as a Corefile has it.
 func (r RcodeRewrite) String() string {
 	return fmt.Sprintf("rewrite%s rcode %v %s %s", then(r.Continue), r.On, mdns.RcodeToString[r.From], mdns.RcodeToString[r.To])
 }

@@ -36,6 +36,7 @@ type Template struct {
 	Error *mdns.EDNS0_EDE
 }
 
+// String has a line for the settings and one for each expression and record.
 func (t Template) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "template %s %s %s", mdns.ClassToString[t.Class], mdns.Type(t.Type), strings.Join(t.Zones, " "))
