@@ -295,8 +295,8 @@ func split(s string) (zones []string, port uint16, scheme string, err error) {
 		return reverse(p), port, scheme, nil
 	}
 	name := strings.ToLower(mdns.Fqdn(s))
-	_, ok := mdns.IsDomainName(s) // a dot would make one of a \ at the end
-	if _, fq := mdns.IsDomainName(name); !fq || !ok && s != "" || strings.Contains(name, "/") {
+	// A \ at the end makes of the dot a part of a label.
+	if _, ok := mdns.IsDomainName(name); !ok || !mdns.IsFqdn(name) || strings.Contains(name, "/") {
 		return nil, 0, scheme, fmt.Errorf("%q is not a domain name", s)
 	}
 	return []string{name}, port, scheme, nil

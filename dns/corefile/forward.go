@@ -5,6 +5,7 @@ package corefile
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -205,6 +206,9 @@ func (b *builder) upstreams(d *directive, to string) ([]forward.Upstream, bool, 
 		return upstreams, false, err
 	}
 	u.Addr = netip.AddrPortFrom(u.Addr.Addr().Unmap(), u.Addr.Port())
+	if a := u.Addr.Addr(); a.IsUnspecified() || a.IsMulticast() || u.Addr.Port() == 0 {
+		return nil, false, fmt.Errorf("%s: no resolver can be there", to)
+	}
 	if slices.Contains(b.env.ClusterDNS, u.Addr.Addr()) && u.Addr.Port() == 53 {
 		return nil, true, b.argument(d, "the cluster's DNS", to)
 	}
@@ -226,7 +230,7 @@ func (b *builder) resolvers(d *directive, name string) ([]forward.Upstream, erro
 	}
 	var out []forward.Upstream
 	for _, s := range conf.Servers {
-		if a, err := netip.ParseAddr(s); err == nil {
+		if a, err := netip.ParseAddr(s); err == nil && !a.IsUnspecified() && !a.IsMulticast() {
 			out = append(out, forward.Upstream{Addr: netip.AddrPortFrom(a.Unmap(), 53)})
 		}
 	}
@@ -458,6 +462,9 @@ func (b *builder) readCache(d *directive) error {
 			return nil
 		},
 	})
+	// As with CoreDNS, the longest time wins over the shortest.
+	c.MinTTL = min(c.MinTTL, cmp.Or(c.MaxTTL, time.Hour))
+	c.MinDenial = min(c.MinDenial, cmp.Or(c.MaxDenial, 30*time.Minute))
 	if c.Size = capacity * 512; zonesErr != nil {
 		return zonesErr
 	}

@@ -67,6 +67,9 @@ func sensible(t *testing.T, c *Config) {
 		if b.Cluster != nil {
 			zones = slices.Concat(zones, b.Cluster.Zones, b.Cluster.Fallthrough)
 		}
+		if c := b.Caching; c.MaxTTL > 0 && c.MinTTL > c.MaxTTL || c.MaxDenial > 0 && c.MinDenial > c.MaxDenial {
+			t.Fatalf("caching %+v", c)
+		}
 		for _, p := range b.Forward {
 			if zones = append(append(zones, p.Zone), p.Except...); len(p.Upstreams) == 0 {
 				t.Fatalf("no upstream of %s", p.Zone)

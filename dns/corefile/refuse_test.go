@@ -168,6 +168,7 @@ func TestRefusals(t *testing.T) {
 				"8: forward health_check 1s domain: expected no_rec\n9: forward force_tcp 1: expected 0\n10: forward tls a b: upstreams are not shown\n11: forward tls nowhere: open /etc/coredns/nowhere\n" +
 				"12: forward tls_servername: expected 1\n13: forward failover NOERROR: \"NOERROR\" is not\n14: forward failover X: \"X\" is not\n15: forward max_concurrent -1: expected a number"},
 		{". {\nforward . tls://10.0.0.1%a {\ntls_servername b\n}\n}", "2: forward . tls://10.0.0.1%a: tls://10.0.0.1%a and tls_servername both"},
+		{". {\nforward . 10.0.0.1:0\nforward a 0.0.0.0\nforward b tls://[ff02::1]\n}", "2: forward . 10.0.0.1:0: 10.0.0.1:0: no resolver\n3: forward a 0.0.0.0: 0.0.0.0: no resolver\n4: forward b tls://[ff02::1]: tls://[ff02::1]: no resolver"},
 		{". {\nforward . 10.96.0.10 10.0.0.1\n}", "2: forward . 10.96.0.10 10.0.0.1: names go either to"},
 		{". {\nforward . 10.96.0.10\n}", "2: forward .: the cluster's DNS is this one: that would be a loop"},
 		{"cluster.local {\nkubernetes\nforward . 10.96.0.10:53\n}", "3: forward .: the cluster's DNS is this one"},
