@@ -233,8 +233,8 @@ func (b *builder) option(d *directive, read map[string]func(args []string) error
 func (b *builder) argument(d *directive, option, text string) error {
 	r, ok := lookup(d.name.Text, option)
 	switch {
-	case !ok:
-		return fmt.Errorf("%s is unknown", option)
+	case !ok || option == "":
+		return fmt.Errorf("%q is unknown", option)
 	case r.fate == Refused:
 		return errors.New(text + ": " + r.why)
 	case r.fate != Honoured:

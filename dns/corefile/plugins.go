@@ -170,14 +170,7 @@ func (b *builder) readRewrite(d *directive) error {
 // rule adds rules to the block, if they make sense.
 func (b *builder) rule(r rules.Rules) error {
 	if _, err := rules.New(r); err != nil {
-		// The line itself is in the note.
-		for inner := errors.Unwrap(err); inner != nil && errors.Unwrap(inner) != nil; {
-			inner = errors.Unwrap(inner)
-		}
-		if inner := errors.Unwrap(err); inner != nil {
-			return inner
-		}
-		return err
+		return errors.Unwrap(err) // the rule itself is in the note
 	}
 	b.block.Rules.Rewrites = append(b.block.Rules.Rewrites, r.Rewrites...)
 	b.block.Rules.Templates = append(b.block.Rules.Templates, r.Templates...)

@@ -172,7 +172,7 @@ func TestRefusals(t *testing.T) {
 		{". {\nforward . 10.96.0.10 10.0.0.1\n}", "2: forward . 10.96.0.10 10.0.0.1: names go either to"},
 		{". {\nforward . 10.96.0.10\n}", "2: forward .: the cluster's DNS is this one: that would be a loop"},
 		{"cluster.local {\nkubernetes\nforward . 10.96.0.10:53\n}", "3: forward .: the cluster's DNS is this one"},
-		{". {\nloadbalance weighted file\nloadbalance leastconn\nloadbalance round_robin x\n}", "2: loadbalance weighted file: weighted: addresses have no weights\n3: loadbalance leastconn: leastconn is unknown\n4: loadbalance round_robin x: expected 0 to 1"},
+		{". {\nloadbalance weighted file\nloadbalance leastconn\nloadbalance round_robin x\n}", "2: loadbalance weighted file: weighted: addresses have no weights\n3: loadbalance leastconn: \"leastconn\" is unknown\n4: loadbalance round_robin x: expected 0 to 1"},
 		{". {\nerrors stderr\nlog a..b\nlog {\nclass\nclass some\n}\n}", "2: errors stderr: expected nothing, or stdout\n3: log a..b: \"a..b\" is not\n5: log class: expected 1\n6: log class some: \"some\" is none of"},
 		{"10.0.0.0/8 {\nkubernetes\n}", "2: kubernetes: expected a zone that is not a reverse one"},
 		{". {\nkubernetes a {\nttl 3601\nttl\nignore\nignore me\nendpoint_pod_names x\nnamespaces\nupstream\nresyncperiod 5m\npods\n}\n}",
@@ -180,10 +180,11 @@ func TestRefusals(t *testing.T) {
 				"8: kubernetes namespaces: expected 1\n9: kubernetes upstream: kubernetes has no such option\n10: kubernetes resyncperiod 5m: kubernetes has no such option\n11: kubernetes pods: expected disabled"},
 		{". {\nhosts {\nttl 0\nreload\nreload -1s\nfallthrough\n10.0.0.1 a\n}\n}", "3: hosts ttl 0: expected seconds\n4: hosts reload: expected 1\n5: hosts reload -1s: -1s is negative\n7: 10.0.0.1 a: entries must stand before fallthrough"},
 		{". {\nhosts {\nfallthrough_unsupported\n}\n}", "2: hosts: fallthrough_unsupported is nothing without fallthrough"},
+		{". {\nrewrite \"\" a b\nloadbalance \"\"\n}", "2: rewrite  a b: \"\" is unknown\n3: loadbalance : \"\" is unknown"},
 		{". {\nrewrite\nrewrite a\nrewrite stop\nrewrite answer name a b\nrewrite cname a b\nrewrite edns0 local set 0xffee 1\nrewrite name a\nrewrite name like a b\nrewrite name exact a b because\n" +
 			"rewrite name exact a b answer\nrewrite name exact a b answer no\nrewrite name exact a b answer name c\nrewrite name regex ( b\nrewrite name regex a {1}\nrewrite name suffix a b answer auto answer name c d\n" +
 			"rewrite type A\nrewrite type A B\nrewrite class IN XX\nrewrite ttl a\nrewrite ttl a 5-4\nrewrite ttl a -\nrewrite ttl like a 5\nrewrite rcode a b\nrewrite rcode a NOPE 3\n}",
-			"2: rewrite: expected what to rewrite\n3: rewrite a: a is unknown\n4: rewrite stop: expected what\n5: rewrite answer name a b: an answer is rewritten behind\n6: rewrite cname a b: cname: the target of an alias\n" +
+			"2: rewrite: expected what to rewrite\n3: rewrite a: \"a\" is unknown\n4: rewrite stop: expected what\n5: rewrite answer name a b: an answer is rewritten behind\n6: rewrite cname a b: cname: the target of an alias\n" +
 				"7: rewrite edns0 local set 0xffee 1: edns0: options of a question\n8: rewrite name a: expected 2\n9: rewrite name like a b: \"like\" is none of exact\n10: rewrite name exact a b because: expected answer, not\n" +
 				"11: rewrite name exact a b answer: expected auto, name or value\n12: rewrite name exact a b answer no: expected auto\n13: rewrite name exact a b answer name c: expected 2 arguments\n" +
 				"14: rewrite name regex ( b: regular expression\n15: rewrite name regex a {1}: \"{1}\" uses 1 groups\n16: rewrite name suffix a b answer auto answer name c d: the names of the answer\n" +
