@@ -16,6 +16,8 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/spf13/pflag"
+
+	"github.com/fairlead/fairlead/dns/client"
 )
 
 // Agent is the configuration of a node's agent.
@@ -40,6 +42,12 @@ type Agent struct {
 	NodePortAddrs []netip.Prefix
 	// PassOn has the node send new connections for a pod being ended on to another endpoint of its Service.
 	PassOn bool
+	// Clients are ranges of clients that the DNS answers beside the cluster's pods and nodes.
+	Clients []netip.Prefix
+	// NodeSearch are the search domains that the kubelet takes from the node's resolv.conf and gives to pods, without trailing dots.
+	NodeSearch []string
+	// Asking is what the DNS does about who asks. Its Logger is not set.
+	Asking client.Settings
 	// Healthz is where /healthz and /livez are served, as ADDR:PORT; empty: nowhere.
 	Healthz string
 }
@@ -61,6 +69,8 @@ type Flags struct {
 	nodePortAddrs                        []string
 	passOn                               bool
 	healthz                              string
+	dnsClients, nodeSearch               []string
+	completion, aaaa, clientRate, dnsLog string
 }
 
 // AddFlags registers the agent's flags.
@@ -78,6 +88,12 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringSliceVar(&f.nodePortAddrs, "nodeport-addresses", nil, "`ranges` in which addresses of this node serve node ports (default: all but loopback)")
 	fs.BoolVar(&f.passOn, "pass-on-terminating", true, "send new connections that still arrive for a pod being ended on to another endpoint of its Service")
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDR:PORT` of /healthz and /livez; empty for none")
+	fs.StringSliceVar(&f.dnsClients, "dns-clients", nil, "`ranges` of clients that the DNS answers beside the cluster's pods and nodes")
+	fs.StringVar(&f.completion, "dns-search-completion", "count", "go through a pod's search `domains` on the server: off, count (what it would spare), on")
+	fs.StringSliceVar(&f.nodeSearch, "dns-node-search", nil, "search `domains` of the node's resolv.conf, which the kubelet gives to pods too")
+	fs.StringVar(&f.aaaa, "dns-suppress-aaaa", "count", "answer pods without IPv6 at once that names outside the cluster have none: off, count (what it would spare), on")
+	fs.StringVar(&f.clientRate, "dns-client-rate", "0", "DNS queries a second that a pod may send, as `RATE` or RATE:BURST; 0 for no limit")
+	fs.StringVar(&f.dnsLog, "dns-log", "off", "which DNS `queries` are logged: off, errors, sample:N (one in N), all")
 	return f
 }
 
@@ -135,11 +151,37 @@ func (f *Flags) Agent() (*Agent, error) {
 		a.Upstreams = append(a.Upstreams, ap)
 	}
 	a.NodePortAddrs = ranges(f.nodePortAddrs, "nodeport-addresses", fail)
+	f.asking(a, fail)
 	a.PassOn, a.Healthz = f.passOn, f.healthz
 	if _, err := netip.ParseAddrPort(f.healthz); err != nil && f.healthz != "" {
 		fail("healthz-bind-address", "%q is not ADDR:PORT", f.healthz)
 	}
 	return a, errors.Join(errs...)
+}
+
+// asking reads what the DNS does about who asks.
+func (f *Flags) asking(a *Agent, fail func(flag, format string, args ...any)) {
+	a.Clients = ranges(f.dnsClients, "dns-clients", fail)
+	for _, s := range f.nodeSearch {
+		if _, ok := dns.IsDomainName(s); !ok || s == "" {
+			fail("dns-node-search", "%q is no domain name", s)
+			continue
+		}
+		a.NodeSearch = append(a.NodeSearch, strings.TrimSuffix(s, "."))
+	}
+	var err error
+	if a.Asking.Completion, err = client.ParseMode(f.completion); err != nil {
+		fail("dns-search-completion", "%v", err)
+	}
+	if a.Asking.AAAA, err = client.ParseMode(f.aaaa); err != nil {
+		fail("dns-suppress-aaaa", "%v", err)
+	}
+	if a.Asking.Rate, err = client.ParseRate(f.clientRate); err != nil {
+		fail("dns-client-rate", "%v", err)
+	}
+	if a.Asking.Log, err = client.ParseLog(f.dnsLog); err != nil {
+		fail("dns-log", "%v", err)
+	}
 }
 
 // prefixes are ranges of which there is one of each family at most.

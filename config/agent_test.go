@@ -50,6 +50,24 @@ func TestServing(t *testing.T) {
 	}
 }
 
+// TestAsking: what the DNS does about who asks, by default and as asked.
+func TestAsking(t *testing.T) {
+	for args, want := range map[string]string{
+		"": "[] [] count count {0 0} off",
+		"--dns-clients 192.0.2.0/24,2001:db8::/32 --dns-node-search corp.example.,lab.example --dns-search-completion on --dns-suppress-aaaa off " +
+			"--dns-client-rate 5000:20000 --dns-log sample:100": "[192.0.2.0/24 2001:db8::/32] [corp.example lab.example] on off {5000 20000} sample:100",
+		"--dns-client-rate 5000 --dns-log errors --dns-search-completion off --dns-suppress-aaaa on": "[] [] off on {5000 0} errors",
+	} {
+		a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 "+args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(a.Clients, a.NodeSearch, " ", a.Asking.Completion, " ", a.Asking.AAAA, " ", a.Asking.Rate, " ", a.Asking.Log); got != want {
+			t.Errorf("%s\ngot  %s\nwant %s", args, got, want)
+		}
+	}
+}
+
 // TestAgentErrors gives one wrong setting at a time: the error names its flag and what is wrong with it.
 func TestAgentErrors(t *testing.T) {
 	const right = "--node n1 --dns-ip 10.96.0.10"
@@ -68,6 +86,12 @@ func TestAgentErrors(t *testing.T) {
 		{right + " --nodeport-addresses 10.0.0.1/8,10.0.0.0/8,11.0.0.0/8", "--nodeport-addresses: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},
 		{right + " --healthz-bind-address :10256", `--healthz-bind-address: ":10256" is not ADDR:PORT`},
 		{right + " --upstream dns.example", `--upstream: "dns.example" is neither an address nor ADDR:PORT`},
+		{right + " --dns-clients 192.0.2.1/24", "--dns-clients: 192.0.2.1/24 has bits set beyond its length; did you mean 192.0.2.0/24?"},
+		{right + " --dns-node-search a..b", `--dns-node-search: "a..b" is no domain name`},
+		{right + " --dns-search-completion yes", `--dns-search-completion: "yes" is neither off, count nor on`},
+		{right + " --dns-suppress-aaaa=", `--dns-suppress-aaaa: "" is neither off, count nor on`},
+		{right + " --dns-client-rate many", `--dns-client-rate: "many" is neither RATE nor RATE:BURST, of queries up to 1000000000`},
+		{right + " --dns-log sample:0", `--dns-log: "sample:0" is neither off, errors, sample:N (one in N) nor all`},
 		{right + " --upstream 192.0.2.1:0", `--upstream: "192.0.2.1:0" is neither an address nor ADDR:PORT`},
 	} {
 		if _, err := parse(t, tt.args); err == nil || err.Error() != tt.want {

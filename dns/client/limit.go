@@ -4,7 +4,10 @@
 package client
 
 import (
+	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -26,6 +29,28 @@ const (
 type Rate struct {
 	// PerSecond is up to 1e9, Burst how many may come at once; 0 is as many as in a second.
 	PerSecond, Burst uint32
+}
+
+const maxRate = 1_000_000_000
+
+// ParseRate reads "RATE" or "RATE:BURST"; "0" is no limit.
+func ParseRate(s string) (r Rate, err error) {
+	rate, burst, two := strings.Cut(s, ":")
+	for _, n := range []struct {
+		text string
+		to   *uint32
+		want bool
+	}{{rate, &r.PerSecond, true}, {burst, &r.Burst, two}} {
+		if !n.want {
+			continue
+		}
+		v, err := strconv.ParseUint(n.text, 10, 32)
+		if err != nil || v > maxRate || two && v == 0 {
+			return Rate{}, fmt.Errorf("%q is neither RATE nor RATE:BURST, of queries up to %d", s, maxRate)
+		}
+		*n.to = uint32(v)
+	}
+	return r, nil
 }
 
 // Limits of strangers, of whom only some need an answer: enough for somebody who wonders why, too little to be worth forging addresses for.

@@ -15,6 +15,19 @@ import (
 
 const second = int64(time.Second)
 
+func TestParseRate(t *testing.T) {
+	for s, want := range map[string]Rate{"0": {}, "1": {PerSecond: 1}, "5000:20000": {5000, 20000}, "1000000000:1": {1e9, 1}} {
+		if r, err := ParseRate(s); err != nil || r != want {
+			t.Errorf("%q: %+v, %v", s, r, err)
+		}
+	}
+	for _, s := range []string{"", ":", "1:", ":1", "-1", "1:-1", "0:5", "5:0", "1:2:3", "1000000001", "1:1000000001", "4294967297", "1e3", " 1"} {
+		if r, err := ParseRate(s); err == nil || r != (Rate{}) {
+			t.Errorf("%q: %+v, %v", s, r, err)
+		}
+	}
+}
+
 // TestBucket: a bucket lets through what a token bucket does that is filled by the clock, in random sequences.
 func TestBucket(t *testing.T) {
 	r := random(t)

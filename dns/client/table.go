@@ -247,6 +247,24 @@ func (t *Table) Lookup(a netip.Addr) Client {
 	return Client{}
 }
 
+// PodIn reports whether a pod of this node in a namespace has an address. Pods of the node's network count here.
+func (t *Table) PodIn(a netip.Addr, namespace string) bool {
+	k := keyOf(a)
+	c, pod := t.pods.get(k)
+	if c.Pod != nil {
+		return c.Pod.Name.Namespace == namespace
+	}
+	if _, node := t.nodes.get(k); !pod && !node {
+		return false
+	}
+	for n, p := range t.fromPods.All() {
+		if n.Namespace == namespace && slices.Contains(p.Addrs, a) {
+			return true
+		}
+	}
+	return false
+}
+
 // Pods yields the pods of this node, in no order.
 func (t *Table) Pods(yield func(*Pod) bool) {
 	for _, p := range t.podOf {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -83,6 +84,13 @@ func TestLookup(t *testing.T) {
 	}
 	if p := table.Lookup(netip.MustParseAddr("10.244.1.6")).Pod; p.IPv6 {
 		t.Error("old has no IPv6 address")
+	}
+	for in, want := range map[string]bool{"10.244.1.5 shop": true, "10.244.1.5 other": false, "fd00:244:1::5 shop": true, "10.244.1.8 shop": true, "10.244.1.8 other": false,
+		"192.0.2.1 shop": true, "192.0.2.1 other": false, "192.0.2.2 shop": false, "10.244.1.9 shop": false, "203.0.113.1 shop": false} {
+		a, ns, _ := strings.Cut(in, " ")
+		if got := table.PodIn(netip.MustParseAddr(a), ns); got != want {
+			t.Errorf("a pod at %s: %t", in, got)
+		}
 	}
 	empty := NewTable(Options{})
 	if c := empty.Lookup(netip.MustParseAddr("::1")); c.Kind != Loopback {
