@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/explain"
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
@@ -37,10 +38,23 @@ func (n *Node) Report() *status.Report {
 			r.Off = append(r.Off, fmt.Sprintf("DNS and pod network are off: Node %q has no pod CIDR yet", n.cfg.Node))
 		}
 	}
-	if len(n.cfg.Upstreams) == 0 {
+	for _, u := range n.names.Upstreams() {
+		addr := u.Addr.String()
+		if u.TLS {
+			addr = "tls://" + addr
+		}
+		r.DNS.Upstreams = append(r.DNS.Upstreams, status.Upstream{Zone: u.Zone, Addr: addr, State: u.State, Why: u.Why, Answered: u.Answered, Failed: u.Failed, Spoofs: u.SuspectedSpoofs})
+	}
+	if len(r.DNS.Upstreams) == 0 {
 		r.Off = append(r.Off, "names outside the cluster are refused: no --upstream is configured")
 	}
+	for _, t := range n.names.Top(topClients, client.Queries) {
+		r.DNS.Top = append(r.DNS.Top, status.Asker{Name: t.Name, Queries: t.Queries, Denials: t.Denials, Upstream: t.Upstream})
+	}
 	n.mu.Lock()
+	if n.dnsStale != "" {
+		r.Off = append(r.Off, n.dnsStale)
+	}
 	for _, a := range n.dnsOn {
 		r.DNS.Addresses = append(r.DNS.Addresses, a.String())
 	}
@@ -48,6 +62,9 @@ func (n *Node) Report() *status.Report {
 	n.count(r)
 	return r
 }
+
+// topClients is how many of those who ask most a report names.
+const topClients = 5
 
 // count fills in the numbers, which are the metrics' own.
 func (n *Node) count(r *status.Report) {

@@ -55,6 +55,8 @@ type Node struct {
 	ready chan struct{} // closed when the node can deliver
 	mu    sync.Mutex
 	dnsOn []netip.AddrPort
+	// dnsStale is why the DNS goes on with a configuration that is not the last one; empty if it does not.
+	dnsStale string
 }
 
 // Run is the agent of one node, in the network namespace of the process. It returns when ctx ends, which is no error, and leaves
@@ -94,6 +96,9 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	})
 	part(n.afterFirst)
 	part(n.balance)
+	if cfg.Corefile != "" {
+		part(n.followCorefile)
+	}
 	if cfg.Healthz != "" {
 		part(func(ctx context.Context) error { n.health.Serve(ctx, cfg.Healthz); return nil })
 	}
@@ -122,14 +127,7 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	}})
 	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Logger: log})
 	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed})
-	n.names, err = dns.New(dns.Options{
-		Domains:   cfg.ClusterDomains,
-		Reverse:   slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
-		Clients:   clients(cfg),
-		Upstreams: cfg.Upstreams,
-		Logger:    log,
-	})
-	if err != nil {
+	if n.names, err = n.newNames(); err != nil {
 		return nil, err
 	}
 	n.metrics.MustRegister(n.names.Collectors()...)
@@ -179,16 +177,6 @@ func (n *Node) portFailed(f health.Failure) {
 	}()
 }
 
-// clients may ask the DNS besides the cluster's nodes: its pods, and this node's own processes, whose questions to a
-// virtual address that is delivered locally come from that same address.
-func clients(cfg *config.Agent) []netip.Prefix {
-	out := slices.Clone(cfg.PodCIDRs)
-	for _, a := range cfg.DNS {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()))
-	}
-	return out
-}
-
 // afterFirst does, after the first acknowledged snapshot, what tells others that this node can deliver: it opens the DNS sockets (before that, other
 // nodes answer for this one by the rules that are there already), writes the CNI configuration, and says so in the Node's status.
 func (n *Node) afterFirst(ctx context.Context) error {
@@ -202,7 +190,9 @@ func (n *Node) afterFirst(ctx context.Context) error {
 	self := n.state.Acknowledged().Node()
 	var addrs []netip.AddrPort
 	for _, a := range slices.Concat(n.cfg.DNS, self.Addrs) {
-		addrs = append(addrs, netip.AddrPortFrom(a, model.DNSPort))
+		for _, port := range n.names.Ports() {
+			addrs = append(addrs, netip.AddrPortFrom(a, port))
+		}
 	}
 	sockets, err := n.names.Listen(addrs)
 	if err != nil {

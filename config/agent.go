@@ -14,9 +14,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/miekg/dns"
+	mdns "github.com/miekg/dns"
 	"github.com/spf13/pflag"
 
+	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/dns/client"
 )
 
@@ -36,8 +37,9 @@ type Agent struct {
 	DNS []netip.Addr
 	// ServiceCIDRs and PodCIDRs are the cluster's ranges, for which the DNS has the reverse zones.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
-	// Upstreams answer names outside the cluster; without any, those are refused.
-	Upstreams []netip.AddrPort
+	// Block is what the DNS answers, unless Corefile says it: a CoreDNS Corefile, or a directory that has one.
+	Block    dns.Block
+	Corefile string
 	// NodePortAddrs are the ranges in which addresses of the node serve node ports; empty: all of them but loopback.
 	NodePortAddrs []netip.Prefix
 	// PassOn has the node send new connections for a pod being ended on to another endpoint of its Service.
@@ -71,6 +73,7 @@ type Flags struct {
 	healthz                              string
 	dnsClients, nodeSearch               []string
 	completion, aaaa, clientRate, dnsLog string
+	dnsPods, corefile                    string
 }
 
 // AddFlags registers the agent's flags.
@@ -84,7 +87,9 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family (required)")
 	fs.StringSliceVar(&f.serviceCIDR, "service-cidr", nil, "`ranges` of Services' virtual addresses, one of each family")
 	fs.StringSliceVar(&f.podCIDR, "pod-cidr", nil, "`ranges` of all pods' addresses, one of each family")
-	fs.StringSliceVar(&f.upstreams, "upstream", nil, "DNS `servers` for names outside the cluster, as ADDR or ADDR:PORT")
+	fs.StringSliceVar(&f.upstreams, "upstream", nil, "DNS `servers` for names outside the cluster, the one to prefer first: ADDR or ADDR:PORT, tls://ADDR#NAME for DNS over TLS, ZONE=ADDR for the names below a zone")
+	fs.StringVar(&f.dnsPods, "dns-pods", "disabled", "names of pods by their addresses: disabled, verified (of pods known here), insecure (of any address)")
+	fs.StringVar(&f.corefile, "dns-corefile", "", "CoreDNS Corefile, or `directory` that has one, to take what the DNS answers from, instead of --cluster-domain, --upstream and --dns-pods")
 	fs.StringSliceVar(&f.nodePortAddrs, "nodeport-addresses", nil, "`ranges` in which addresses of this node serve node ports (default: all but loopback)")
 	fs.BoolVar(&f.passOn, "pass-on-terminating", true, "send new connections that still arrive for a pod being ended on to another endpoint of its Service")
 	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDR:PORT` of /healthz and /livez; empty for none")
@@ -112,7 +117,7 @@ func (f *Flags) Agent() (*Agent, error) {
 	}
 	for _, s := range f.domains {
 		domain := strings.TrimSuffix(s, ".")
-		if _, ok := dns.IsDomainName(domain); !ok || domain == "" {
+		if _, ok := mdns.IsDomainName(domain); !ok || domain == "" {
 			fail("cluster-domain", "%q is no domain name", s)
 		}
 		a.ClusterDomains = append(a.ClusterDomains, domain)
@@ -137,19 +142,7 @@ func (f *Flags) Agent() (*Agent, error) {
 	}
 	a.ServiceCIDRs = prefixes(f.serviceCIDR, "service-cidr", fail)
 	a.PodCIDRs = prefixes(f.podCIDR, "pod-cidr", fail)
-	for _, s := range f.upstreams {
-		ap, err := netip.ParseAddrPort(s)
-		if err != nil {
-			var addr netip.Addr
-			addr, err = netip.ParseAddr(s)
-			ap = netip.AddrPortFrom(addr, 53)
-		}
-		if err != nil || ap.Port() == 0 {
-			fail("upstream", "%q is neither an address nor ADDR:PORT", s)
-			continue
-		}
-		a.Upstreams = append(a.Upstreams, ap)
-	}
+	a.Block, a.Corefile = f.block(a, fail), f.corefile
 	a.NodePortAddrs = ranges(f.nodePortAddrs, "nodeport-addresses", fail)
 	f.asking(a, fail)
 	a.PassOn, a.Healthz = f.passOn, f.healthz
@@ -157,31 +150,6 @@ func (f *Flags) Agent() (*Agent, error) {
 		fail("healthz-bind-address", "%q is not ADDR:PORT", f.healthz)
 	}
 	return a, errors.Join(errs...)
-}
-
-// asking reads what the DNS does about who asks.
-func (f *Flags) asking(a *Agent, fail func(flag, format string, args ...any)) {
-	a.Clients = ranges(f.dnsClients, "dns-clients", fail)
-	for _, s := range f.nodeSearch {
-		if _, ok := dns.IsDomainName(s); !ok || s == "" {
-			fail("dns-node-search", "%q is no domain name", s)
-			continue
-		}
-		a.NodeSearch = append(a.NodeSearch, strings.TrimSuffix(s, "."))
-	}
-	var err error
-	if a.Asking.Completion, err = client.ParseMode(f.completion); err != nil {
-		fail("dns-search-completion", "%v", err)
-	}
-	if a.Asking.AAAA, err = client.ParseMode(f.aaaa); err != nil {
-		fail("dns-suppress-aaaa", "%v", err)
-	}
-	if a.Asking.Rate, err = client.ParseRate(f.clientRate); err != nil {
-		fail("dns-client-rate", "%v", err)
-	}
-	if a.Asking.Log, err = client.ParseLog(f.dnsLog); err != nil {
-		fail("dns-log", "%v", err)
-	}
 }
 
 // prefixes are ranges of which there is one of each family at most.

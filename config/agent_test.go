@@ -27,8 +27,8 @@ func TestAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := fmt.Sprint(a.Node, a.Socket(), a.Leases(), a.ClusterDomains, a.DNS, a.ServiceCIDRs, a.PodCIDRs, a.Upstreams)
-	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipam[example.org] [10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] [192.0.2.1:53 [2001:db8::1]:5353]"
+	got := fmt.Sprint(a.Node, a.Socket(), a.Leases(), a.ClusterDomains, a.DNS, a.ServiceCIDRs, a.PodCIDRs, a.Block)
+	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipam[example.org] [10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] .\n  cluster example.org. in-addr.arpa. ip6.arpa., pods disabled, ttl 0s\n  forward . to 192.0.2.1:53 [2001:db8::1]:5353, sequential\n  cache\n  shuffle addresses\n"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -68,6 +68,24 @@ func TestAsking(t *testing.T) {
 	}
 }
 
+// TestUpstreams: what upstreams there are for which names.
+func TestUpstreams(t *testing.T) {
+	a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 --cluster-domain One.example,two.example --dns-pods verified --upstream 192.0.2.1,Corp.Example=[2001:db8::1]:5353 "+
+		"--upstream tls://192.0.2.2#dns.example,corp.example.=tls://2001:db8::2 --dns-corefile /etc/coredns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := ".\n  cluster one.example. two.example. in-addr.arpa. ip6.arpa., pods verified, ttl 0s\n" +
+		"  forward . to 192.0.2.1:53 tls://192.0.2.2:853%dns.example, sequential\n" +
+		"  forward corp.example. to [2001:db8::1]:5353 tls://[2001:db8::2]:853, sequential\n  cache\n  shuffle addresses\n"
+	if got := a.Block.String(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if a.Corefile != "/etc/coredns" {
+		t.Errorf("the Corefile is %q", a.Corefile)
+	}
+}
+
 // TestAgentErrors gives one wrong setting at a time: the error names its flag and what is wrong with it.
 func TestAgentErrors(t *testing.T) {
 	const right = "--node n1 --dns-ip 10.96.0.10"
@@ -85,14 +103,16 @@ func TestAgentErrors(t *testing.T) {
 		{right + " --nodeport-addresses primary", `--nodeport-addresses: "primary" is no range like 10.96.0.0/16`},
 		{right + " --nodeport-addresses 10.0.0.1/8,10.0.0.0/8,11.0.0.0/8", "--nodeport-addresses: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},
 		{right + " --healthz-bind-address :10256", `--healthz-bind-address: ":10256" is not ADDR:PORT`},
-		{right + " --upstream dns.example", `--upstream: "dns.example" is neither an address nor ADDR:PORT`},
+		{right + " --upstream dns.example", `--upstream: "dns.example" is neither an address nor ADDR:PORT, of which either may have tls:// before it and #NAME behind it, and ZONE= before all`},
+		{right + " --upstream a..b=192.0.2.1", `--upstream: "a..b=192.0.2.1": "a..b" is no domain name`},
+		{right + " --dns-pods some", `--dns-pods: "some" is neither disabled, verified nor insecure`},
 		{right + " --dns-clients 192.0.2.1/24", "--dns-clients: 192.0.2.1/24 has bits set beyond its length; did you mean 192.0.2.0/24?"},
 		{right + " --dns-node-search a..b", `--dns-node-search: "a..b" is no domain name`},
 		{right + " --dns-search-completion yes", `--dns-search-completion: "yes" is neither off, count nor on`},
 		{right + " --dns-suppress-aaaa=", `--dns-suppress-aaaa: "" is neither off, count nor on`},
 		{right + " --dns-client-rate many", `--dns-client-rate: "many" is neither RATE nor RATE:BURST, of queries up to 1000000000`},
 		{right + " --dns-log sample:0", `--dns-log: "sample:0" is neither off, errors, sample:N (one in N) nor all`},
-		{right + " --upstream 192.0.2.1:0", `--upstream: "192.0.2.1:0" is neither an address nor ADDR:PORT`},
+		{right + " --upstream 192.0.2.1:0", `--upstream: "192.0.2.1:0" is neither an address nor ADDR:PORT, of which either may have tls:// before it and #NAME behind it, and ZONE= before all`},
 	} {
 		if _, err := parse(t, tt.args); err == nil || err.Error() != tt.want {
 			t.Errorf("%s\ngot  %v\nwant %s", tt.args, err, tt.want)

@@ -77,7 +77,10 @@ type Log struct {
 // print the same.
 func (b Block) String() string {
 	var lines []string
-	head := fmt.Sprintf("%s port %d", strings.Join(b.Zones, " "), b.Port)
+	head := strings.Join(b.Zones, " ")
+	if b.Port != 0 {
+		head += fmt.Sprintf(" port %d", b.Port)
+	}
 	for _, a := range b.Bind {
 		head += " on " + a.String()
 	}

@@ -90,6 +90,9 @@ func (s *Server) Blocks() []Block {
 	return out
 }
 
+// Ports are those that the blocks want questions taken at.
+func (s *Server) Ports() []uint16 { return s.plan.Load().ports() }
+
 // Upstreams are the resolvers that names are forwarded to, and how they are.
 func (s *Server) Upstreams() (out []forward.UpstreamStatus) {
 	for _, b := range s.plan.Load().blocks {

@@ -4,6 +4,7 @@
 package metrics_test
 
 import (
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -13,13 +14,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fairlead/fairlead/dns"
+	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/metrics"
 )
 
 // described lists the names and labels of an agent's metrics, sorted, each "NAME LABEL, LABEL".
 func described(t *testing.T) []string {
 	t.Helper()
-	server, err := dns.New(dns.Options{Domains: []string{"cluster.local"}})
+	server, err := dns.New(dns.Options{Blocks: []dns.Block{{Zones: []string{"."}, Cluster: &dns.Cluster{Zones: []string{"cluster.local."}},
+		Forward: []forward.Pool{{Zone: ".", Upstreams: []forward.Upstream{{Addr: netip.MustParseAddrPort("192.0.2.1:53")}}}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,6 +71,34 @@ type DNS struct {
 	TimedOut uint64 `json:"timedOut"`
 	// Addresses are those the agent answers on.
 	Addresses []string `json:"addresses"`
+	// Upstreams are the resolvers that other names are forwarded to.
+	Upstreams []Upstream `json:"upstreams,omitempty"`
+	// Top are the clients that ask most.
+	Top []Asker `json:"top,omitempty"`
+}
+
+// Upstream is a resolver that names are forwarded to.
+type Upstream struct {
+	// Zone is the name below which it is asked for, Addr its address, with tls:// before it if it is asked over TLS.
+	Zone string `json:"zone"`
+	Addr string `json:"addr"`
+	// State is "up", "down" or "loop", and Why says why it is not up.
+	State    string `json:"state"`
+	Why      string `json:"why,omitempty"`
+	Answered uint64 `json:"answered"`
+	Failed   uint64 `json:"failed"`
+	// Spoofs are messages in its name that were not the answer to a question.
+	Spoofs uint64 `json:"suspectedSpoofs"`
+}
+
+// Asker is a client of the DNS, and how much it asked since the agent's start.
+type Asker struct {
+	// Name is the pod's, NAMESPACE/NAME, or an address.
+	Name    string `json:"client"`
+	Queries uint64 `json:"queries"`
+	// Denials are those answered with NXDOMAIN, Upstream those for which an upstream was asked.
+	Denials  uint64 `json:"denials"`
+	Upstream uint64 `json:"upstream"`
 }
 
 // Dataplane counts since the agent's start.
@@ -125,6 +153,20 @@ func (r *Report) Print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
 		strings.Join(r.DNS.Addresses, ", "), r.DNS.Waits, r.DNS.TimedOut)
+	for _, u := range r.DNS.Upstreams {
+		fmt.Fprintf(w, "  upstream     %s for %s: %s, %d answered, %d failed", u.Addr, u.Zone, u.State, u.Answered, u.Failed)
+		if u.Why != "" {
+			fmt.Fprintf(w, " (%s)", u.Why)
+		}
+		fmt.Fprintln(w)
+	}
+	if len(r.DNS.Top) > 0 {
+		var top []string
+		for _, a := range r.DNS.Top {
+			top = append(top, fmt.Sprintf("%s %d", a.Name, a.Queries))
+		}
+		fmt.Fprintf(w, "  asks most    %s\n", strings.Join(top, ", "))
+	}
 	if p.Error != "" {
 		fmt.Fprintf(w, "  error        %s\n", p.Error)
 	}

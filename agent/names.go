@@ -1,0 +1,68 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fairlead/fairlead/dns"
+	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/corefile"
+	"github.com/fairlead/fairlead/model"
+)
+
+// newNames is the DNS as it is configured: by the flags, or by a Corefile, which must be right at the start.
+func (n *Node) newNames() (*dns.Server, error) {
+	cfg := n.cfg
+	o := dns.Options{
+		Blocks:  []dns.Block{cfg.Block},
+		Reverse: slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
+		Clients: client.Options{Pods: cfg.PodCIDRs, Extra: slices.Clone(cfg.Clients), Domain: cfg.ClusterDomains[0], NodeSearch: cfg.NodeSearch},
+		Asking:  cfg.Asking,
+		Version: n.version,
+		Node:    cfg.Node,
+		Logger:  n.log,
+	}
+	for _, a := range cfg.DNS {
+		// Questions of this node's own processes to a virtual address that is delivered locally come from that same address.
+		o.Clients.Extra = append(o.Clients.Extra, netip.PrefixFrom(a, a.BitLen()))
+		o.Self = append(o.Self, netip.AddrPortFrom(a, model.DNSPort))
+	}
+	if cfg.Corefile != "" {
+		read, err := corefile.Load(cfg.Corefile, n.corefileEnv())
+		if err != nil {
+			return nil, fmt.Errorf("--dns-corefile: %w", err)
+		}
+		o.Blocks = read.Blocks
+	}
+	return dns.New(o)
+}
+
+func (n *Node) corefileEnv() corefile.Env {
+	env := corefile.OS()
+	env.ClusterDNS = n.cfg.DNS
+	return env
+}
+
+// followCorefile takes in what the Corefile says whenever it says something else. What is wrong changes nothing, and is said in the log and in the
+// status until it is right again.
+func (n *Node) followCorefile(ctx context.Context) error {
+	return corefile.Watch(ctx, n.cfg.Corefile, n.corefileEnv(), func(read *corefile.Config, err error) {
+		if err == nil {
+			err = n.names.Reload(read.Blocks)
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.dnsStale = ""
+		if err != nil {
+			n.dnsStale = fmt.Sprintf("DNS goes on as it was, because %s cannot be used: %v", n.cfg.Corefile, err)
+			n.log.Error("DNS configuration is not usable, the one before goes on", "file", n.cfg.Corefile, "err", err)
+			return
+		}
+		n.log.Info("DNS configuration read", "file", n.cfg.Corefile, "blocks", len(read.Blocks))
+	})
+}
