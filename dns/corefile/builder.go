@@ -131,6 +131,20 @@ func (b *builder) server(s server) {
 	}
 }
 
+// servicePort serves at port 53 what is served nowhere but at one other port: that is the port of CoreDNS's pods, to which the Service of the
+// cluster's DNS leads from its own.
+func (b *builder) servicePort(servers []server) {
+	blocks := b.config.Blocks
+	if len(blocks) == 0 || blocks[0].Port == 53 || slices.ContainsFunc(blocks, func(o dns.Block) bool { return o.Port != blocks[0].Port }) {
+		return
+	}
+	r, _ := lookup("(server block)", "one port for all")
+	b.note(servers[0].keys[0], fmt.Sprintf("port %d", blocks[0].Port), r.fate, r.why)
+	for i := range blocks {
+		blocks[i].Port = 53
+	}
+}
+
 // key reads a zone of a server block.
 func (b *builder) key(t token, ports map[uint16][]string) {
 	zones, port, scheme, err := split(t.Text)

@@ -340,12 +340,13 @@ func (b *builder) answerHere() {
 	b.stanzas = rest
 }
 
-// readCache reads how long answers are kept. What it says of zones is looked at when those of the cluster are known, which they are.
+// readCache reads how long answers are kept. Which zones are the cluster's is known by then.
 func (b *builder) readCache(d *directive) error {
 	b.cached = true
 	// What CoreDNS has if nothing is said, as far as it is not what a cache has here.
 	c := forward.Caching{MinTTL: 5 * time.Second, MinDenial: 5 * time.Second}
-	capacity := 0
+	// The numbers of answers and denials; 0 and 0: not said.
+	var answers, denials int
 	args := d.args
 	if len(args) > 0 {
 		if n, err := strconv.Atoi(args[0]); err == nil {
@@ -356,7 +357,7 @@ func (b *builder) readCache(d *directive) error {
 			args = args[1:]
 		}
 	}
-	kind := func(most, least *time.Duration) func([]string) error {
+	kind := func(capacity *int, most, least *time.Duration) func([]string) error {
 		return func(args []string) error {
 			if err := expect(args, 1, 3); err != nil {
 				return err
@@ -368,7 +369,7 @@ func (b *builder) readCache(d *directive) error {
 					return fmt.Errorf("%q is not a number above 0", a)
 				}
 			}
-			capacity += n[0]
+			*capacity = n[0]
 			if len(args) > 1 {
 				*most = time.Duration(n[1]) * time.Second
 			}
@@ -380,8 +381,8 @@ func (b *builder) readCache(d *directive) error {
 	}
 	zones, zonesErr := b.namesOrZones(args)
 	b.options(d, map[string]func([]string) error{
-		"success": kind(&c.MaxTTL, &c.MinTTL),
-		"denial":  kind(&c.MaxDenial, &c.MinDenial),
+		"success": kind(&answers, &c.MaxTTL, &c.MinTTL),
+		"denial":  kind(&denials, &c.MaxDenial, &c.MinDenial),
 		"prefetch": func(args []string) error {
 			if err := expect(args, 1, 3); err != nil {
 				return err
@@ -465,7 +466,11 @@ func (b *builder) readCache(d *directive) error {
 	// As with CoreDNS, the longest time wins over the shortest.
 	c.MinTTL = min(c.MinTTL, cmp.Or(c.MaxTTL, time.Hour))
 	c.MinDenial = min(c.MinDenial, cmp.Or(c.MaxDenial, 30*time.Minute))
-	if c.Size = capacity * 512; zonesErr != nil {
+	if answers+denials > 0 {
+		const usual = 9984 // of the kind of which nothing is said
+		c.Size = (cmp.Or(answers, usual) + cmp.Or(denials, usual)) * 512
+	}
+	if zonesErr != nil {
 		return zonesErr
 	}
 	switch {

@@ -58,6 +58,7 @@ func Parse(file string, text []byte, env Env) (*Config, error) {
 	for _, s := range servers {
 		b.server(s)
 	}
+	b.servicePort(servers)
 	refused := func(n Note) bool { return n.Fate == Refused }
 	if len(p.config.Blocks) == 0 && !slices.ContainsFunc(p.config.Notes, refused) {
 		p.refuse(token{File: file, Line: 1, Text: "Corefile"}, "there is no server block in it")
@@ -291,7 +292,11 @@ func (p *parser) doImport() {
 		p.stop(at, "more than %d words after importing", maxTokens)
 		return
 	}
-	p.note(at, "import "+what, Honoured, "")
+	if len(body) > 0 {
+		p.note(at, "import "+what, Honoured, "")
+	} else {
+		p.note(at, "import "+what, NoEffect, "until there is something to import")
+	}
 	p.tokens = slices.Concat(p.tokens[:start], body, p.tokens[p.at:])
 	p.at = start
 }

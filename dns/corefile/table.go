@@ -19,6 +19,7 @@ type row struct {
 var table = []row{
 	{"(server block)", "zones", Honoured, ""},
 	{"(server block)", "dns://", Honoured, ""},
+	{"(server block)", "one port for all", Differently, "if that is not 53, it is the one of CoreDNS's pods, to which the Service leads; here the Service's own port 53 is served"},
 	{"(server block)", "other schemes", Refused, "Fairlead takes questions by UDP and TCP; remove the block, or keep a CoreDNS for it"},
 	{"(file)", "import", Honoured, ""},
 	{"(file)", "{$VARIABLE}", Honoured, ""},
