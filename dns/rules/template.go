@@ -5,12 +5,8 @@ package rules
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
-	tmpl "text/template"
-	"text/template/parse"
 
 	mdns "github.com/miekg/dns"
 )
@@ -65,14 +61,7 @@ type template struct {
 	Template
 	zones, through                []string
 	match                         []*matcher
-	answers, additional, authorit []*tmpl.Template
-}
-
-// data is what a template is filled in with.
-type data struct {
-	Zone, Name, Regex, Class, Type string
-	Match                          []string
-	Group                          map[string]string
+	answers, additional, authorit []*record
 }
 
 func (t Template) compile() (template, error) {
@@ -90,10 +79,10 @@ func (t Template) compile() (template, error) {
 	}
 	for _, s := range []struct {
 		texts []string
-		to    *[]*tmpl.Template
+		to    *[]*record
 	}{{t.Answer, &c.answers}, {t.Additional, &c.additional}, {t.Authority, &c.authorit}} {
 		for _, text := range s.texts {
-			p, err := compileTemplate(text)
+			p, err := newRecord(text)
 			if err != nil {
 				return c, err
 			}
@@ -101,74 +90,6 @@ func (t Template) compile() (template, error) {
 		}
 	}
 	return c, nil
-}
-
-// fields are those of data.
-var fields = map[string]bool{"Zone": true, "Name": true, "Regex": true, "Class": true, "Type": true, "Match": true, "Group": true}
-
-func compileTemplate(text string) (*tmpl.Template, error) {
-	t, err := tmpl.New("record").Funcs(tmpl.FuncMap{"parseInt": strconv.ParseUint}).Parse(text)
-	if err != nil {
-		return nil, err
-	}
-	if t.Tree == nil {
-		return nil, fmt.Errorf("template %q is empty", text)
-	}
-	return t, plain(t.Root)
-}
-
-// plain says what in a template is more than fields, variables, conditions and functions of them: what depends on more of the question
-// than its name, type and class, and what takes as long as it likes.
-func plain(n parse.Node) error {
-	field := func(name string) error {
-		if fields[name] {
-			return nil
-		}
-		return fmt.Errorf("template field .%s: a template may use %s", name, "."+strings.Join(slices.Sorted(maps.Keys(fields)), " ."))
-	}
-	all := func(nodes ...parse.Node) error {
-		for _, n := range nodes {
-			if err := plain(n); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	switch n := n.(type) {
-	case *parse.ListNode:
-		if n == nil {
-			return nil
-		}
-		return all(n.Nodes...)
-	case *parse.ActionNode:
-		return plain(n.Pipe)
-	case *parse.IfNode:
-		return all(n.Pipe, n.List, n.ElseList)
-	case *parse.PipeNode:
-		for _, c := range n.Cmds {
-			if err := all(c.Args...); err != nil {
-				return err
-			}
-		}
-		return nil
-	case *parse.FieldNode:
-		return field(n.Ident[0])
-	case *parse.VariableNode:
-		if n.Ident[0] == "$" && len(n.Ident) > 1 {
-			return field(n.Ident[1])
-		}
-		return nil
-	case *parse.ChainNode:
-		return plain(n.Node)
-	case *parse.IdentifierNode:
-		if n.Ident == "call" {
-			return fmt.Errorf("template function %s", n.Ident)
-		}
-		return nil
-	case *parse.TextNode, *parse.CommentNode, *parse.DotNode, *parse.NilNode, *parse.BoolNode, *parse.NumberNode, *parse.StringNode:
-		return nil
-	}
-	return fmt.Errorf("template part %q: a template may have fields, variables, conditions and functions", n)
 }
 
 func (t *template) fits(name []byte, qtype, qclass uint16) (verdict, *matcher) {
@@ -218,17 +139,17 @@ func (t *template) answer(name string, m *matcher, q mdns.Question) (*Answer, er
 	}
 	a := &Answer{Rcode: t.Rcode, Error: t.Error}
 	for _, s := range []struct {
-		from []*tmpl.Template
+		from []*record
 		to   *[]mdns.RR
 	}{{t.answers, &a.Answer}, {t.additional, &a.Extra}, {t.authorit, &a.Ns}} {
 		for _, p := range s.from {
-			var b strings.Builder
-			if err := p.Execute(&b, &d); err != nil {
+			text, err := p.fill(&d)
+			if err != nil {
 				return fail, fmt.Errorf("fill in template for %q: %w", name, err)
 			}
-			rr, err := mdns.NewRR(b.String())
+			rr, err := mdns.NewRR(text)
 			if err == nil && rr == nil {
-				err = fmt.Errorf("%q is no record", b.String())
+				err = fmt.Errorf("%q is no record", text)
 			}
 			if err != nil {
 				return fail, fmt.Errorf("fill in template for %q: %w", name, err)
