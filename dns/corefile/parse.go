@@ -336,7 +336,7 @@ func (p *parser) expand(t token) string {
 		for {
 			before, rest, ok := strings.Cut(s, form[0])
 			name, after, closed := strings.Cut(rest, form[1])
-			if !ok || !closed || name == "" {
+			if !ok || !closed || strings.HasPrefix(rest, "}") {
 				break
 			}
 			value, set := p.env.LookupEnv(name)
