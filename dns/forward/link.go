@@ -134,8 +134,9 @@ func (l *link) end(err error) {
 			pending++
 		}
 	}
-	// One that answers a question and then hangs up on the others takes one at a time.
-	if l.stream && pending > 0 && l.answered == 1 && errors.Is(err, errEnded) {
+	// One that hangs up on several questions, or on the second, takes one at a time. (The answer to the first is lost too if the others were not
+	// read when it hung up.)
+	if l.stream && (pending > 1 || pending == 1 && l.answered == 1) && errors.Is(err, errEnded) {
 		l.u.serial.Store(l.u.f.now() + int64(serialFor))
 	}
 	conn := l.conn

@@ -181,17 +181,17 @@ func (u *upstream) exchange(ctx context.Context, stream bool, q Question, mixed,
 		msg, question := message(q, mixed, edns, u.TLS)
 		c := &call{question: question, mixed: mixed, done: make(chan answer, 1)}
 		a := l.ask(ctx, msg, c)
-		if !stream || !errors.Is(a.err, errEnded) || ctx.Err() != nil || !l.usedBefore() {
+		if !stream || !errors.Is(a.err, errEnded) || ctx.Err() != nil || !l.shared() {
 			return a
 		}
 	}
 }
 
-// usedBefore reports whether a connection has carried more than one question: that it ended says nothing of the upstream.
-func (l *link) usedBefore() bool {
+// shared reports whether a connection has carried more than one question: that it ended says nothing of the upstream.
+func (l *link) shared() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.answered > 0 && l.asked > 1
+	return l.asked > 1
 }
 
 // ask has the upstream answer a question: over UDP first, over TCP if that was cut short or somebody seems to interfere, without EDNS if

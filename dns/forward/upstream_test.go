@@ -263,6 +263,16 @@ func start(t testing.TB, change func(*Options), upstreams ...*resolver) rig {
 	return rig{f, t, log, clock}
 }
 
+// untested has the upstreams sent nothing but what the test asks.
+func (r rig) untested() rig {
+	for _, p := range r.all {
+		for _, u := range p.upstreams {
+			u.tested.Store(true)
+		}
+	}
+	return r
+}
+
 func canceled() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
