@@ -378,9 +378,10 @@ func (f *Forwarder) resolve(q Question) (*entry, *failure) {
 	if p == nil {
 		return nil, &failure{rcode: mdns.RcodeRefused, code: mdns.ExtendedErrorCodeNotAuthoritative, text: "names like this are not forwarded", once: true}
 	}
+	places := p.places // of the pool that was asked first, wherever aliases lead
 	select {
-	case p.places <- struct{}{}:
-		defer func() { <-p.places }()
+	case places <- struct{}{}:
+		defer func() { <-places }()
 	default:
 		f.metrics.rejects.Inc()
 		return nil, &failure{rcode: mdns.RcodeRefused, code: mdns.ExtendedErrorCodeOther, text: "too many questions are waiting for upstreams", once: true}

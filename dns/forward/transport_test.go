@@ -159,8 +159,11 @@ func TestBadStreams(t *testing.T) {
 		"silent":   func(r *resolver, conn net.Conn) { r.oneByOne(conn, silent) },
 		"half":     func(r *resolver, conn net.Conn) { q := r.read(conn); sendHalf(q, conn); r.oneByOne(conn, silent) },
 		"half end": func(r *resolver, conn net.Conn) { sendHalf(r.read(conn), conn) },
-		"garbage":  func(r *resolver, conn net.Conn) { r.read(conn); conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n" + strings.Repeat("x", 20000))) },
-		"empty":    func(r *resolver, conn net.Conn) { r.read(conn); conn.Write([]byte{0, 0}); r.oneByOne(conn, silent) },
+		"garbage": func(r *resolver, conn net.Conn) {
+			r.read(conn)
+			conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n" + strings.Repeat("x", 20000)))
+		},
+		"empty": func(r *resolver, conn net.Conn) { r.read(conn); conn.Write([]byte{0, 0}); r.oneByOne(conn, silent) },
 		"other id": func(r *resolver, conn net.Conn) {
 			r.oneByOne(conn, says(func(m *mdns.Msg) { m.Id++; m.Answer = rrs(m.Question[0].Name + " 60 IN A 203.0.113.66") }))
 		},
