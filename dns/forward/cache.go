@@ -6,6 +6,8 @@ package forward
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -92,13 +94,29 @@ func newCache(size int) *cache {
 	return c
 }
 
-// cost is what an entry takes of the bound: its memory, rounded up as the allocator does by an eighth at most.
+// cost is what an entry takes of the bound, with the allocator's rounding.
 func (e *entry) cost() int {
-	n := int(unsafe.Sizeof(*e)) + len(e.blob)
+	n := entrySize + e.room
 	if e.why != nil {
-		n += int(unsafe.Sizeof(*e.why)) + len(e.why.text)
+		n += failureSize
 	}
-	return n + n/8 + 16
+	return n
+}
+
+// The allocator's sizes for an entry, and for a failure with the longest text.
+var (
+	entrySize   = cap(slices.Grow([]byte(nil), int(unsafe.Sizeof(entry{}))))
+	failureSize = cap(slices.Grow([]byte(nil), int(unsafe.Sizeof(failure{})))) + cap(slices.Grow([]byte(nil), maxText))
+)
+
+// set gives an entry its octets.
+func (e *entry) set(key, records, places []byte) {
+	var b strings.Builder
+	b.Grow(len(key) + len(records) + len(places))
+	b.Write(key)
+	b.Write(records)
+	b.Write(places)
+	e.blob, e.room, e.key, e.body = b.String(), b.Cap(), len(key), len(records)
 }
 
 // appendKey makes the key of a question, or of all types of its name.
@@ -286,8 +304,9 @@ func (f *Forwarder) putFailure(q Question, why *failure, now int64) {
 		return
 	}
 	s.mu.Unlock()
-	c.put(&entry{blob: string(key), key: len(key), rcode: uint8(why.rcode), denial: true, why: why, stored: now, until: retry,
-		retry: retry, pause: pause, recovery: f.recoveries.Load()})
+	e := &entry{rcode: uint8(why.rcode), denial: true, why: why, stored: now, until: retry, retry: retry, pause: pause, recovery: f.recoveries.Load()}
+	e.set(key, nil, nil)
+	c.put(e)
 }
 
 // evict makes room, and reports whether there was anything to take.

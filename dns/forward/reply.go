@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -17,7 +18,9 @@ const (
 	headerSize = 12
 	// staleTTL is the TTL of an answer that is past its time, in seconds (RFC 8767, section 4).
 	staleTTL = 30
-	bitAD    = 0x20
+	// maxText is the longest text of a failure, in octets, so that it fits in an answer.
+	maxText = 200
+	bitAD   = 0x20
 )
 
 // Question is what a client asks, in class IN.
@@ -45,6 +48,7 @@ func (q Question) flags() (f byte) {
 type entry struct {
 	blob       string // the key, the records, the places of the TTLs
 	key, body  int    // lengths
+	room       int    // the memory that blob takes
 	an, ns, ar uint16
 	rcode      uint8
 	ad         bool
@@ -83,7 +87,7 @@ func (f *failure) Error() string { return f.text }
 // fail makes a failure whose text fits in an answer.
 func fail(rcode int, code uint16, format string, args ...any) *failure {
 	text := fmt.Sprintf(format, args...)
-	return &failure{rcode: rcode, code: code, text: text[:min(len(text), 200)]}
+	return &failure{rcode: rcode, code: code, text: strings.Clone(text[:min(len(text), maxText)])}
 }
 
 // append writes an answer behind a header and the client's question, each record with the same TTL: that of the one that ends first. No cache
@@ -180,20 +184,20 @@ func pack(key, name []byte, qtype uint16, w *found) (*entry, error) {
 	case len(b) < start || len(b) > mdns.MaxMsgSize || string(b[headerSize:start-4]) != string(name):
 		return nil, errors.New("pack answer: it does not fit its question")
 	}
-	e := &entry{key: len(key), body: len(b) - start, rcode: uint8(w.rcode), ad: w.ad, denial: w.denial, crossed: w.crossed,
+	e := &entry{rcode: uint8(w.rcode), ad: w.ad, denial: w.denial, crossed: w.crossed,
 		an: uint16(len(w.answer)), ns: uint16(len(w.ns)), ar: uint16(len(w.extra))}
-	blob := append(append(make([]byte, 0, len(key)+e.body+2*(len(w.answer)+len(w.ns)+len(w.extra))), key...), b[start:]...)
+	places := make([]byte, 0, 2*(len(w.answer)+len(w.ns)+len(w.extra)))
 	for at, i := start, 0; at < len(b); i++ {
 		begin := at
 		if at, err = skipName(b, at); err != nil || at+10 > len(b) {
 			return nil, errors.New("pack answer: it cannot be read again")
 		}
-		blob = binary.BigEndian.AppendUint16(blob, uint16(at+4-start))
+		places = binary.BigEndian.AppendUint16(places, uint16(at+4-start))
 		rrtype, owner := binary.BigEndian.Uint16(b[at:]), at-begin
 		at += 10 + int(binary.BigEndian.Uint16(b[at+8:]))
 		e.mayTurn(begin-start, at-begin, owner == 2 && (rrtype == mdns.TypeA || rrtype == mdns.TypeAAAA) && rrtype == qtype && i < len(w.answer))
 	}
-	e.blob = string(blob)
+	e.set(key, b[start:], places)
 	return e, nil
 }
 
