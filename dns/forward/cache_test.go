@@ -456,7 +456,7 @@ func FuzzCache(f *testing.F) {
 		f.Add(b, true)
 	}
 	f.Fuzz(func(t *testing.T, ops []byte, small bool) {
-		size := 4 << 20
+		size := 256 << 10 // all there can be has room
 		if small {
 			size = 4096
 		}
@@ -470,6 +470,7 @@ func FuzzCache(f *testing.F) {
 			failed int64 // until then
 		}
 		model := make(map[string]value)
+		ops = ops[:min(len(ops), 3000)] // long ones tell no more, and take long
 		now := int64(time.Second)
 		for ; len(ops) >= 3; ops = ops[3:] {
 			q := question(fmt.Sprintf("n%d.example.", ops[1]%16), []uint16{typeA, typeAAAA}[ops[1]>>4&1])
@@ -542,7 +543,9 @@ func FuzzCache(f *testing.F) {
 					}
 				}
 			}
-			fw.cache.verify(t)
+			if len(ops)%16 < 3 {
+				fw.cache.verify(t)
+			}
 		}
 	})
 }

@@ -12,8 +12,12 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// maxChain bounds the aliases that lead from a name to its records, however many messages they come in.
-const maxChain = 16
+const (
+	// maxChain bounds the aliases that lead from a name to its records, however many messages they come in.
+	maxChain = 16
+	// maxProofs bounds the records looked at for a proof, which consists of a few.
+	maxProofs = 32
+)
 
 var errReferral = errors.New("it refers to other servers: it is no resolver")
 
@@ -94,11 +98,14 @@ func (c *chain) signatures(to *[]mdns.RR, from []mdns.RR, name string, covered u
 	}
 }
 
-// mine reports whether a record is in class IN, of a name in lower case, and no pseudo-record.
+// mine reports whether a record is in class IN, of a name in lower case, no pseudo-record, and not empty, as in updates only.
 func mine(rr mdns.RR, name string) bool {
 	h := rr.Header()
 	switch h.Rrtype {
 	case mdns.TypeOPT, mdns.TypeTSIG, mdns.TypeTKEY, mdns.TypeSIG:
+		return false
+	}
+	if h.Rdlength == 0 {
 		return false
 	}
 	return h.Class == mdns.ClassINET && len(h.Name) == len(name) && strings.EqualFold(h.Name, name)
@@ -157,10 +164,10 @@ func (c *chain) deny(m *mdns.Msg, aliases bool) (bool, error) {
 	c.rcode = m.Rcode
 	for _, rr := range m.Ns {
 		soa, ok := rr.(*mdns.SOA)
-		if !ok || soa.Hdr.Class != mdns.ClassINET || !mdns.IsSubDomain(soa.Hdr.Name, c.end) {
+		zone := strings.ToLower(rr.Header().Name)
+		if !ok || !mine(soa, zone) || !mdns.IsSubDomain(zone, c.end) {
 			continue
 		}
-		zone := strings.ToLower(soa.Hdr.Name)
 		soa.Hdr.Ttl = min(soa.Hdr.Ttl, soa.Minttl) // RFC 2308, section 5
 		c.ns = append(c.ns, c.own(soa, zone))
 		c.signatures(&c.ns, m.Ns, zone, mdns.TypeSOA)
@@ -186,10 +193,14 @@ func (c *chain) proofs(rrs []mdns.RR) {
 	if !c.do {
 		return
 	}
+	seen := 0
 	for _, rr := range rrs {
 		h := rr.Header()
 		if h.Rrtype != mdns.TypeNSEC && h.Rrtype != mdns.TypeNSEC3 {
 			continue
+		}
+		if seen++; seen > maxProofs {
+			return
 		}
 		name := strings.ToLower(h.Name)
 		if mine(rr, name) && slices.ContainsFunc(rrs, func(other mdns.RR) bool { return c.signs(other, name, h.Rrtype) }) {

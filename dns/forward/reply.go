@@ -184,6 +184,9 @@ func pack(key, name []byte, qtype uint16, w *found) (*entry, error) {
 	case len(b) < start || len(b) > mdns.MaxMsgSize || string(b[headerSize:start-4]) != string(name):
 		return nil, errors.New("pack answer: it does not fit its question")
 	}
+	if err := new(mdns.Msg).Unpack(b); err != nil { // what can be read cannot always be read again
+		return nil, fmt.Errorf("pack answer: %w", err)
+	}
 	e := &entry{rcode: uint8(w.rcode), ad: w.ad, denial: w.denial, crossed: w.crossed,
 		an: uint16(len(w.answer)), ns: uint16(len(w.ns)), ar: uint16(len(w.extra))}
 	places := make([]byte, 0, 2*(len(w.answer)+len(w.ns)+len(w.extra)))

@@ -37,7 +37,7 @@ func large(n int) script {
 func TestTruncatedGoesOverTCP(t *testing.T) {
 	for _, n := range []int{100, 4090} {
 		up := newResolver(t, large(n))
-		r := start(t, nil, up)
+		r := start(t, func(o *Options) { o.Timeout = 4 * time.Second }, up)
 		for range 2 {
 			m := r.ask("big.example.com.", typeA)
 			if len(m.Answer) != n || m.Truncated || m.Answer[n-1].(*mdns.A).A.String() != fmt.Sprintf("10.1.%d.%d", (n-1)>>8, (n-1)&255) {
