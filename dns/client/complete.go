@@ -70,7 +70,7 @@ type Completion[A any] struct {
 //
 //	           NXDOMAIN  NODATA    SERVFAIL            ends with
 //	glibc      goes on   goes on   goes on             any record at either type
-//	musl       goes on   stops     stops after retries an address; 1.2: unless the other type is NXDOMAIN, by which it goes on
+//	musl       goes on   stops     waits, then stops   an address; from 1.2.3: unless the other type is NXDOMAIN, by which it goes on
 //	Go         goes on   goes on   retries, goes on    an address of either type
 //	c-ares     goes on   goes on   stops               an address of either type
 //

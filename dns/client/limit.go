@@ -101,9 +101,9 @@ type limiter struct {
 	dropped [kinds]atomic.Uint64
 }
 
-// admit decides about one query. A pod beyond its rate is refused rather than met with silence: its resolver gives up at once instead of asking
-// again every few seconds, and its owner sees an error that is not a timeout. TC would send it to TCP, which costs more than the answer. What
-// comes at twice the rate is dropped: refusing costs as much as answering.
+// admit decides about one query. A pod beyond its rate is refused rather than met with silence: most resolvers then give up at once instead of
+// asking again every few seconds (musl's takes both for silence), and an error that is not a timeout is soon understood. TC would send it to
+// TCP, which costs more than the answer. What comes at twice the rate is dropped: refusing costs as much as answering.
 func (l *limiter) admit(c Client, a netip.Addr, now int64) Verdict {
 	switch c.Kind {
 	case Stranger:

@@ -136,7 +136,8 @@ search:
 }
 
 // muslSearch is name_from_dns_search of musl's src/network/lookup_name.c: with dots enough there is no search at all. each is name_from_dns: a
-// result, or nothing if the next name is to be tried.
+// result, or nothing if the next name is to be tried. res_msend.c takes SERVFAIL and REFUSED for no answers at all, and waits for better ones until
+// its time is up.
 func muslSearch(l lookup, each func([]reply) *result) result {
 	names := l.names()
 	if strings.Count(l.name, ".") >= l.ndots {
@@ -160,14 +161,12 @@ func musl11(l lookup) result {
 		switch {
 		case len(addrs) > 0:
 			return &result{addrs: addrs}
-		case replies[0].rcode == mdns.RcodeServerFailure:
+		case replies[0].failed():
 			return &result{err: "again"}
 		case replies[0].rcode == mdns.RcodeSuccess:
 			return &result{err: "no name"}
-		case replies[0].rcode == mdns.RcodeNameError:
-			return nil
 		}
-		return &result{err: "fail"}
+		return nil
 	})
 }
 
@@ -175,14 +174,11 @@ func musl11(l lookup) result {
 func musl12(l lookup) result {
 	return muslSearch(l, func(replies []reply) *result {
 		for _, r := range replies {
-			switch r.rcode {
-			case mdns.RcodeServerFailure:
+			switch {
+			case r.failed():
 				return &result{err: "again"}
-			case mdns.RcodeNameError:
+			case r.rcode == mdns.RcodeNameError:
 				return nil
-			case mdns.RcodeSuccess:
-			default:
-				return &result{err: "fail"}
 			}
 		}
 		if addrs := found(replies...); len(addrs) > 0 {
