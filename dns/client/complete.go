@@ -22,7 +22,8 @@ type Outcome struct {
 	Rcode int
 	// Records says that the answer section is not empty.
 	Records bool
-	// Ours says that the name is in the cluster's zones, where it exists for all types or for none.
+	// Ours says that the name is in the cluster's zones, where it exists for all types or for none. An alias that leads out of them (an
+	// ExternalName Service) is not, as what is at its end is not.
 	Ours bool
 	// Suppressed says that nobody was asked, because [Clients.Suppress] said so.
 	Suppressed bool
@@ -48,7 +49,8 @@ type Completion[A any] struct {
 // not NXDOMAIN: with Records, an alias (CNAME) from the name asked for to Name and then those records; without, only its response code, NODATA
 // and failures included, with no alias. The alias may be kept for as long as an NXDOMAIN may be.
 //
-// ask is what there is at a name for a type. It is called with A and AAAA only.
+// ask is what there is at a name for a type, A or AAAA. It is called up to twice for each name and should give up, with SERVFAIL, when the time for
+// the one question is up: resolvers wait 5 s.
 //
 // # Why the result is the same
 //
