@@ -78,12 +78,24 @@ func (c *Clients) Admit(cl Client, a netip.Addr, now int64) Verdict {
 //
 // There is no such thing for A and pods that have IPv6 only: those reach IPv4 through translators (NAT64, 464XLAT), whose clients need
 // the A record, or the AAAA that a DNS64 makes of it.
+//
+// It counts, so it is to be asked once for a question, where an upstream would be asked otherwise; [Clients.Suppresses] is for looking ahead.
 func (c *Clients) Suppress(cl Client, qtype uint16, outside bool) bool {
-	if qtype != mdns.TypeAAAA || !outside || cl.Pod == nil || cl.Pod.IPv6 || c.settings.AAAA == Off {
+	if !outside || c.settings.AAAA == Off || !needless(cl, qtype) {
 		return false
 	}
 	c.suppressed.Add(1)
 	return c.settings.AAAA == On
+}
+
+// Suppresses is what [Clients.Suppress] will say of a name outside, and counts nothing.
+func (c *Clients) Suppresses(cl Client, qtype uint16) bool {
+	return c.settings.AAAA == On && needless(cl, qtype)
+}
+
+// needless reports whether a question is for addresses that the client cannot reach.
+func needless(cl Client, qtype uint16) bool {
+	return qtype == mdns.TypeAAAA && cl.Pod != nil && !cl.Pod.IPv6
 }
 
 // Completion is whether questions are completed: if [On], an NXDOMAIN to a question that [Pod.Completes] is given to [Complete]; if

@@ -58,6 +58,9 @@ func TestSuppress(t *testing.T) {
 	} {
 		for _, m := range []Mode{Off, CountOnly, On} {
 			c := New(Settings{AAAA: m})
+			if tt.outside && c.Suppresses(tt.client, tt.qtype) != (tt.want && m == On) || c.suppressed.Load() != 0 {
+				t.Errorf("%+v, %s: looking ahead says otherwise, or counts", tt, m)
+			}
 			got, n := c.Suppress(tt.client, tt.qtype, tt.outside), c.suppressed.Load()
 			if got != (tt.want && m == On) || n != 0 != (tt.want && m != Off) {
 				t.Errorf("%+v, %s: suppressed %t, counted %d", tt, m, got, n)

@@ -47,7 +47,8 @@ type Completion[A any] struct {
 // Complete goes on with a question of a pod whose answer is NXDOMAIN without any record, as the pod's resolver would: with the other search
 // domains, then with the name alone. It returns false if the answer is to stay as it is. Otherwise the answer is that of the first name that is
 // not NXDOMAIN: with Records, an alias (CNAME) from the name asked for to Name and then those records; without, only its response code, NODATA
-// and failures included, with no alias. The alias may be kept for as long as an NXDOMAIN may be.
+// and failures included, with no alias. Alias and NODATA may be kept for as long as the NXDOMAIN may be, so that the authority section of NODATA
+// is the NXDOMAIN's: another zone's SOA could have it kept for hours. Nothing of it is verified (AD), whatever the records were.
 //
 // ask is what there is at a name for a type, A or AAAA. It is called up to twice for each name and should give up, with SERVFAIL, when the time for
 // the one question is up: resolvers wait 5 s.

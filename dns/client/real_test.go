@@ -173,8 +173,8 @@ func TestRealResolvers(t *testing.T) {
 	r := random(t)
 	j := newJudge(t)
 	seen := map[string]int{}
-	for i := range 40 {
-		// musl meets failures with silence until its time is up, which makes them dear.
+	for i := range 25 {
+		// musl waits for better answers than failures until its time is up, which makes them dear.
 		w := names{seed: maphash.MakeSeed(), suppress: r.IntN(3) == 0, sound: i != 0}
 		var node []string
 		if r.IntN(2) == 0 {
@@ -188,7 +188,9 @@ func TestRealResolvers(t *testing.T) {
 		plain := func(name string, qtype uint16) (reply, string) { r, _ := w.there(name, qtype); return r, name }
 		completed := func(name string, qtype uint16) (reply, string) { return w.completed(p, name, qtype) }
 		for name, real := range resolvers {
-			l.types = real.types
+			if l.types = real.types; !w.sound && name != "musl-gcc 0" && strings.HasPrefix(name, "musl") {
+				continue
+			}
 			for how, answer := range map[string]func(string, uint16) (reply, string){"plain": plain, "completed": completed} {
 				want := map[string]bool{}
 				l.ask = func(name string, qtype uint16) reply {

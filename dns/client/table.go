@@ -27,7 +27,8 @@ const (
 	OtherPod
 	// Node is a node of the cluster: its own processes, its host network pods, and whatever it masquerades.
 	Node
-	// Loopback is this host, by a loopback address.
+	// Loopback is this host, by a loopback address or by one of the cluster DNS's: a question to an address that is delivered here comes from
+	// that very address.
 	Loopback
 	// Extra is in a range that the configuration lets in.
 	Extra
@@ -76,9 +77,10 @@ type Table struct {
 	options Options
 	pods    addrMap[Client]
 	podOf   map[*model.Pod]*Pod
-	nodes   addrMap[struct{}]
-	ranges  []span // of pods and of Extra, in order, none overlapping another
+	nodes   addrMap[Kind] // and what else is a host's
+	ranges  []span        // of pods and of Extra, in order, none overlapping another
 
+	dns       []netip.Addr
 	fromPods  model.Table[model.Name, *model.Pod]
 	fromNodes model.Table[string, *model.Node]
 }
@@ -92,7 +94,7 @@ func NewTable(o Options) *Table {
 
 // Next is the table for a later snapshot. With the same pods and nodes it is the same table.
 func (t *Table) Next(s *model.Snapshot) *Table {
-	pods, nodes := differ(t.fromPods, s.Pods), false
+	pods, nodes := differ(t.fromPods, s.Pods), !slices.Equal(t.dns, s.DNS)
 	for _, c := range model.Diff(t.fromNodes, s.Nodes) {
 		if !c.HadOld || !c.HasNew || !slices.Equal(c.Old.Addrs, c.New.Addrs) || !slices.Equal(c.Old.PodCIDRs, c.New.PodCIDRs) {
 			nodes = true
@@ -108,7 +110,7 @@ func (t *Table) Next(s *model.Snapshot) *Table {
 		n.pods, n.podOf = n.newPods(t)
 	}
 	if nodes {
-		n.fromNodes = s.Nodes
+		n.fromNodes, n.dns = s.Nodes, s.DNS
 		n.nodes = n.newNodes()
 		n.ranges = n.newRanges()
 	}
@@ -184,16 +186,19 @@ func (t *Table) newPod(p *model.Pod) *Pod {
 	}
 }
 
-func (t *Table) newNodes() addrMap[struct{}] {
-	n := 0
+func (t *Table) newNodes() addrMap[Kind] {
+	n := len(t.dns)
 	for _, node := range t.fromNodes.All() {
 		n += len(node.Addrs)
 	}
-	m := newAddrMap[struct{}](n)
+	m := newAddrMap[Kind](n)
 	for _, node := range t.fromNodes.All() {
 		for _, a := range node.Addrs {
-			m.set(a, struct{}{})
+			m.set(a, Node)
 		}
+	}
+	for _, a := range t.dns {
+		m.set(a, Loopback)
 	}
 	return m
 }
@@ -227,8 +232,8 @@ func (t *Table) Lookup(a netip.Addr) Client {
 	if c, ok := t.pods.get(k); ok {
 		return c
 	}
-	if _, ok := t.nodes.get(k); ok {
-		return Client{Kind: Node}
+	if kind, ok := t.nodes.get(k); ok {
+		return Client{Kind: kind}
 	}
 	if a.Unmap().IsLoopback() {
 		return Client{Kind: Loopback}

@@ -38,7 +38,7 @@ func random(t testing.TB) *rand.Rand {
 }
 
 func TestLookup(t *testing.T) {
-	b := model.NewBuilder(model.Config{Self: "n1"})
+	b := model.NewBuilder(model.Config{Self: "n1", DNS: addrs("10.96.0.10", "fd00:96::a")})
 	b.SetNode(model.Node{Name: "n1", Addrs: addrs("192.0.2.1", "2001:db8::1"), PodCIDRs: prefixes("10.244.1.0/24", "fd00:244:1::/64")})
 	b.SetNode(model.Node{Name: "n2", Addrs: addrs("192.0.2.2")})
 	pod := func(name string, set func(*model.Pod), a ...string) {
@@ -67,7 +67,7 @@ func TestLookup(t *testing.T) {
 		"10.244.1.9": "other_pod", "10.244.0.0": "other_pod", "10.244.255.255": "other_pod", "fd00:244:1::6": "other_pod",
 		"10.243.255.255": "extra", "10.245.0.0": "extra", "10.0.0.0": "extra", "10.255.255.255": "extra", "11.0.0.0": "stranger", "9.255.255.255": "stranger",
 		"198.51.100.7": "extra", "198.51.101.0": "stranger", "fd00:244:0:ffff:ffff:ffff:ffff:ffff": "extra", "fd00:244:1:1::": "extra", "fd00:245::": "stranger",
-		"127.0.0.1": "loopback", "127.255.0.1": "loopback", "::1": "loopback", "::ffff:127.0.0.1": "loopback",
+		"127.0.0.1": "loopback", "127.255.0.1": "loopback", "::1": "loopback", "::ffff:127.0.0.1": "loopback", "10.96.0.10": "loopback", "fd00:96::a": "loopback", "10.96.0.11": "extra",
 		"::": "stranger", "0.0.0.0": "stranger", "fe80::1%eth0": "stranger", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff": "stranger",
 	} {
 		c := table.Lookup(netip.MustParseAddr(addr))
