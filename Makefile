@@ -12,7 +12,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service compare-dns check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,15 @@ bench/bin/kube-proxy bench/bin/kube-controller-manager: bench/go.mod
 
 bench-service: build bench/bin/kube-proxy bench/bin/kube-controller-manager ## Fairlead beside kube-proxy and kube-controller-manager; needs root, under 40 minutes; BENCH='-quick -run change' for less
 	cd bench && $(GO) build -o bin/ . && bin/bench -docs ../docs $(BENCH)
+
+# As its makers release it: with the dependencies of its own module, which bench/go.mod would replace.
+COREDNS = v1.14.7
+bench/bin/coredns: Makefile
+	GOBIN=$(CURDIR)/bench/bin $(GO) install -ldflags '-s -w' github.com/coredns/coredns@$(COREDNS)
+	@touch $@
+
+compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,000 questions; a difference that docs/dns.md does not have fails; needs root; COMPARE='-seed 1' for others
+	cd bench && $(GO) build -o bin/ . && bin/bench compare-dns $(COMPARE)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

@@ -42,6 +42,9 @@ func run(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if name == "compare-dns" {
+		return compareDNS(ctx, args[1:])
+	}
 	return measure(ctx, args)
 }
 
