@@ -18,6 +18,10 @@ need iptables-save iptables
 need curl curl
 need getent libc-bin
 need git git
+need gcc gcc
+need musl-gcc musl-tools
+need node nodejs
+[ -e /usr/include/resolv.h ] || missing="$missing libc6-dev"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
