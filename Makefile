@@ -12,7 +12,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service compare-dns check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns compare-dns check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,10 @@ bench/bin/coredns: Makefile
 
 compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,000 questions; a difference that docs/dns.md does not have fails; needs root; COMPARE='-seed 1' for others
 	cd bench && $(GO) build -o bin/ . && bin/bench compare-dns $(COMPARE)
+
+bench-dns: build bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd, Knot, NSD, Unbound and bare echoes as yardsticks; needs root, under 40 minutes; BENCH='-quick -run load' for less
+	@hack/deps.sh bench-dns
+	cd bench && $(GO) build -o bin/ . && cc -O2 -o bin/echo echo/echo.c && bin/bench dns -docs ../docs $(BENCH)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

@@ -24,6 +24,8 @@ type figure struct {
 	High    float64 `json:"high,omitempty"`
 	Goal    string  `json:"goal,omitempty"`
 	Met     *bool   `json:"met,omitempty"`
+	// Missing says why something was not measured.
+	Missing string `json:"missing,omitempty"`
 	// X is the number of Services, for plots.
 	X int `json:"x,omitempty"`
 	// Spread is of Fairlead's rounds: the least and the most.

@@ -39,32 +39,66 @@ func run(args []string) error {
 		return answer(args[1:])
 	case "storm":
 		return storm(args[1:], os.Stdout)
+	case "dnsload":
+		return dnsload(args[1:], os.Stdout)
+	case "echo":
+		return echo(args[1:])
+	case "upstream":
+		return upstream(args[1:])
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if name == "compare-dns" {
 		return compareDNS(ctx, args[1:])
 	}
-	return measure(ctx, args)
+	if name == "dns" {
+		return measure(ctx, dnsChapter, args[1:])
+	}
+	return measure(ctx, serviceChapter, args)
 }
 
 // programs are the paths of what is measured, and of this program, which is also the client and the server in the pods.
 type programs struct {
-	bench, fairlead, fairleadServer, kubeProxy, kubeControllerManager string
+	bench, fairlead, fairleadServer, kubeProxy, kubeControllerManager, coreDNS string
+
+	built string // the folder with the rivals that are built here
 }
 
-// experiments in the order in which they run.
-var experiments = []struct {
+// experiment is a section of a page.
+type experiment struct {
 	name string
 	run  func(context.Context, *suite) error
-}{
-	{"start", coldStarts},
-	{"change", changes},
-	{"rolling", rollingChange},
-	{"memory", memories},
-	{"connect", connections},
-	{"slices", sliceWrites},
-	{"replace", replacement},
+}
+
+// chapter is what one make target measures and writes a page about.
+type chapter struct {
+	page    string // of docs, without .md
+	numbers string // in docs/benchmarks, without .json
+	target  string
+	// experiments in the order in which they run.
+	experiments []experiment
+	// needs are the programs that there must be.
+	needs    func(programs) []string
+	versions func(programs) map[string]string
+	template string
+	plots    func([]figure) map[string]string
+}
+
+var serviceChapter = &chapter{
+	page: "benchmarks", numbers: "results", target: "bench-service",
+	experiments: []experiment{
+		{"start", coldStarts},
+		{"change", changes},
+		{"rolling", rollingChange},
+		{"memory", memories},
+		{"connect", connections},
+		{"slices", sliceWrites},
+		{"replace", replacement},
+	},
+	needs: func(p programs) []string {
+		return []string{p.fairlead, p.fairleadServer, p.kubeProxy, p.kubeControllerManager}
+	},
+	versions: serviceVersions, template: pageTemplate, plots: plots,
 }
 
 // begun is when the program was started, for progress.
@@ -75,16 +109,16 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func measure(ctx context.Context, args []string) error {
+func measure(ctx context.Context, c *chapter, args []string) error {
 	var all []string
-	for _, e := range experiments {
+	for _, e := range c.experiments {
 		all = append(all, e.name)
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	root := flags.String("root", "..", "the repository, with bin/ and bench/bin/ built")
 	names := flags.String("run", strings.Join(all, ","), "figures to measure, with commas")
 	quick := flags.Bool("quick", false, "small and short: shows that everything works, the numbers are not to be used")
-	docs := flags.String("docs", "", "folder to write benchmarks.md and its plots to; what was not measured now is taken from the last time")
+	docs := flags.String("docs", "", "folder to write the page and its plots to; what was not measured now is taken from the last time")
 	limit := flags.Duration("limit", 45*time.Minute, "end after this time, whatever is left")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -103,12 +137,12 @@ func measure(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
-	s, err := newSuite(*root, *quick)
+	s, err := newSuite(c, *root, *quick)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	for _, e := range experiments {
+	for _, e := range c.experiments {
 		if !slices.Contains(wanted, e.name) {
 			continue
 		}

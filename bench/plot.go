@@ -153,7 +153,9 @@ func barPlot(title, yName string, groups []string, bars []series) string {
 			fmt.Fprintf(&d, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x+2, atY(v), width-4, v/top*height, colours[j%len(colours)])
 			d.text(x+width/2, atY(v)-4, "middle", "normal", number(v))
 		}
-		d.text(plotLeft+(float64(i)+0.5)*group, plotHeight-plotBottom+16, "middle", "normal", name)
+		for row, part := range strings.Split(name, "\n") {
+			d.text(plotLeft+(float64(i)+0.5)*group, float64(plotHeight-plotBottom+16+13*row), "middle", "normal", part)
+		}
 	}
 	d.legend(bars)
 	return d.end()

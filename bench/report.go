@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// results are what docs/benchmarks/results.json keeps: the last figures of each section, and on what they were measured.
+// results are what docs/benchmarks keeps as JSON: the last figures of each section, and on what they were measured.
 type results struct {
 	Quick    bool              `json:"quick,omitempty"` // not to be used
 	Machine  string            `json:"machine"`
@@ -30,7 +30,7 @@ type results struct {
 
 // writeDocs writes the page, its plots and the numbers behind them. Sections that were not measured now keep what they had.
 func (s *suite) writeDocs(dir string) error {
-	path := filepath.Join(dir, "benchmarks", "results.json")
+	path := filepath.Join(dir, "benchmarks", s.chapter.numbers+".json")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make folder of plots: %w", err)
 	}
@@ -42,30 +42,30 @@ func (s *suite) writeDocs(dir string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read earlier results: %w", err)
 	}
-	now := results{Quick: s.quick, Machine: machine(), Kernel: kernel(), Versions: s.versions(), Figures: merge(old.Figures, s.figures)}
+	now := results{Quick: s.quick, Machine: machine(), Kernel: kernel(), Versions: s.chapter.versions(s.programs), Figures: merge(s.chapter.experiments, old.Figures, s.figures)}
 	if text, err = json.MarshalIndent(now, "", "  "); err != nil {
 		return fmt.Errorf("encode results: %w", err)
 	}
 	files := map[string][]byte{path: append(text, '\n')}
-	for name, svg := range plots(now.Figures) {
+	for name, svg := range s.chapter.plots(now.Figures) {
 		files[filepath.Join(dir, "benchmarks", name+".svg")] = []byte(svg)
 	}
-	page, err := now.page()
+	page, err := s.chapter.write(now)
 	if err != nil {
 		return err
 	}
-	files[filepath.Join(dir, "benchmarks.md")] = page
+	files[filepath.Join(dir, s.chapter.page+".md")] = page
 	for path, text := range files {
 		if err := os.WriteFile(path, text, 0o644); err != nil {
 			return fmt.Errorf("write results: %w", err)
 		}
 	}
-	progress("wrote %s", filepath.Join(dir, "benchmarks.md"))
+	progress("wrote %s", filepath.Join(dir, s.chapter.page+".md"))
 	return nil
 }
 
 // merge puts the sections that were measured now in the place of what they had, in the order of the experiments.
-func merge(old, now []figure) (all []figure) {
+func merge(experiments []experiment, old, now []figure) (all []figure) {
 	measured := map[string]bool{}
 	for _, f := range now {
 		measured[f.Section] = true
@@ -108,21 +108,22 @@ func kernel() string {
 	return "Linux " + release
 }
 
-// versions asks the programs.
-func (s *suite) versions() map[string]string {
-	ask := func(argv ...string) string {
-		out, err := exec.Command(argv[0], argv[1:]...).Output()
-		if err != nil {
-			return "unknown"
-		}
-		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-		return first
+// firstLine is the first line of what a program says of its version.
+func firstLine(argv ...string) string {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil && len(out) == 0 {
+		return "unknown"
 	}
+	first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return first
+}
+
+func serviceVersions(p programs) map[string]string {
 	return map[string]string{
-		"Fairlead":                strings.TrimPrefix(ask(s.programs.fairlead, "--version"), "fairlead version "),
-		"kube-proxy":              ask(s.programs.kubeProxy, "--version"),
-		"kube-controller-manager": ask(s.programs.kubeControllerManager, "--version"),
-		"nft":                     ask("nft", "--version"),
+		"Fairlead":                strings.TrimPrefix(firstLine(p.fairlead, "--version"), "fairlead version "),
+		"kube-proxy":              firstLine(p.kubeProxy, "--version"),
+		"kube-controller-manager": firstLine(p.kubeControllerManager, "--version"),
+		"nft":                     firstLine("nft", "--version"),
 		"Go":                      runtime.Version(),
 	}
 }
@@ -179,11 +180,11 @@ func connectBars(figures []figure) (groups []string, bars []series) {
 //go:embed benchmarks.md.tmpl
 var pageTemplate string
 
-// page is docs/benchmarks.md.
-func (r results) page() ([]byte, error) {
-	t, err := template.New("benchmarks.md").Funcs(template.FuncMap{
+// write makes the page of results.
+func (c *chapter) write(r results) ([]byte, error) {
+	t, err := template.New(c.page + ".md").Funcs(template.FuncMap{
 		"number": number,
-		"plots":  func() map[string]string { return plots(r.Figures) },
+		"plots":  func() map[string]string { return c.plots(r.Figures) },
 		"of": func(section string) (out []figure) {
 			for _, f := range r.Figures {
 				if f.Section == section {
@@ -201,7 +202,7 @@ func (r results) page() ([]byte, error) {
 			return out
 		},
 		"yes": func(b *bool) bool { return b != nil && *b },
-	}).Parse(pageTemplate)
+	}).Parse(c.template)
 	if err != nil {
 		return nil, fmt.Errorf("parse the page's template: %w", err)
 	}

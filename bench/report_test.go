@@ -17,7 +17,7 @@ import (
 
 // sample is a result of every experiment.
 func sample() *suite {
-	s := &suite{out: json.NewEncoder(io.Discard)}
+	s := &suite{chapter: serviceChapter, out: json.NewEncoder(io.Discard)}
 	for _, n := range []int{10, 1000, 10000} {
 		x := float64(n)
 		s.compare(figure{Section: "start", Figure: fmt.Sprintf("cold start after listing at %d Services", n), Unit: "ms", X: n}, proxy.name,
@@ -66,7 +66,7 @@ func TestWriteDocs(t *testing.T) {
 		}
 	}
 
-	again := &suite{out: json.NewEncoder(io.Discard)}
+	again := &suite{chapter: serviceChapter, out: json.NewEncoder(io.Discard)}
 	again.contrast(figure{Section: "memory", Figure: "memory", Unit: "MiB", Value: 5}, proxy.name, 20, share, atMost(0.25))
 	if err := again.writeDocs(dir); err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestPageIsOfItsNumbers(t *testing.T) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	page, err := r.page()
+	page, err := serviceChapter.write(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,16 +14,19 @@ import (
 
 // suite is one run of the program.
 type suite struct {
+	chapter  *chapter
 	programs programs
 	quick    bool
 	dir      string
 	worlds   map[place]*world
-	running  map[place]*running
-	figures  []figure
-	out      *json.Encoder
+	// dnsWorlds are those of the usual shape, by for whom.
+	dnsWorlds map[string]*dnsWorld
+	running   map[place]*running
+	figures   []figure
+	out       *json.Encoder
 }
 
-func newSuite(root string, quick bool) (*suite, error) {
+func newSuite(c *chapter, root string, quick bool) (*suite, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
@@ -32,21 +35,25 @@ func newSuite(root string, quick bool) (*suite, error) {
 		return nil, fmt.Errorf("find the repository: %w", err)
 	}
 	s := &suite{
+		chapter: c,
 		programs: programs{
 			bench:                 self,
 			fairlead:              filepath.Join(root, "bin", "fairlead"),
 			fairleadServer:        filepath.Join(root, "bin", "fairlead-server"),
 			kubeProxy:             filepath.Join(root, "bench", "bin", "kube-proxy"),
 			kubeControllerManager: filepath.Join(root, "bench", "bin", "kube-controller-manager"),
+			coreDNS:               filepath.Join(root, "bench", "bin", "coredns"),
+			built:                 filepath.Join(root, "bench", "bin"),
 		},
-		quick:   quick,
-		worlds:  map[place]*world{},
-		running: map[place]*running{},
-		out:     json.NewEncoder(os.Stdout),
+		quick:     quick,
+		worlds:    map[place]*world{},
+		dnsWorlds: map[string]*dnsWorld{},
+		running:   map[place]*running{},
+		out:       json.NewEncoder(os.Stdout),
 	}
-	for _, path := range []string{s.programs.fairlead, s.programs.fairleadServer, s.programs.kubeProxy, s.programs.kubeControllerManager} {
+	for _, path := range c.needs(s.programs) {
 		if _, err := os.Stat(path); err != nil {
-			return nil, fmt.Errorf("find what to measure (make bench-service builds it): %w", err)
+			return nil, fmt.Errorf("find what to measure (make %s builds it): %w", c.target, err)
 		}
 	}
 	// In memory where it can be, so that no figure depends on the disk.
@@ -179,6 +186,9 @@ func (s *suite) forgetAll() {
 // close ends everything, and removes what is left, also after an error.
 func (s *suite) close() {
 	s.forgetAll()
+	for _, w := range s.dnsWorlds {
+		w.close()
+	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		progress("cannot remove %s: %v", s.dir, err)
 	}

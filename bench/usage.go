@@ -230,3 +230,78 @@ func quiet(ctx context.Context) {
 	}
 	progress("the machine does not get quiet; going on")
 }
+
+// familyTime is the processor time of a process and its children, with all their threads: a server may be of several processes.
+func familyTime(pid int) (time.Duration, error) {
+	parents := map[int]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		behind := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil || len(behind) < 2 {
+			continue
+		}
+		if parents[child], err = strconv.Atoi(behind[1]); err != nil {
+			return 0, fmt.Errorf("parse parent of %d: %w", child, err)
+		}
+	}
+	var sum time.Duration
+	for _, member := range family(parents, pid) {
+		var used unix.Timespec
+		if err := unix.ClockGettime(processClock(member), &used); err != nil {
+			return 0, fmt.Errorf("read processor clock of %d: %w", member, err)
+		}
+		sum += time.Duration(used.Nano())
+	}
+	return sum, nil
+}
+
+// familyIdle waits until a process and its children have nothing more to do.
+func familyIdle(ctx context.Context, pid int) error {
+	before, err := familyTime(pid)
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for process %d and its children to be idle: %w", pid, ctx.Err())
+		case <-time.After(idleFor):
+		}
+		var now time.Duration
+		if now, err = familyTime(pid); now-before < idleFor/100 {
+			return err
+		}
+		before = now
+	}
+	return err
+}
+
+// family is a process and what has it as ancestor, given everybody's parents.
+func family(parents map[int]int, pid int) []int {
+	out := []int{pid}
+	for i := 0; i < len(out); i++ {
+		for child, parent := range parents {
+			if parent == out[i] {
+				out = append(out, child)
+			}
+		}
+	}
+	return out
+}
+
+// busyTime is for how long since boot a processor has done anything, whoever for, in steps of 10 ms.
+func busyTime(cpu int) (time.Duration, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, fmt.Errorf("read processor statistics: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if behind, ok := strings.CutPrefix(line, fmt.Sprintf("cpu%d ", cpu)); ok {
+			m, err := parseMachineTime("cpu " + behind)
+			return m.total - m.idle - m.steal, err
+		}
+	}
+	return 0, fmt.Errorf("read processor statistics: there is no processor %d", cpu)
+}

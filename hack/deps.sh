@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Installs what the demo and the tests call and this machine lacks. Fairlead
-# itself needs none of it: it speaks to the kernel directly.
+# itself needs none of it: it speaks to the kernel directly. With bench-dns,
+# also what make bench-dns measures beside it; none of those servers is started.
 set -eu
 
 command -v go >/dev/null || { echo "deps: Go is missing; see https://go.dev/doc/install (version: go.mod)" >&2; exit 1; }
@@ -22,6 +23,16 @@ need gcc gcc
 need musl-gcc musl-tools
 need node nodejs
 [ -e /usr/include/resolv.h ] || missing="$missing libc6-dev"
+servers="gdnsd knot nsd unbound"
+if [ "${1-}" = bench-dns ]; then
+	PATH=$PATH:/usr/sbin
+	need cc gcc
+	need dnsperf dnsperf
+	need gdnsd gdnsd
+	need knotd knot
+	need nsd nsd
+	need unbound unbound
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -31,5 +42,17 @@ fi
 echo "deps: installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
+# A package's server is not to be started by its installation, nor by the next boot.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	trap 'rm -f $policy' EXIT
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod +x $policy
+fi
 # shellcheck disable=SC2086 # a list of words is meant
 apt-get install -q -y --no-install-recommends $missing >/dev/null
+for server in $servers; do
+	case " $missing " in *" $server "*)
+		! command -v systemctl >/dev/null || systemctl disable --quiet "$server" || true ;;
+	esac
+done
