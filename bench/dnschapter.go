@@ -18,6 +18,7 @@ var dnsChapter = &chapter{
 	page: "benchmarks-dns", numbers: "dns", target: "bench-dns",
 	experiments: []experiment{
 		{"load", dnsLoads},
+		{"change", nameChanged},
 	},
 	needs:    func(p programs) []string { return []string{p.fairlead, p.fairleadServer, p.coreDNS} },
 	versions: dnsVersions, template: dnsTemplate, plots: dnsPlots,
