@@ -5,9 +5,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"slices"
 	"strings"
@@ -51,7 +49,7 @@ func TestAskUntilRight(t *testing.T) {
 
 // The goal is against the CoreDNS that does not keep answers, and about a pod that becomes ready.
 func TestReportLearned(t *testing.T) {
-	s := &suite{out: json.NewEncoder(io.Discard)}
+	s := testSuite()
 	round := func(ms float64) learned {
 		return learned{took: map[string][]float64{newService: {ms, ms}, newEndpoint: {ms, 2 * ms}, podReady: {ms, 3 * ms}}, atOnce: 0.5}
 	}

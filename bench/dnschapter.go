@@ -19,6 +19,7 @@ var dnsChapter = &chapter{
 	experiments: []experiment{
 		{"load", dnsLoads},
 		{"change", nameChanged},
+		{"external", externalLookups},
 	},
 	needs:    func(p programs) []string { return []string{p.fairlead, p.fairleadServer, p.coreDNS} },
 	versions: dnsVersions, template: dnsTemplate, plots: dnsPlots,

@@ -37,6 +37,8 @@ const (
 	clusterAt  = dnsIP
 )
 
+var upstreamAddr = netip.MustParseAddrPort(upstreamAt + ":53")
+
 // The contenders. CoreDNS is there twice: as kubeadm configures it, where the cluster's names are not cached, and with everything cached, as it
 // used to.
 var (

@@ -4,8 +4,10 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +16,9 @@ import (
 )
 
 func sprint(v any) string { return fmt.Sprint(v) }
+
+// testSuite is a suite that keeps figures and prints none.
+func testSuite() *suite { return &suite{chapter: dnsChapter, out: json.NewEncoder(io.Discard)} }
 
 const perfReport = `DNS Performance Testing Tool
 [Status] Testing complete (time limit)

@@ -60,6 +60,9 @@ const (
 	outsideTTL = 3600
 )
 
+// outsideAddrs are the addresses of every name there.
+var outsideAddrs = map[uint16]netip.Addr{typeA: netip.MustParseAddr("198.51.100.1"), typeAAAA: netip.MustParseAddr("2001:db8::1")}
+
 // upstream is the resolver that servers forward to: every name directly in one zone has an address of each family, and there is nothing else.
 func upstream(args []string) error {
 	asked := uint32(0)
@@ -99,12 +102,9 @@ func answerOutside(msg []byte, asked uint32) (out []byte, counted bool) {
 	case name == counter && qtype == typeA:
 		out[7] = 1
 		record(asIs, typeA, 0, binary.BigEndian.AppendUint32(nil, asked))
-	case known && qtype == typeA:
+	case known && outsideAddrs[qtype].IsValid():
 		out[7] = 1
-		record(asIs, typeA, outsideTTL, []byte{198, 51, 100, 1})
-	case known && qtype == typeAAAA:
-		out[7] = 1
-		record(asIs, typeAAAA, outsideTTL, netip.MustParseAddr("2001:db8::1").AsSlice())
+		record(asIs, qtype, outsideTTL, outsideAddrs[qtype].AsSlice())
 	default:
 		if !known {
 			out[3] |= rcodeNotFound

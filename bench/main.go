@@ -43,6 +43,8 @@ func run(args []string) error {
 		return dnsload(args[1:], os.Stdout)
 	case "echo":
 		return echo(args[1:])
+	case "lookup":
+		return lookup(args[1:], os.Stdout)
 	case "upstream":
 		return upstream(args[1:])
 	}
