@@ -20,6 +20,7 @@ var dnsChapter = &chapter{
 		{"load", dnsLoads},
 		{"change", nameChanged},
 		{"external", externalLookups},
+		{"memory", dnsMemory},
 	},
 	needs:    func(p programs) []string { return []string{p.fairlead, p.fairleadServer, p.coreDNS} },
 	versions: dnsVersions, template: dnsTemplate, plots: dnsPlots,

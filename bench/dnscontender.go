@@ -88,6 +88,8 @@ type dnsNode struct {
 	*rig
 	process   *process
 	upstream  *process
+	frugal    bool       // the garbage collector runs ten times as often
+	mute      bool       // it is not to answer
 	questions []question // one for each name it knows
 	all       string     // file of them
 	drawn     string     // file of draws
@@ -155,12 +157,19 @@ func (n *dnsNode) run(ctx context.Context, s *suite, cpu int) error {
 	if err != nil {
 		return err
 	}
-	if n.process, err = start(n.node, cpu, dir, n.program, append([]string{program}, flags...)...); err != nil {
+	argv := append([]string{program}, flags...)
+	if n.frugal {
+		argv = append([]string{"env", "GOGC=10"}, argv...)
+	}
+	if n.process, err = start(n.node, cpu, dir, n.program, argv...); err != nil {
 		return err
 	}
 	bounded, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	ends := []question{n.questions[0], n.questions[len(n.questions)-1]}
+	if n.mute {
+		ends = nil
+	}
 	if err := awaitAnswers(bounded, n.client, n.addr, ends, n.echo, n.process.gone); err != nil {
 		return fmt.Errorf("start %s: %w; it said: %s", n.resolver.name, err, tail(n.process.log))
 	}

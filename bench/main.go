@@ -45,6 +45,8 @@ func run(args []string) error {
 		return echo(args[1:])
 	case "lookup":
 		return lookup(args[1:], os.Stdout)
+	case "dnsheap":
+		return dnsheap(args[1:], os.Stdout)
 	case "upstream":
 		return upstream(args[1:])
 	}

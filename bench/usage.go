@@ -119,6 +119,7 @@ func confine(pid, cpu int) error {
 // several here and one on a node: what is resident is what the proportional set size would be there.
 type memory struct {
 	RSS  float64
+	PSS  float64
 	Peak float64 // the most that was resident at a time
 }
 
@@ -135,8 +136,12 @@ func memoryOf(pid int) (memory, error) {
 	if err != nil {
 		return memory{}, err
 	}
+	pss, err := kilobytes(rollup, "Pss:")
+	if err != nil {
+		return memory{}, err
+	}
 	peak, err := kilobytes(status, "VmHWM:")
-	return memory{rss, peak}, err
+	return memory{rss, pss, peak}, err
 }
 
 // kilobytes reads a line such as "Rss:  1234 kB", in bytes.

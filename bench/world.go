@@ -50,6 +50,7 @@ type world struct {
 	dir        string
 	fabric     *host
 	api        *process
+	apiCommand []string
 	manager    *process // kube-controller-manager, where there is one
 	config     *rest.Config
 	client     kubernetes.Interface
@@ -84,17 +85,21 @@ func newWorld(ctx context.Context, programs programs, dir string, flags ...strin
 		return nil, err
 	}
 	state := filepath.Join(dir, "api")
-	w.api, err = start(w.fabric, anyCPU, dir, "apiserver", append([]string{programs.fairleadServer, "apiserver", "--state", state,
-		"--listen", apiAddr, "--service-cidr", serviceCIDR, "--pod-cidr", podCIDR}, flags...)...)
-	if err != nil {
-		return nil, err
-	}
+	w.apiCommand = append([]string{programs.fairleadServer, "apiserver", "--state", state,
+		"--listen", apiAddr, "--service-cidr", serviceCIDR, "--pod-cidr", podCIDR}, flags...)
 	w.kubeconfig = filepath.Join(state, "kubeconfig")
-	err = w.api.until(ctx, time.Minute, 50*time.Millisecond, func() error { return w.connect(ctx) })
-	if err != nil {
-		return nil, fmt.Errorf("wait for the API server: %w", err)
+	return w, w.serveAPI(ctx)
+}
+
+// serveAPI starts the API server, and waits for it.
+func (w *world) serveAPI(ctx context.Context) (err error) {
+	if w.api, err = start(w.fabric, anyCPU, w.dir, "apiserver", w.apiCommand...); err != nil {
+		return err
 	}
-	return w, nil
+	if err := w.api.until(ctx, time.Minute, 50*time.Millisecond, func() error { return w.connect(ctx) }); err != nil {
+		return fmt.Errorf("wait for the API server: %w", err)
+	}
+	return nil
 }
 
 // connect makes the client, and asks whether the server is ready.
