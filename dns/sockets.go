@@ -6,12 +6,9 @@ package dns
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -38,57 +35,47 @@ type udpSocket struct {
 // kernel, and one for TCP. The addresses need not be on an interface (yet); they must be specific, because an answer has to
 // come from the address that was asked. If one cannot be opened, none is.
 func (s *Server) Listen(addrs []netip.AddrPort) (*Sockets, error) {
-	n := s.options.UDPSockets
-	if n <= 0 {
-		n = runtime.GOMAXPROCS(0)
-	}
-	sockets := new(Sockets)
-	for _, a := range addrs {
-		if err := sockets.open(netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), n); err != nil {
-			sockets.Close()
-			return nil, fmt.Errorf("listen on %s: %w", a, err)
-		}
-	}
-	for _, u := range s.Upstreams() {
-		if slices.Contains(sockets.Addrs(), u.Addr) {
-			sockets.Close()
-			return nil, fmt.Errorf("upstream %s is this server itself: name the resolver that it stands before", u.Addr)
-		}
-	}
-	return sockets, nil
+	return s.ListenInherited(addrs, nil)
 }
 
-func (s *Sockets) open(a netip.AddrPort, n int) error {
-	if !a.IsValid() || a.Addr().IsUnspecified() {
-		return errors.New("want a specific address")
+// openUDP opens one more socket for an address.
+func (s *Sockets) openUDP(a netip.AddrPort) error {
+	c, err := listenConfig.ListenPacket(context.Background(), "udp"+family(a), a.String())
+	if err != nil {
+		return err
 	}
-	family := "6"
-	if a.Addr().Is4() {
-		family = "4"
-	}
-	config := net.ListenConfig{Control: control}
-	// The first socket decides the port if it is 0, for TCP and the others to follow.
-	for range n {
-		c, err := config.ListenPacket(context.Background(), "udp"+family, a.String())
-		if err != nil {
-			return err
-		}
-		conn := c.(*net.UDPConn)
-		inbox, err := newInboxFile()
-		if err != nil {
+	return s.addUDP(c.(*net.UDPConn), nil)
+}
+
+// addUDP adds a socket with its inbox, which it makes if there is none. It takes over both.
+func (s *Sockets) addUDP(conn *net.UDPConn, inbox *os.File) (err error) {
+	if inbox == nil {
+		if inbox, err = newInboxFile(); err != nil {
 			conn.Close()
 			return err
 		}
-		s.udp = append(s.udp, udpSocket{conn, inbox})
-		a = netip.AddrPortFrom(a.Addr(), conn.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 	}
-	l, err := config.Listen(context.Background(), "tcp"+family, a.String())
+	s.udp = append(s.udp, udpSocket{conn, inbox})
+	return nil
+}
+
+func (s *Sockets) openTCP(a netip.AddrPort) error {
+	l, err := listenConfig.Listen(context.Background(), "tcp"+family(a), a.String())
 	if err != nil {
 		return err
 	}
 	s.tcp = append(s.tcp, l.(*net.TCPListener))
 	return nil
 }
+
+func family(a netip.AddrPort) string {
+	if a.Addr().Is4() {
+		return "4"
+	}
+	return "6"
+}
+
+var listenConfig = net.ListenConfig{Control: control}
 
 // control lets a socket be bound to an address that no interface has, and share it with others of its kind.
 func control(network, _ string, c syscall.RawConn) error {

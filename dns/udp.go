@@ -46,10 +46,14 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 		}
 		done := in.wait(from, msg)
 		wg.Go(func() {
-			defer done()
-			if resp := later(ctx, nil); resp != nil {
+			resp := later(ctx, nil)
+			if ctx.Err() != nil {
+				return // it stays in the inbox, for the next process
+			}
+			if resp != nil {
 				u.conn.WriteToUDPAddrPort(resp, to)
 			}
+			done()
 		})
 	}
 	flush := func() error {
