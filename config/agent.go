@@ -57,6 +57,9 @@ type Agent struct {
 // Socket is where the agent can be asked.
 func (a *Agent) Socket() string { return filepath.Join(a.State, "agent.sock") }
 
+// Door is where another agent asks to take over from this one.
+func (a *Agent) Door() string { return filepath.Join(a.State, "door.sock") }
+
 // Leases is the directory of the pods' address leases.
 func (a *Agent) Leases() string { return filepath.Join(a.State, "ipam") }
 

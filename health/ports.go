@@ -72,12 +72,13 @@ type PortsOptions struct {
 	Healthy func() bool
 	// Failed hears of each failure once, also of those that only a later try has; nil: nobody does. It may not call Set or Close.
 	Failed func(Failure)
+	// Listen opens a port; nil: in the process's network namespace.
+	Listen Listen
 }
 
 // Ports are the health check node ports of this node. Its methods may be called concurrently.
 type Ports struct {
-	o      PortsOptions
-	listen listen
+	o PortsOptions
 	// answers are whose the ports are and what they answer, for requests to read without the lock.
 	answers atomic.Pointer[map[uint16]answers]
 
@@ -114,7 +115,10 @@ func NewPorts(o PortsOptions) *Ports {
 	if o.Failed == nil {
 		o.Failed = func(Failure) {}
 	}
-	p := &Ports{o: o, listen: new(net.ListenConfig).Listen, open: make(map[netip.AddrPort]*server)}
+	if o.Listen == nil {
+		o.Listen = new(net.ListenConfig).Listen
+	}
+	p := &Ports{o: o, open: make(map[netip.AddrPort]*server)}
 	p.answers.Store(&map[uint16]answers{})
 	return p
 }
@@ -226,7 +230,7 @@ func (p *Ports) serve(at netip.AddrPort) error {
 	if at.Addr().Is6() {
 		network = "tcp6"
 	}
-	l, err := p.listen(context.Background(), network, at.String())
+	l, err := p.o.Listen(context.Background(), network, at.String())
 	if err != nil {
 		return err
 	}

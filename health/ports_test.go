@@ -42,7 +42,7 @@ func yes() bool { return true }
 func wired(t *testing.T, o PortsOptions) (*wire, *Ports) {
 	w := newWire()
 	p := NewPorts(o)
-	p.listen = w.listen
+	p.o.Listen = w.listen
 	t.Cleanup(p.Close)
 	return w, p
 }

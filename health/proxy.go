@@ -34,6 +34,8 @@ type Options struct {
 	Eligible func() bool
 	// Healthz and Livez are told the status code of each answer; nil: nobody is.
 	Healthz, Livez func(code int)
+	// Listen opens the port; nil: in the process's network namespace.
+	Listen Listen
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 	// Logger hears when the port cannot be opened; nil: nobody does.
@@ -42,15 +44,14 @@ type Options struct {
 
 // Proxy is the health of this node's service proxy. Its methods may be called concurrently.
 type Proxy struct {
-	o      Options
-	listen listen
+	o Options
 
 	mu      sync.Mutex
 	problem string
 }
 
-// listen opens a port; tests have one without a network.
-type listen func(ctx context.Context, network, addr string) (net.Listener, error)
+// Listen opens a port, as net.Listen does.
+type Listen func(ctx context.Context, network, addr string) (net.Listener, error)
 
 // New returns the health of a proxy that makes such progress.
 func New(o Options) *Proxy {
@@ -63,7 +64,10 @@ func New(o Options) *Proxy {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Proxy{o: o, listen: new(net.ListenConfig).Listen}
+	if o.Listen == nil {
+		o.Listen = new(net.ListenConfig).Listen
+	}
+	return &Proxy{o: o}
 }
 
 // proxyAnswer is the body of /healthz and /livez, its fields in kube-proxy's order.
@@ -138,7 +142,7 @@ func writeJSON(w http.ResponseWriter, code int, body []byte) {
 // Serve answers on addr until ctx ends. While the port cannot be opened, or was lost, it tries again and Problem says why.
 func (p *Proxy) Serve(ctx context.Context, addr string) {
 	for {
-		l, err := p.listen(ctx, "tcp", addr)
+		l, err := p.o.Listen(ctx, "tcp", addr)
 		if err == nil {
 			p.report("")
 			srv := &http.Server{Handler: p.Handler(), ReadHeaderTimeout: headerTimeout}

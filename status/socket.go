@@ -169,7 +169,7 @@ func Listen(path string) (net.Listener, error) {
 	}
 	defer syscall.Umask(syscall.Umask(0o177))
 	var l net.Listener
-	err := nearPath(path, func(short string) (err error) {
+	err := Near(path, func(short string) (err error) {
 		l, err = net.Listen("unix", short)
 		return err
 	})
@@ -180,12 +180,22 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers on l until ctx ends.
+// endGrace is how long the answers may take that are being given when the agent ends. Who waits for something is cut off, and asks the next agent.
+const endGrace = 200 * time.Millisecond
+
+// Serve answers on l until ctx ends, and what was asked until then. It closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
-	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	// Closed here and not by the server, because then whoever was accepted is known to it when it returns.
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	err := srv.Serve(l)
+	if ctx.Err() == nil {
 		return fmt.Errorf("serve status socket: %w", err)
+	}
+	grace, cancel := context.WithTimeout(context.Background(), endGrace)
+	defer cancel()
+	if srv.Shutdown(grace) != nil {
+		_ = srv.Close()
 	}
 	return nil
 }
@@ -258,7 +268,7 @@ func (c *Client) Report(ctx context.Context) (*Report, error) {
 }
 
 func dial(ctx context.Context, path string) (c net.Conn, err error) {
-	err = nearPath(path, func(short string) error {
+	err = Near(path, func(short string) error {
 		var d net.Dialer
 		c, err = d.DialContext(ctx, "unix", short)
 		return err
@@ -266,9 +276,9 @@ func dial(ctx context.Context, path string) (c net.Conn, err error) {
 	return c, err
 }
 
-// nearPath calls f with a path short enough for a socket's address, which holds 107 bytes: a long one goes through its
+// Near calls f with a path to the same file short enough for a socket's address, which holds 107 bytes: a long one goes through its
 // directory's file descriptor.
-func nearPath(path string, f func(string) error) error {
+func Near(path string, f func(string) error) error {
 	if len(path) <= 107 {
 		return f(path)
 	}

@@ -19,9 +19,11 @@ import (
 
 // Report is the state of one node's agent.
 type Report struct {
-	Node    string    `json:"node"`
-	Version string    `json:"version"`
-	PID     int       `json:"pid"`
+	Node    string `json:"node"`
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+	// Holder is the process that keeps the agent's sockets open and starts the agent again; 0: there is none.
+	Holder  int       `json:"holder,omitempty"`
 	Started time.Time `json:"started"`
 	// Server is the API server's address.
 	Server string `json:"apiServer"`
@@ -138,7 +140,11 @@ func (r *Report) Print(w io.Writer) {
 		state = fmt.Sprintf("behind: generation %d arrived, %d acknowledged", r.Progress.Arrived, r.Progress.Acknowledged)
 	}
 	fmt.Fprintf(w, "node %s: %s\n", r.Node, state)
-	fmt.Fprintf(w, "  agent        pid %d, version %s, up %s, API server %s\n", r.PID, r.Version, time.Since(r.Started).Round(time.Second), r.Server)
+	held := ""
+	if r.Holder != 0 {
+		held = fmt.Sprintf(" (held by %d)", r.Holder)
+	}
+	fmt.Fprintf(w, "  agent        pid %d%s, version %s, up %s, API server %s\n", r.PID, held, r.Version, time.Since(r.Started).Round(time.Second), r.Server)
 	p := r.Progress
 	if p.Acknowledged > 0 {
 		fmt.Fprintf(w, "  generation   %d, acknowledged %s ago, took %s; %d applied, %d failed\n", p.Acknowledged,
