@@ -24,7 +24,7 @@ var _ status.Agent = (*Node)(nil)
 // Report implements status.Agent.
 func (n *Node) Report() *status.Report {
 	r := &status.Report{
-		Node: n.cfg.Node, Version: n.version, PID: os.Getpid(), Started: n.started, Server: n.client.Server,
+		Node: n.cfg.Node, Version: n.version, PID: os.Getpid(), Holder: n.held.Holder(), Started: n.started, Server: n.client.Server,
 		Waiting: n.source.Waiting(), Flawed: n.source.Flawed(), Progress: n.state.Progress(),
 	}
 	if snap := n.state.Acknowledged(); snap != nil {

@@ -45,6 +45,13 @@ type Names interface {
 	Publish(snap *model.Snapshot, refused ...model.Name)
 }
 
+// Turn says whether this agent may write to the kernel, of which there is one at a time. Write returns when it may; Yield gets a value when another one
+// wants to, which may once Write has been called again. nil: there is no other.
+type Turn interface {
+	Write(context.Context) error
+	Yield() <-chan struct{}
+}
+
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 10 * time.Second
@@ -59,6 +66,7 @@ type Loop struct {
 	Routes    Routes
 	Dataplane Dataplane
 	Names     Names
+	Turn      Turn
 	State     *State
 	Metrics   *metrics.Proxy
 	Logger    *slog.Logger
@@ -72,10 +80,22 @@ func (l *Loop) Run(ctx context.Context) {
 	var retry <-chan time.Time
 	pause, failing := retryFirst, ""
 	var triggers []kube.Trigger
+	var yield <-chan struct{}
+	first := true
+	if l.Turn != nil {
+		yield = l.Turn.Yield()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-yield:
+			// Nothing has come of it if this returns: the other one is gone, and may have written.
+			if l.Turn.Write(ctx) != nil {
+				return
+			}
+			l.verify(ctx)
+			continue
 		case <-check.C:
 			l.verify(ctx)
 			continue
@@ -89,6 +109,13 @@ func (l *Loop) Run(ctx context.Context) {
 		if snap == nil || snap == l.State.Acknowledged() && failing == "" {
 			continue
 		}
+		if first && l.Turn != nil {
+			if l.Turn.Write(ctx) != nil {
+				return
+			}
+			snap = l.Source.Snapshot()
+		}
+		first = false
 		whole := l.State.Acknowledged() == nil
 		l.State.begin()
 		err := l.apply(ctx, snap)

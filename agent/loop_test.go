@@ -33,6 +33,8 @@ type stage struct {
 	verified int
 	// triggers are when the changes happened that were not asked for yet.
 	triggers []kube.Trigger
+	// turn is nil if there is no other agent.
+	turn Turn
 	// onApply runs while the dataplane is being written.
 	onApply func()
 }
@@ -110,7 +112,7 @@ func playMeasured(t *testing.T, s *stage, story func(*testing.T, *State, *metric
 		ctx, cancel := context.WithCancel(t.Context())
 		s.changed = make(chan struct{}, 1)
 		state, measured := NewState(), metrics.New(metrics.Options{})
-		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, State: state, Metrics: measured, Logger: slog.New(slog.DiscardHandler)}
+		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, Turn: s.turn, State: state, Metrics: measured, Logger: slog.New(slog.DiscardHandler)}
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()
 		story(t, state, measured)
@@ -349,4 +351,64 @@ func observed(t *testing.T, m *metrics.Proxy, name, family string) (n uint64, su
 		}
 	}
 	return 0, 0
+}
+
+// turns is a holder that another agent has something to say at too.
+type turns struct {
+	asked int
+	grant chan struct{}
+	yield chan struct{}
+}
+
+func newTurns() *turns { return &turns{grant: make(chan struct{}), yield: make(chan struct{})} }
+
+func (t *turns) Write(ctx context.Context) error {
+	t.asked++
+	select {
+	case <-t.grant:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *turns) Yield() <-chan struct{} { return t.yield }
+
+// TestYield: an agent that is asked to yield does nothing until it is its turn again; then it looks what has happened, and goes on with what is newest.
+func TestYield(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s, other, state := newStage(), newTurns(), NewState()
+		s.changed = make(chan struct{}, 1)
+		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, Turn: other, State: state, Metrics: metrics.New(metrics.Options{}), Logger: slog.New(slog.DiscardHandler)}
+		ended := make(chan struct{})
+		go func() { l.Run(ctx); close(ended) }()
+		s.change()
+		synctest.Wait()
+		if len(s.done) > 0 {
+			t.Fatalf("before its turn: %q", s.done)
+		}
+		s.change() // while it waits
+		want := s.builder.Build()
+		other.grant <- struct{}{}
+		synctest.Wait()
+		if state.Acknowledged() != want {
+			t.Fatalf("not the newest: %q", s.done)
+		}
+		other.yield <- struct{}{}
+		done, verified := len(s.done), s.verified
+		s.change()
+		time.Sleep(time.Hour)
+		if len(s.done) > done || s.verified > verified || state.Acknowledged() != want {
+			t.Errorf("after it yielded: %q", s.done[done:])
+		}
+		other.grant <- struct{}{}
+		synctest.Wait()
+		if s.verified < verified+2 || state.Acknowledged() == want { // the routes, and the dataplane
+			t.Errorf("when it is its turn again: %d looks, %q", s.verified-verified, s.done[done:])
+		}
+		other.yield <- struct{}{}
+		cancel() // also while it waits
+		<-ended
+	})
 }

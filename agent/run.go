@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -25,6 +24,7 @@ import (
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/explain"
 	"github.com/fairlead/fairlead/health"
+	"github.com/fairlead/fairlead/hold"
 	"github.com/fairlead/fairlead/kube"
 	"github.com/fairlead/fairlead/metrics"
 	"github.com/fairlead/fairlead/model"
@@ -38,6 +38,7 @@ type Node struct {
 	cfg     *config.Agent
 	version string
 	started time.Time
+	held    *hold.Held
 	log     *slog.Logger
 
 	client  *kube.Client
@@ -63,20 +64,24 @@ type Node struct {
 // everything in the kernel as it is.
 func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logger) error {
 	klog.SetSlogLogger(log)
-	n, err := newNode(cfg, version, log)
+	told := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	held, err := hold.Inherited(ctx)
 	if err != nil {
 		return err
 	}
-	socket, err := status.Listen(cfg.Socket())
+	n, err := newNode(cfg, version, held, log)
+	if err != nil {
+		return err
+	}
+	socket, err := takePlace(ctx, held, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer n.plane.Close()
-	log.Info("starting", "version", version, "pid", os.Getpid(), "server", n.client.Server)
+	log.Info("starting", "version", version, "pid", os.Getpid(), "server", n.client.Server, "holder", held.Holder(), "beside", held.Beside())
 
-	told := ctx
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var wg sync.WaitGroup
 	part := func(run func(context.Context) error) {
 		wg.Go(func() {
@@ -86,11 +91,14 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 		})
 	}
 	part(func(ctx context.Context) error {
+		if held.Beside() && n.WaitReady(ctx) != nil {
+			return nil // until then the agent before answers here, who knows more
+		}
 		return status.Serve(ctx, socket, status.Handler(n, n.metricsHandler()))
 	})
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
-		loop := &Loop{Source: n.source, Routes: n.routes, Dataplane: n.plane, Names: n.names, State: n.state, Metrics: n.proxy, Logger: log}
+		loop := &Loop{Source: n.source, Routes: n.routes, Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
 		loop.Run(ctx)
 		return nil
 	})
@@ -111,8 +119,8 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	return nil
 }
 
-func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error) {
-	n := &Node{cfg: cfg, version: version, started: time.Now(), log: log, state: NewState(), metrics: prometheus.NewRegistry(), ready: make(chan struct{})}
+func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logger) (*Node, error) {
+	n := &Node{cfg: cfg, version: version, started: time.Now(), held: held, log: log, state: NewState(), metrics: prometheus.NewRegistry(), ready: make(chan struct{})}
 	var err error
 	if n.client, err = kube.NewClient(cfg.Kubeconfig); err != nil {
 		return nil, err
@@ -125,8 +133,8 @@ func newNode(cfg *config.Agent, version string, log *slog.Logger) (*Node, error)
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)
 	}})
-	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Logger: log})
-	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed})
+	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Listen: held.Listen, Logger: log})
+	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed, Listen: held.Listen})
 	if n.names, err = n.newNames(); err != nil {
 		return nil, err
 	}
@@ -194,18 +202,28 @@ func (n *Node) afterFirst(ctx context.Context) error {
 			addrs = append(addrs, netip.AddrPortFrom(a, port))
 		}
 	}
-	sockets, err := n.names.Listen(addrs)
+	if err := n.held.Answer(ctx); err != nil {
+		return err
+	}
+	sockets, err := n.listenDNS(addrs)
 	if err != nil {
 		return fmt.Errorf("open DNS sockets: %w", err)
 	}
 	n.mu.Lock()
 	n.dnsOn = sockets.Addrs()
 	n.mu.Unlock()
+	served := make(chan error, 1)
+	go func() {
+		err := n.names.ServeSockets(ctx, sockets)
+		n.held.Stopped()
+		served <- err
+	}()
 	if err := n.plane.AnswerDNS(true); err != nil {
 		return err
 	}
-	served := make(chan error, 1)
-	go func() { served <- n.names.ServeSockets(ctx, sockets) }()
+	if err := n.held.Serving(); err != nil {
+		return err
+	}
 	for _, a := range self.Addrs {
 		if err := n.serveMetrics(ctx, netip.AddrPortFrom(a, metricsPort)); err != nil {
 			return err
@@ -217,6 +235,7 @@ func (n *Node) afterFirst(ctx context.Context) error {
 		}
 	}
 	close(n.ready)
+	n.held.Rest()
 	settleMemory()
 	n.log.Info("ready", "generation", n.state.Acknowledged().Generation, "took", time.Since(n.started))
 	n.announceReady(ctx)
@@ -236,7 +255,7 @@ func settleMemory() {
 const metricsPort = 9153
 
 func (n *Node) serveMetrics(ctx context.Context, on netip.AddrPort) error {
-	l, err := net.Listen("tcp", on.String())
+	l, err := n.held.Listen(ctx, "tcp", on.String())
 	if err != nil {
 		return fmt.Errorf("open metrics port: %w", err)
 	}
