@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 
 	layout "github.com/fairlead/fairlead/cluster"
@@ -35,6 +36,28 @@ func resident(t testing.TB, pid int) (now, peak float64) {
 // The aim is 50; the bound catches the day when it links what it must not.
 const maxAgent = 80
 
+// maxHolder is more than a holder may have that it does not share with the agent, in MiB.
+const maxHolder = 2
+
+// private returns how much memory a process shares with no other, in MiB.
+func private(t testing.TB, pid int) (mib float64) {
+	t.Helper()
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(rollup)) {
+		var kb int
+		if _, err := fmt.Sscanf(line, "Private_Dirty: %d kB", &kb); err == nil {
+			mib += float64(kb) / 1024
+		}
+		if _, err := fmt.Sscanf(line, "Private_Clean: %d kB", &kb); err == nil {
+			mib += float64(kb) / 1024
+		}
+	}
+	return mib
+}
+
 // TestFigures states what the programs cost.
 func TestFigures(t *testing.T) {
 	w := shared(t)
@@ -57,10 +80,19 @@ func TestFigures(t *testing.T) {
 			t.Errorf("%s: %+v", c.Name, c)
 			continue
 		}
-		now, peak := resident(t, c.PID)
+		pid, node, ok := c.PID, "", false
+		if node, ok = strings.CutPrefix(c.Name, "agent-"); ok {
+			pid = w.report(t, node).PID
+		}
+		now, peak := resident(t, pid)
 		t.Logf("%s: %.1f MiB resident, %.1f at most", c.Name, now, peak)
-		if c.Name == "apiserver" {
+		if !ok {
 			continue
+		}
+		own := private(t, c.PID)
+		t.Logf("%s: its holder has %.1f MiB of its own", c.Name, own)
+		if own > maxHolder {
+			t.Errorf("the holder of %s has %.1f MiB of its own, more than %d", c.Name, own, maxHolder)
 		}
 		agents++
 		if now > maxAgent {

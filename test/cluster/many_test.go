@@ -120,9 +120,9 @@ func TestTwentyThousandServices(t *testing.T) {
 	begin = time.Now()
 	l.startAgent()
 	r := l.awaitReady("agent")
-	now, peak := resident(t, l.agent.pid())
+	now, peak := resident(t, r.PID)
 	t.Logf("agent ready after %.2f s, using %.2f s of processor; %d Services, %d endpoints; %d transactions, %d elements; %.1f MiB resident, %.1f at most",
-		time.Since(begin).Seconds(), cpuTime(t, l.agent.pid()).Seconds(), r.Services, r.Endpoints, r.Dataplane.Transactions, r.Dataplane.Elements, now, peak)
+		time.Since(begin).Seconds(), cpuTime(t, r.PID).Seconds(), r.Services, r.Endpoints, r.Dataplane.Transactions, r.Dataplane.Elements, now, peak)
 	if r.Services < count+1 {
 		t.Errorf("the agent has acknowledged %d Services only", r.Services)
 	}
@@ -180,9 +180,9 @@ func TestTwentyThousandServices(t *testing.T) {
 	before, err := l.report()
 	l.ok(err)
 	const idle = 20 * time.Second
-	used := cpuTime(t, l.agent.pid())
+	used := cpuTime(t, r.PID)
 	time.Sleep(idle)
-	used = cpuTime(t, l.agent.pid()) - used
+	used = cpuTime(t, r.PID) - used
 	after, err := l.report()
 	l.ok(err)
 	share := 100 * used.Seconds() / idle.Seconds()
