@@ -642,7 +642,7 @@ func TestAlone(t *testing.T) {
 }
 
 // pair is both ends of a link.
-func pair(t *testing.T) (a, b *link) {
+func pair(t testing.TB) (a, b *link) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -737,4 +737,32 @@ func descriptors(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(fds)
+}
+
+// FuzzMessage: whatever arrives is read without a crash, and what is read can be said again and means the same.
+func FuzzMessage(f *testing.F) {
+	f.Add("keep\ndns/udp/10.96.0.10:53/0")
+	f.Fuzz(func(t *testing.T, text string) {
+		if text == "" || len(text) > maxMessage {
+			return
+		}
+		a, b := pair(t)
+		if _, err := a.conn.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		m, err := b.receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.send(m); err != nil {
+			if slices.ContainsFunc(m.names, func(n string) bool { return len(n) > maxName }) {
+				return // it is not said by this package, and no holder is hurt by hearing it
+			}
+			t.Fatal(err)
+		}
+		again, err := b.receive()
+		if err != nil || again.word != m.word || !slices.Equal(again.names, m.names) {
+			t.Errorf("%+v became %+v, %v", m, again, err)
+		}
+	})
 }

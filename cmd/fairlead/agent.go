@@ -20,7 +20,11 @@ func newAgentCommand() *cobra.Command {
 		Long: `Run this node's service proxy, cluster DNS and routes, in the network namespace it is started in.
 
 What the agent has programmed stays in the kernel when the agent ends; the next start adopts it and writes
-only what differs. fairlead cleanup removes it.`,
+only what differs. fairlead cleanup removes it.
+
+The command is two processes: the first holds the sockets, and starts the second, which is the agent, again when
+it ends. SIGHUP to the first replaces the agent by the program that is now at the same path; starting the command
+again with the same --state takes over from the one that runs. No DNS query is lost either way.`,
 		Args: cobra.NoArgs,
 	}
 	flags := config.AddFlags(c.Flags())
