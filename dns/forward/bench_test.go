@@ -7,6 +7,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"testing"
 
 	mdns "github.com/miekg/dns"
@@ -85,8 +86,7 @@ func parrot(b *testing.B) *net.UDPConn {
 	return conn
 }
 
-// BenchmarkAsk is a question that goes to an upstream, over sockets that questions share. BenchmarkAskOwnSocket is what the exchange alone costs
-// with a socket for each question.
+// BenchmarkAsk is a question that goes to an upstream, over sockets that questions share.
 func BenchmarkAsk(b *testing.B) {
 	up := parrot(b)
 	f, err := New(Options{Caching: Caching{Size: -1}, Pools: []Pool{{Zone: ".", Upstreams: []Upstream{{Addr: up.LocalAddr().(*net.UDPAddr).AddrPort()}}}}})
@@ -103,6 +103,32 @@ func BenchmarkAsk(b *testing.B) {
 	}
 }
 
+// BenchmarkAskMany is 64 different questions at a time.
+func BenchmarkAskMany(b *testing.B) {
+	up := parrot(b)
+	f, err := New(Options{Pools: []Pool{{Zone: ".", Upstreams: []Upstream{{Addr: up.LocalAddr().(*net.UDPAddr).AddrPort()}}}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close(canceled())
+	b.ReportAllocs()
+	b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(pb *testing.PB) {
+		q := question("xxxxxxxxxxxx.example.com.", typeA)
+		for pb.Next() {
+			n := rand.Uint64()
+			for i := 1; i < 13; i, n = i+1, n>>5 {
+				q.Name[i] = "abcdefghijklmnopqrstuvwxyz012345"[n&31]
+			}
+			if r, err := f.Ask(context.Background(), q); err != nil || r.Rcode() != mdns.RcodeSuccess {
+				b.Error(r, err)
+				return
+			}
+		}
+	})
+}
+
+// BenchmarkAskOwnSocket is what the exchange alone costs with a socket for each question.
 func BenchmarkAskOwnSocket(b *testing.B) {
 	up := parrot(b)
 	q := question("www.example.com.", typeA)

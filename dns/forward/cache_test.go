@@ -368,7 +368,7 @@ func TestMemory(t *testing.T) {
 	for _, phase := range []struct {
 		name     string
 		n, count int
-	}{{"small", 1, 50_000}, {"large", 200, 5_000}, {"odd", 137, 5_000}, {"small again", 1, 50_000}, {"failures", 0, 50_000}} {
+	}{{"small", 1, 40_000}, {"large", 200, 2500}, {"odd", 137, 3500}, {"small again", 1, 40_000}, {"failures", 0, 40_000}} {
 		for i := range phase.count {
 			q := question(fmt.Sprintf("%s%d.svc.example.", strings.ReplaceAll(phase.name, " ", ""), i), typeA)
 			if phase.n == 0 {

@@ -14,8 +14,8 @@
 //
 // A forger has to guess the port, the id and the case of the name (0x20). Questions over UDP are spread at random over eight sockets per upstream,
 // each connected to it, so that the kernel keeps out whatever comes from elsewhere and a port that is open does not show to those who look for it. A
-// socket is replaced, port and all, after 256 questions or two seconds: a connect costs a question half as much again as the question itself, and
-// that way 256 share it. Ids and cases come from the kernel's random numbers. Messages that fit no question are passed over and counted; a question
+// socket is replaced, port and all, after 256 questions or two seconds: a connect costs as much as the exchange itself, and that way
+// many share it. Ids and cases come from the kernel's random numbers. Messages that fit no question are passed over and counted; a question
 // that sees eight of them is asked over TCP.
 //
 // An answer in another case than the question's is not believed: the question goes over TCP, where nobody from outside can answer. If the case is

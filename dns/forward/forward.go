@@ -118,10 +118,7 @@ func (f *Forwarder) Adopt(old *Forwarder) {
 		for _, u := range p.upstreams {
 			for _, was := range before.upstreams {
 				if was.Upstream == u.Upstream {
-					u.counts = was.counts
-					u.mangles.Store(was.mangles.Load())
-					u.plain.Store(was.plain.Load())
-					u.serial.Store(was.serial.Load())
+					u.adopt(was)
 				}
 			}
 		}

@@ -112,6 +112,10 @@ func TestNewRefuses(t *testing.T) {
 	}{
 		{func(o *Options) { o.Pools[0].Upstreams = nil }, `forward ".": want at least one upstream`},
 		{func(o *Options) { o.Pools[0].Upstreams[0].Addr = self }, "upstream 10.96.0.10:53 is this server itself: name the resolver"},
+		{func(o *Options) {
+			o.Self = append(o.Self, netip.MustParseAddrPort("[::]:53"))
+			o.Pools[0].Upstreams[0].Addr = netip.MustParseAddrPort("127.0.0.53:53")
+		}, "is this server itself"},
 		{func(o *Options) { o.Pools[0].Upstreams[0].Addr = netip.MustParseAddrPort("[::ffff:10.96.0.10]:53") }, "is this server itself"},
 		{func(o *Options) { o.Pools[0].Upstreams[0].Addr = netip.MustParseAddrPort("0.0.0.0:53") }, "want an address and a port"},
 		{func(o *Options) { o.Pools[0].Upstreams[0].Addr = netip.MustParseAddrPort("192.0.2.1:0") }, "want an address and a port"},
@@ -488,12 +492,46 @@ func TestAdopt(t *testing.T) {
 	}
 	// One set of collectors speaks for whichever is the last.
 	got := scrape(t, old.Collectors())
-	for _, line := range []string{`coredns_cache_hits_total{type="success"} 4`, `coredns_cache_entries{type="success"} 1`,
-		fmt.Sprintf(`fairlead_dns_forwarded_total{result="answered",to="%s",zone="."} 1`, up.addr)} {
+	for _, line := range []string{`coredns_cache_hits_total{type=success} 4`, `coredns_cache_entries{type=success} 1`,
+		fmt.Sprintf(`fairlead_dns_forwarded_total{result=answered,to=%s,zone=.} 1`, up.addr)} {
 		if !strings.Contains(got, line+"\n") {
 			t.Errorf("no %s in\n%s", line, got)
 		}
 	}
+}
+
+// An upstream that is down stays so through a reload, until it answers.
+func TestAdoptDown(t *testing.T) {
+	var dead atomic.Bool
+	dead.Store(true)
+	first := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		if dead.Load() {
+			return nil
+		}
+		return addresses(q, tcp)
+	})
+	second := newResolver(t, addresses)
+	change := func(o *Options) { o.Timeout, o.Pools[0].HealthCheck = 50*time.Millisecond, 10*time.Millisecond }
+	old := start(t, change, first, second)
+	old.ask("a.example.", typeA)
+	old.ask("b.example.", typeA)
+	if s := old.Status()[0]; s.State != "down" {
+		t.Fatalf("status %+v", s)
+	}
+	r := start(t, change, first, second)
+	r.Adopt(old.Forwarder)
+	old.Close(canceled())
+	r.ask("c.example.", typeA)
+	if s := r.Status()[0]; s.State != "down" || s.Failed != 2 || s.Why == "" {
+		t.Errorf("status %+v", s)
+	}
+	dead.Store(false)
+	eventually(t, "it is up", func() bool { return r.Status()[0].State == "up" })
+
+	old.all[0].upstreams[0].loops()
+	third := start(t, change, first, second)
+	third.Adopt(old.Forwarder)
+	eventually(t, "it is in again", func() bool { return third.Status()[0].State == "up" })
 }
 
 // The descriptors of questions are closed, however they end.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -71,9 +72,10 @@ type link struct {
 	writing  sync.Mutex
 }
 
-// open makes a link, which dials and reads on a goroutine of its own.
+// open makes a link and lets one question in. It dials and reads on a goroutine of its own.
 func (u *upstream) open(stream bool) *link {
-	l := &link{u: u, stream: stream, born: time.Now(), ready: make(chan struct{}), waiting: make(map[uint16]*call)}
+	u.f.metrics.connMisses.WithLabelValues(proxyName, u.Addr.String(), u.proto(stream)).Inc()
+	l := &link{u: u, stream: stream, born: time.Now(), ready: make(chan struct{}), waiting: make(map[uint16]*call), asked: 1, active: 1}
 	if !u.f.spawn(l.run) {
 		l.err = errEnded
 		close(l.ready)
@@ -235,7 +237,9 @@ func (l *link) run() {
 	l.conn = conn
 	ended := l.err != nil
 	l.mu.Unlock()
-	if err != nil {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		l.end(fmt.Errorf("connect: %w", errTimeout))
+	} else if err != nil {
 		l.end(fmt.Errorf("connect: %w", err))
 	}
 	close(l.ready)
@@ -253,7 +257,7 @@ func (l *link) run() {
 		l.touch()
 		err = l.readStream()
 	} else {
-		conn.SetReadDeadline(l.born.Add(laneTime + l.u.f.timeout))
+		conn.SetReadDeadline(l.born.Add(laneTime + 2*l.u.f.timeout)) // later than any question can wait
 		err = l.readDatagrams()
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {

@@ -9,6 +9,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// proxyName is CoreDNS's name for what asks upstreams.
+const proxyName = "forward"
+
 // metrics are what is counted from one reload to the next. They speak for the forwarder that adopted them last.
 type metrics struct {
 	current atomic.Pointer[Forwarder]

@@ -179,7 +179,10 @@ func (p Pool) check(self []netip.AddrPort) error {
 			return fmt.Errorf("upstream %s: want an address and a port", u.Addr)
 		case u.ServerName != "" && !u.TLS:
 			return fmt.Errorf("upstream %s: a server name is for TLS only", u.Addr)
-		case slices.Contains(self, a):
+		case slices.ContainsFunc(self, func(s netip.AddrPort) bool {
+			own := s.Addr().Unmap()
+			return s.Port() == a.Port() && (own == a.Addr() || own.IsUnspecified() && a.Addr().IsLoopback())
+		}):
 			return fmt.Errorf("upstream %s is this server itself: name the resolver that it stands before", u.Addr)
 		case slices.Contains(p.Upstreams[:i], u):
 			return fmt.Errorf("upstream %s is named twice", u.Addr)

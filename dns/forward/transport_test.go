@@ -246,6 +246,7 @@ func TestTLS(t *testing.T) {
 	for _, tt := range []struct {
 		name, ip, server string
 		right            bool
+		why              string
 		setup            func() (*resolver, Pool)
 	}{
 		{name: "name", ip: "127.0.0.1", server: "dns.example", right: true, setup: func() (*resolver, Pool) {
@@ -257,31 +258,35 @@ func TestTLS(t *testing.T) {
 		{name: "address 6", right: true, setup: func() (*resolver, Pool) {
 			return listen(t, "::1", addresses, nil, addressed), Pool{Roots: addressedRoots}
 		}},
-		{name: "other name", server: "other.example", setup: func() (*resolver, Pool) {
+		{name: "other name", server: "other.example", why: "valid for dns.example, not other.example", setup: func() (*resolver, Pool) {
 			return listen(t, "127.0.0.1", addresses, nil, named), Pool{Roots: namedRoots}
 		}},
-		{name: "name without address", setup: func() (*resolver, Pool) {
+		{name: "name without address", why: "doesn't contain any IP SANs", setup: func() (*resolver, Pool) {
 			return listen(t, "127.0.0.1", addresses, nil, named), Pool{Roots: namedRoots}
 		}},
-		{name: "other address", setup: func() (*resolver, Pool) {
+		{name: "other address", why: "valid for 127.0.0.1, ::1, not 127.0.0.2", setup: func() (*resolver, Pool) {
 			return listen(t, "127.0.0.2", addresses, nil, addressed), Pool{Roots: addressedRoots}
 		}},
-		{name: "other roots", setup: func() (*resolver, Pool) {
+		{name: "other roots", why: "unknown authority", setup: func() (*resolver, Pool) {
 			return listen(t, "127.0.0.1", addresses, nil, addressed), Pool{Roots: namedRoots}
 		}},
-		{name: "system roots", setup: func() (*resolver, Pool) {
+		{name: "system roots", why: "unknown authority", setup: func() (*resolver, Pool) {
 			return listen(t, "127.0.0.1", addresses, nil, addressed), Pool{}
 		}},
-		{name: "no TLS there", setup: func() (*resolver, Pool) { return newResolver(t, addresses), Pool{Roots: addressedRoots} }},
+		{name: "no TLS there", why: "no answer in time", setup: func() (*resolver, Pool) { return newResolver(t, addresses), Pool{Roots: addressedRoots} }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			up, p := tt.setup()
 			p.Zone, p.Upstreams = ".", []Upstream{{Addr: up.addr, TLS: true, ServerName: tt.server}}
-			r := start(t, func(o *Options) { o.Pools, o.Timeout = []Pool{p}, 4*time.Second })
+			r := start(t, func(o *Options) {
+				if o.Pools = []Pool{p}; tt.why != "no answer in time" {
+					o.Timeout = 4 * time.Second
+				}
+			})
 			m := r.ask("a.example.com.", typeA)
 			if !tt.right {
 				code, text := ede(m)
-				if m.Rcode != mdns.RcodeServerFailure || code != 22 || !strings.Contains(text, "tls://"+up.addr.String()) || up.asked[1].Load() != 0 {
+				if m.Rcode != mdns.RcodeServerFailure || code != 22 || !strings.Contains(text, "tls://"+up.addr.String()) || !strings.Contains(text, tt.why) || up.asked[1].Load() != 0 {
 					t.Errorf("%v, asked %d times", m, up.asked[1].Load())
 				}
 				return

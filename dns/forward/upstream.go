@@ -84,10 +84,31 @@ func newUpstream(f *Forwarder, p *pool, o Upstream) *upstream {
 		if name == "" {
 			name = o.Addr.Addr().WithZone("").String()
 		}
-		u.tls = &tls.Config{ServerName: name, RootCAs: p.Roots, MinVersion: tls.VersionTLS12, NextProtos: []string{"dot"},
+		u.tls = &tls.Config{ServerName: name, RootCAs: p.Roots, MinVersion: tls.VersionTLS12,
 			ClientSessionCache: tls.NewLRUClientSessionCache(4)}
 	}
 	return u
+}
+
+// adopt takes over what is known of the same upstream. What is not up is looked at again.
+func (u *upstream) adopt(was *upstream) {
+	u.counts = was.counts
+	u.mangles.Store(was.mangles.Load())
+	u.plain.Store(was.plain.Load())
+	u.serial.Store(was.serial.Load())
+	was.mu.Lock()
+	state := was.state.Load()
+	u.why, u.since, u.reported = was.why, was.since, was.reported
+	was.mu.Unlock()
+	u.state.Store(state)
+	switch state {
+	case down:
+		u.probing = true
+		u.f.spawn(u.probe)
+	case looping:
+		u.tested.Store(true)
+		u.f.spawn(u.testLoop)
+	}
 }
 
 func (u *upstream) String() string {
@@ -128,25 +149,22 @@ func (u *upstream) link(stream bool) *link {
 		u.streams = slices.DeleteFunc(u.streams, func(l *link) bool { return l.ended() })
 		for _, l := range u.streams {
 			if l.enter(bound) {
-				u.f.metrics.connHits.WithLabelValues("forward", u.Addr.String(), u.proto(stream)).Inc()
+				u.f.metrics.connHits.WithLabelValues(proxyName, u.Addr.String(), u.proto(stream)).Inc()
 				return l
 			}
 		}
-		l := u.open(true)
-		l.enter(1)
-		u.streams = append(u.streams, l)
-		u.f.metrics.connMisses.WithLabelValues("forward", u.Addr.String(), u.proto(stream)).Inc()
-		return l
+		u.streams = append(u.streams, u.open(true))
+		return u.streams[len(u.streams)-1]
 	}
 	n := random(lanes)
 	if l := u.lanes[n]; l != nil {
 		if time.Since(l.born) < laneTime && l.enter(laneQuestions) {
+			u.f.metrics.connHits.WithLabelValues(proxyName, u.Addr.String(), u.proto(stream)).Inc()
 			return l
 		}
 		l.retire()
 	}
 	u.lanes[n] = u.open(false)
-	u.lanes[n].enter(1)
 	return u.lanes[n]
 }
 
@@ -264,7 +282,7 @@ func (u *upstream) try(ctx context.Context, q Question) (*mdns.Msg, error) {
 	m, err := u.ask(limited, q)
 	if err == nil {
 		u.counts.answered.Add(1)
-		u.f.metrics.duration.WithLabelValues("forward", u.Addr.String(), rcodeText(m.Rcode)).Observe(time.Since(begin).Seconds())
+		u.f.metrics.duration.WithLabelValues(proxyName, u.Addr.String(), rcodeText(m.Rcode)).Observe(time.Since(begin).Seconds())
 		return m, nil
 	}
 	u.counts.failed.Add(1)
@@ -332,7 +350,7 @@ func (u *upstream) probe() {
 		if u.f.ctx.Err() != nil {
 			return
 		}
-		u.f.metrics.probeFailures.WithLabelValues("forward", u.Addr.String()).Inc()
+		u.f.metrics.probeFailures.WithLabelValues(proxyName, u.Addr.String()).Inc()
 		u.mu.Lock()
 		first := !u.reported
 		u.reported = u.reported || first
