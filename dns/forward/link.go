@@ -184,7 +184,7 @@ func (l *link) ask(ctx context.Context, msg []byte, c *call) answer {
 	default:
 	}
 	if dead {
-		l.end(errTimeout) // the next one shall not wait for the same silence
+		l.retire() // the next one shall not wait for the same silence; those that wait already may
 	}
 	return answer{err: errTimeout}
 }
@@ -193,7 +193,7 @@ func (l *link) ask(ctx context.Context, msg []byte, c *call) answer {
 func (l *link) newID() uint16 {
 	for {
 		var b [2]byte
-		rand.Read(b[:]) // never fails
+		secret(b[:])
 		id := binary.BigEndian.Uint16(b[:])
 		if _, used := l.waiting[id]; !used {
 			return id
@@ -370,6 +370,27 @@ func (l *link) suspect() {
 	}
 }
 
+// secrets are random octets of the kernel's, fetched many at a time: a question needs a few, and a system call for them costs a tenth of it.
+var secrets struct {
+	sync.Mutex
+	octets [1024]byte
+	left   int
+}
+
+// secret fills b, which is short, with octets that nobody can foretell. None is given twice.
+func secret(b []byte) {
+	secrets.Lock()
+	defer secrets.Unlock()
+	if secrets.left < len(b) {
+		rand.Read(secrets.octets[:]) // never fails
+		secrets.left = len(secrets.octets)
+	}
+	secrets.left -= len(b)
+	taken := secrets.octets[secrets.left:][:len(b)]
+	copy(b, taken)
+	clear(taken)
+}
+
 type likeness int
 
 const (
@@ -418,10 +439,10 @@ func lower(name []byte) {
 	}
 }
 
-// mix gives each letter of a name in wire form a random case: a forger has to guess that too.
+// mixCase gives each letter of a name in wire form a random case: a forger has to guess that too.
 func mixCase(name []byte) {
 	var bits [32]byte
-	rand.Read(bits[:(len(name)+7)/8]) // never fails
+	secret(bits[:(len(name)+7)/8])
 	for i, c := range name {
 		if 'a' <= c && c <= 'z' && bits[i/8]>>(i%8)&1 != 0 {
 			name[i] = c - 0x20

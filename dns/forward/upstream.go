@@ -5,7 +5,6 @@ package forward
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
@@ -187,7 +186,7 @@ func (l *link) ended() bool {
 // random is one of n numbers that cannot be foretold.
 func random(n int) int {
 	var b [4]byte
-	rand.Read(b[:]) // never fails
+	secret(b[:])
 	return int(binary.BigEndian.Uint32(b[:]) % uint32(n))
 }
 
@@ -373,7 +372,7 @@ func (u *upstream) testLoop() {
 	}
 	for {
 		var b [16]byte
-		rand.Read(b[:]) // never fails
+		secret(b[:])
 		// Two labels, because resolvers may treat names of a single one in a way of their own.
 		label := hex.EncodeToString(b[:])
 		name := append([]byte{16}, label[:16]...)
