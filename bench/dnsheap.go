@@ -31,7 +31,8 @@ func dnsheap(args []string, out io.Writer) error {
 		return err
 	}
 	before := inUse()
-	server, err := dns.New(dns.Options{Domain: clusterDomain, Reverse: []netip.Prefix{netip.MustParsePrefix(serviceCIDR), netip.MustParsePrefix(podCIDR)}})
+	server, err := dns.New(dns.Options{Blocks: []dns.Block{{Zones: []string{"."}, Cluster: &dns.Cluster{Zones: []string{clusterDomain + ".", "in-addr.arpa.", "ip6.arpa."}}}},
+		Reverse: []netip.Prefix{netip.MustParsePrefix(serviceCIDR), netip.MustParsePrefix(podCIDR)}})
 	if err != nil {
 		return fmt.Errorf("make DNS server: %w", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/dns/meter"
 )
 
@@ -118,12 +119,7 @@ func (s *Server) Collectors() []prometheus.Collector {
 	out := []prometheus.Collector{(*collector)(s)}
 	out = append(out, s.meter.Collectors()...)
 	out = append(out, s.clients.Collectors(func() *client.Table { return s.gate.state.Load().announced.clients })...)
-	for _, b := range s.plan.Load().blocks {
-		if b.upstreams != nil {
-			out = append(out, b.upstreams.Collectors()...)
-		}
-	}
-	return out
+	return append(out, s.options.forwarding.Collectors()...)
 }
 
 // zoneNames are the zones of the metrics by their names.
@@ -133,6 +129,7 @@ type collector Server
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	forward.Describe(ch)
 	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descDropped, descWaits,
 		descTimeouts, descWaiting, descOverflows, descConns, descConnsOver, descStage} {
 		ch <- d
@@ -146,6 +143,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, b := range c.plan.Load().blocks {
+		if b.upstreams != nil {
+			b.upstreams.Collect(ch, b.label())
+		}
 	}
 	c.collectSockets(ch, counter)
 	for r := starting; r < reasons; r++ {

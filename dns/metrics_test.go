@@ -4,6 +4,7 @@
 package dns
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -60,5 +61,38 @@ func TestMetrics(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(got)
+	}
+}
+
+// Several blocks with upstreams are told apart, after a reload too.
+func TestMetricsOfBlocks(t *testing.T) {
+	upstream := netip.MustParseAddrPort("192.0.2.1:53")
+	one, two := block("cluster.local", upstream), block("cluster.local", upstream)
+	two.Port = 5353
+	s := newServer(t, of(one, two))
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.Collectors()...)
+	count := func() (n int) {
+		t.Helper()
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "fairlead_dns_upstream_up" {
+				n += len(f.GetMetric())
+			}
+		}
+		return n
+	}
+	if n := count(); n != 2 {
+		t.Errorf("%d upstreams are there, want 2", n)
+	}
+	corp := Block{Zones: []string{"corp.example."}, Forward: one.Forward}
+	if err := s.Reload([]Block{one, two, corp}); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); n != 3 {
+		t.Errorf("%d upstreams are there after the reload, want 3", n)
 	}
 }

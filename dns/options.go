@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
 )
 
 // PodNames says whether pods have names made from their addresses, such as 10-244-1-5.shop.pod.cluster.local.
@@ -65,6 +66,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+
+	forwarding *forward.Metrics // of all blocks, from one reload to the next
 }
 
 func (o Options) withDefaults() Options {

@@ -123,12 +123,25 @@ func newServed(o Options, b Block) (*served, error) {
 		s.refusal = "no upstream resolver is configured: only names below " + s.zone.domains[0].name + " and the cluster's reverse names are answered"
 	}
 	if len(b.Forward) > 0 {
-		s.upstreams, err = forward.New(forward.Options{Pools: b.Forward, Caching: b.Caching, Timeout: o.UpstreamTimeout, Rotate: b.Loadbalance, Self: o.Self, Logger: o.Logger, Now: o.Now})
+		s.upstreams, err = forward.New(forward.Options{Pools: b.Forward, Caching: b.Caching, Timeout: o.UpstreamTimeout, Rotate: b.Loadbalance, Self: o.Self,
+			Zones: b.label(), Metrics: o.forwarding, Logger: o.Logger, Now: o.Now})
 		if err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// label is the block in metrics: what tells it from others.
+func (b Block) label() string {
+	out := strings.Join(b.Zones, " ")
+	if b.Port != 0 && b.Port != model.DNSPort {
+		out += fmt.Sprintf(" port %d", b.Port)
+	}
+	for _, a := range b.Bind {
+		out += " on " + a.String()
+	}
+	return out
 }
 
 // find is the block with the deepest zone that a usual question is in, among those for the address that it came to.

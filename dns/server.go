@@ -42,6 +42,7 @@ type Server struct {
 // New makes a server that knows nothing yet. Its error names the setting that is wrong.
 func New(o Options) (*Server, error) {
 	o = o.withDefaults()
+	o.forwarding = forward.NewMetrics()
 	p, err := newPlan(o, nil)
 	if err != nil {
 		return nil, err

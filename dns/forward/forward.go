@@ -43,7 +43,7 @@ type Forwarder struct {
 	pools   map[string]*pool // by the zone in wire form
 	all     []*pool
 	cache   *cache
-	metrics *metrics
+	metrics *Metrics
 
 	// recoveries counts how often an upstream came back: failures from before may be none any more.
 	recoveries atomic.Int64
@@ -100,15 +100,18 @@ func New(o Options) (*Forwarder, error) {
 		f.all = append(f.all, p)
 	}
 	f.cache = newCache(o.Caching.Size)
-	f.metrics = newMetrics(f)
+	f.metrics = o.Metrics
+	if f.metrics == nil {
+		f.metrics = NewMetrics()
+	}
+	f.metrics.drops.WithLabelValues("", o.Zones, "").Add(0) // it is there before it counts
 	return f, nil
 }
 
-// Adopt takes over from a forwarder of before a reload: its counters and collectors, what it learnt of upstreams that are still there, and what it
+// Adopt takes over from a forwarder of before a reload: its counters, what it learnt of upstreams that are still there, and what it
 // remembers of names that are still for the same upstreams to answer. Call it before anything else; the old one may be in use meanwhile.
 func (f *Forwarder) Adopt(old *Forwarder) {
 	f.base = old.base
-	f.metrics = old.metrics
 	f.recoveries.Store(old.recoveries.Load() + 1) // what failed may not fail here
 	for _, p := range f.all {
 		before := old.pools[string(p.name)]
@@ -136,7 +139,6 @@ func (f *Forwarder) Adopt(old *Forwarder) {
 			return e.why == nil && (same || !e.crossed && p != nil && p.same(old.poolOf(name)))
 		})
 	}
-	f.metrics.current.Store(f)
 }
 
 // same reports whether two pools ask the same upstreams the same way.
@@ -423,7 +425,7 @@ func (f *Forwarder) resolve(q Question) (*entry, *failure) {
 	}
 	e, err := pack(appendKey(nil, q, keyType), q.Name, q.Type, &c.found)
 	if err != nil {
-		f.metrics.drops.Add(1)
+		f.metrics.drops.WithLabelValues("", f.o.Zones, "").Inc()
 		return nil, fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeInvalidData, "%v", err)
 	}
 	e.until = int64(ttl)

@@ -490,8 +490,7 @@ func TestAdopt(t *testing.T) {
 	if s := other.Status(); s[0].Answered != 1 || s[1].Answered != 0 {
 		t.Errorf("counters %+v", s)
 	}
-	// One set of collectors speaks for whichever is the last.
-	got := scrape(t, old.Collectors())
+	got := scrape(t, other.Forwarder)
 	for _, line := range []string{`coredns_cache_hits_total{type=success} 4`, `coredns_cache_entries{type=success} 1`,
 		fmt.Sprintf(`fairlead_dns_forwarded_total{result=answered,to=%s,zone=.} 1`, up.addr)} {
 		if !strings.Contains(got, line+"\n") {

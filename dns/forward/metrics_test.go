@@ -12,11 +12,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// scrape is what a scrape of collectors gets, a line for each value, without labels that say nothing; of a histogram, the number of observations.
-func scrape(t testing.TB, cs []prometheus.Collector) string {
+// one collects from one forwarder.
+type one struct{ *Forwarder }
+
+func (one) Describe(ch chan<- *prometheus.Desc) { Describe(ch) }
+
+func (o one) Collect(ch chan<- prometheus.Metric) { o.Forwarder.Collect(ch, ".") }
+
+// scrape is what a scrape of a forwarder gets, a line for each value, without labels that say nothing; of a histogram, the number of observations.
+func scrape(t testing.TB, f *Forwarder) string {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
-	for _, c := range cs {
+	for _, c := range append(f.metrics.Collectors(), one{f}) {
 		if err := reg.Register(c); err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +60,7 @@ func TestMetrics(t *testing.T) {
 	for _, name := range []string{"a.example.", "a.example.", "none.example.", "none.example.", "none.example."} {
 		r.ask(name, typeA)
 	}
-	got := scrape(t, r.Collectors())
+	got := scrape(t, r.Forwarder)
 	to := up.addr.String()
 	for _, line := range []string{
 		`coredns_cache_entries{type=denial} 1`,

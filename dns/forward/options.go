@@ -96,6 +96,10 @@ type Options struct {
 	Rotate bool
 	// Self are the addresses that this server itself listens on: an upstream among them would be a loop.
 	Self []netip.AddrPort
+	// Zones are the names that the forwarder is for, as its metrics have them.
+	Zones string
+	// Metrics are what it counts together with others; nil: alone, and unseen.
+	Metrics *Metrics
 	// Logger gets a line for each change of an upstream's health; nil: none.
 	Logger *slog.Logger
 	// Now is the clock; nil: time.Now.
