@@ -454,7 +454,7 @@ func (b *builder) readCache(d *directive) error {
 				}
 			}
 			switch {
-			case b.ofCluster(zones):
+			case b.ofCluster(zones) || len(b.block.Forward) == 0:
 			case allWithin(b.zones, zones):
 				b.disable[args[0]] = true
 			default:
@@ -462,6 +462,7 @@ func (b *builder) readCache(d *directive) error {
 			}
 			return nil
 		},
+		"keepttl": func(args []string) error { return expect(args, 0, 0) },
 	})
 	// As with CoreDNS, the longest time wins over the shortest.
 	c.MinTTL = min(c.MinTTL, cmp.Or(c.MaxTTL, time.Hour))
@@ -474,7 +475,7 @@ func (b *builder) readCache(d *directive) error {
 		return zonesErr
 	}
 	switch {
-	case allWithin(b.zones, zones):
+	case allWithin(b.zones, zones) || len(b.block.Forward) == 0:
 	case b.ofCluster(zones):
 		b.cached = false
 	default:

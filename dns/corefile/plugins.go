@@ -40,7 +40,9 @@ func (b *builder) readBind(d *directive) error {
 		case err != nil:
 			return b.argument(d, "INTERFACE", text)
 		}
-		b.block.Bind = append(b.block.Bind, a.Unmap())
+		if a = a.Unmap(); !slices.Contains(b.block.Bind, a) {
+			b.block.Bind = append(b.block.Bind, a)
+		}
 	}
 	return nil
 }
@@ -334,7 +336,7 @@ func (b *builder) readHosts(d *directive) error {
 	read := map[string]func([]string) error{
 		"fallthrough":             fallthroughs(&h.Fallthrough),
 		"fallthrough_unsupported": on(&h.Unsupported),
-		"no_reverse":              func([]string) error { h.NoReverse = true; return nil },
+		"no_reverse":              on(&h.NoReverse),
 		"ttl": func(args []string) error {
 			if len(args) > 0 {
 				if n, err := strconv.Atoi(args[0]); err == nil && n > 0 && n <= 65535 {

@@ -153,11 +153,11 @@ func TestRefusals(t *testing.T) {
 		{". {\nautopath @kubernetes\n}", "2: autopath @kubernetes: it is nothing without kubernetes"},
 		{". {\nroot\n}", "2: root: expected 1 arguments"},
 		{". {\ncache 0\n}", "2: cache 0: a TTL of 0 s"},
-		{". {\ncache {\nsuccess\nsuccess a\nsuccess 1 0\ndenial 1 2 -1\nprefetch x\nprefetch 1 x\nprefetch 1 1m 5%\nserve_stale x\nserve_stale 1h sometimes\nservfail 6m\ndisable\ndisable all\nkeepttl 1\n}\n}",
+		{". {\ncache {\nsuccess\nsuccess a\nsuccess 1 0\ndenial 1 2 -1\nprefetch x\nprefetch 1 x\nprefetch 1 1m 5%\nserve_stale x\nserve_stale 1h sometimes\nservfail 6m\ndisable\ndisable all\nkeepttl 1\n}\nhosts {\nno_reverse 1\n}\n}",
 			"3: cache success: expected 1 to 3\n4: cache success a: \"a\" is not\n5: cache success 1 0: \"0\" is not\n6: cache denial 1 2 -1: \"-1\" is not\n7: cache prefetch x: \"x\" is not\n" +
 				"8: cache prefetch 1 x: time: invalid duration\n9: cache prefetch 1 1m 5%: \"5%\" is not\n10: cache serve_stale x: time: invalid\n11: cache serve_stale 1h sometimes: \"sometimes\" is neither\n" +
-				"12: cache servfail 6m: failures may be kept for 5m\n13: cache disable: expected 1\n14: cache disable all: \"all\" is neither"},
-		{". {\ncache {\ndisable success\n}\n}", "2: cache: success and denial can only be disabled both"},
+				"12: cache servfail 6m: failures may be kept for 5m\n13: cache disable: expected 1\n14: cache disable all: \"all\" is neither\n15: cache keepttl 1: expected 0\n18: hosts no_reverse 1: expected 0"},
+		{". {\ncache {\ndisable success\n}\nforward . 10.0.0.1\n}", "2: cache: success and denial can only be disabled both"},
 		{". {\ncache {\ndisable success a\n}\nforward . 10.0.0.1\n}", "3: cache disable success a: a part of the zones"},
 		{". {\ncache 5 a\nforward . 10.0.0.1\n}", "2: cache 5 a: a part of the zones"},
 		{". {\nforward\nforward .\nforward . dns.example\nforward . /nowhere\nforward . https://1.1.1.1\nforward . unix:///x\nforward a..b 10.0.0.1\n}",
