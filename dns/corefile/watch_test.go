@@ -102,9 +102,16 @@ func TestWatch(t *testing.T) {
 	await(t, out, "2 from a file")
 
 	// What changes nothing is not reported: the next outcome is that of the change after it.
-	write(t, filepath.Join(dir, "unrelated"), "x")
-	write(t, name, "a {\nhosts lists/hosts a {\nfallthrough\n}\n}")
-	write(t, hosts, "10.0.0.1 x.a\n")
+	replace := func(name, text string) {
+		t.Helper()
+		write(t, other, text)
+		if err := os.Rename(other, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace(filepath.Join(dir, "unrelated"), "x")
+	replace(name, "a {\nhosts lists/hosts a {\nfallthrough\n}\n}")
+	replace(hosts, "10.0.0.1 x.a\n")
 	if o := <-out; !strings.Contains(o.config.String(), "1 from a file") {
 		t.Errorf("came %v", o.config)
 	}
