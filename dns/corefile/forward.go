@@ -201,6 +201,8 @@ func (b *builder) upstreams(d *directive, to string) ([]forward.Upstream, bool, 
 		u.Addr = a
 	} else if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		u.Addr = netip.AddrPortFrom(a, port)
+	} else if ok {
+		return nil, false, b.argument(d, "HOSTNAME", to)
 	} else {
 		upstreams, err := b.resolvers(d, to)
 		return upstreams, false, err

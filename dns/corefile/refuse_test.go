@@ -160,9 +160,9 @@ func TestRefusals(t *testing.T) {
 		{". {\ncache {\ndisable success\n}\nforward . 10.0.0.1\n}", "2: cache: success and denial can only be disabled both"},
 		{". {\ncache {\ndisable success a\n}\nforward . 10.0.0.1\n}", "3: cache disable success a: a part of the zones"},
 		{". {\ncache 5 a\nforward . 10.0.0.1\n}", "2: cache 5 a: a part of the zones"},
-		{". {\nforward\nforward .\nforward . dns.example\nforward . /nowhere\nforward . https://1.1.1.1\nforward . unix:///x\nforward a..b 10.0.0.1\n}",
+		{". {\nforward\nforward .\nforward . dns.example\nforward . /nowhere\nforward . https://1.1.1.1\nforward . unix:///x\nforward a..b 10.0.0.1\nforward . tls://dns.example%dns.example\n}",
 			"2: forward: expected 2 arguments\n3: forward .: expected 2 arguments\n4: forward . dns.example: dns.example: write its addresses\n5: forward . /nowhere: open /nowhere: file does not exist\n" +
-				"6: forward . https://1.1.1.1: https://1.1.1.1: upstreams\n7: forward . unix:///x: unix:///x: upstreams\n8: forward a..b 10.0.0.1: \"a..b\" is not a domain name"},
+				"6: forward . https://1.1.1.1: https://1.1.1.1: upstreams\n7: forward . unix:///x: unix:///x: upstreams\n8: forward a..b 10.0.0.1: \"a..b\" is not a domain name\n9: forward . tls://dns.example%dns.example: tls://dns.example%dns.example: write its addresses"},
 		{". {\nforward . 10.0.0.1 {\nexcept\nmax_fails x\nexpire -1s\nhealth_check\nhealth_check 1s often\nhealth_check 1s domain\nforce_tcp 1\ntls a b\ntls nowhere\ntls_servername\nfailover NOERROR\nfailover X\nmax_concurrent -1\n}\n}",
 			"3: forward except: expected 1\n4: forward max_fails x: expected a number\n5: forward expire -1s: -1s is negative\n6: forward health_check: expected 1\n7: forward health_check 1s often: expected no_rec\n" +
 				"8: forward health_check 1s domain: expected no_rec\n9: forward force_tcp 1: expected 0\n10: forward tls a b: upstreams are not shown\n11: forward tls nowhere: open /etc/coredns/nowhere\n" +
