@@ -55,8 +55,8 @@ bench/bin/coredns: Makefile
 	GOBIN=$(CURDIR)/bench/bin $(GO) install -ldflags '-s -w' github.com/coredns/coredns@$(COREDNS)
 	@touch $@
 
-compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,000 questions; a difference that docs/dns.md does not have fails; needs root; COMPARE='-seed 1' for others
-	cd bench && $(GO) build -o bin/ . && bin/bench compare-dns $(COMPARE)
+compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,000 questions, then again with CoreDNS's Corefile for both; a difference that docs/dns.md does not have fails; needs root; COMPARE='-seed 1' for others
+	cd bench && $(GO) build -o bin/ . && bin/bench compare-dns $(COMPARE) && bin/bench compare-dns -corefile $(COMPARE)
 
 bench-dns: build bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd, Knot, NSD, Unbound and bare echoes as yardsticks; needs root, under 40 minutes; BENCH='-quick -run load' for less
 	@hack/deps.sh bench-dns

@@ -228,7 +228,8 @@ const (
 	dnsIP6        = "fd00:96::a"
 )
 
-// corefile is kubeadm's (v1.37), with the two places that this world has elsewhere: the API server's kubeconfig and the resolver for what is outside.
+// corefile is kubeadm's (v1.37), with two places for what is elsewhere in this world: how CoreDNS finds the API server, and the resolver for
+// what is outside.
 const corefile = `.:53 {
     errors
     health {
@@ -236,7 +237,7 @@ const corefile = `.:53 {
     }
     ready
     kubernetes cluster.local in-addr.arpa ip6.arpa {
-       kubeconfig %s
+       %s
        pods insecure
        fallthrough in-addr.arpa ip6.arpa
        ttl 30
@@ -261,6 +262,7 @@ func compareDNS(ctx context.Context, args []string) error {
 	root := flags.String("root", "..", "the repository, with bin/ and bench/bin/ built")
 	services := flags.Int("services", 10_000, "number of Services")
 	questions := flags.Int("questions", 100_000, "number of questions")
+	read := flags.Bool("corefile", false, "have Fairlead read CoreDNS's Corefile, as one does who replaces it, instead of its own flags")
 	seed := flags.Uint64("seed", 0, "of the Services and the questions; 0 for the time")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -280,7 +282,7 @@ func compareDNS(ctx context.Context, args []string) error {
 		return fmt.Errorf("make directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	pair, err := newDNSPair(ctx, path, dir, nw)
+	pair, err := newDNSPair(ctx, path, dir, nw, *read)
 	if err != nil {
 		return err
 	}
@@ -294,7 +296,7 @@ func compareDNS(ctx context.Context, args []string) error {
 }
 
 // newDNSPair starts the API server with the Services, and then both servers, each on a node of its own.
-func newDNSPair(ctx context.Context, root, dir string, nw *nameWorld) (_ *dnsPair, err error) {
+func newDNSPair(ctx context.Context, root, dir string, nw *nameWorld, read bool) (_ *dnsPair, err error) {
 	p := new(dnsPair)
 	defer func() {
 		if err != nil {
@@ -332,15 +334,20 @@ func newDNSPair(ctx context.Context, root, dir string, nw *nameWorld) (_ *dnsPai
 		return p, err
 	}
 	progress("starting the servers")
-	conf := filepath.Join(dir, "Corefile")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, corefile, p.w.kubeconfig, fabricIP), 0o644); err != nil {
-		return p, fmt.Errorf("write Corefile: %w", err)
+	conf, plain := filepath.Join(dir, "Corefile"), filepath.Join(dir, "Corefile.plain")
+	for path, apiServer := range map[string]string{conf: "kubeconfig " + p.w.kubeconfig, plain: ""} {
+		if err := os.WriteFile(path, fmt.Appendf(nil, corefile, apiServer, fabricIP), 0o644); err != nil {
+			return p, fmt.Errorf("write Corefile: %w", err)
+		}
 	}
-	for i, argv := range [][]string{
-		{bin.fairlead, "agent", "--node", fairlead.name, "--dns-ip", dnsIP + "," + dnsIP6, "--kubeconfig", p.w.kubeconfig, "--state", filepath.Join(dir, "state"),
-			"--service-cidr", serviceCIDR + "," + serviceCIDR6, "--pod-cidr", podCIDR + "," + podCIDR6, "--upstream", fabricIP},
-		{filepath.Join(root, "bench", "bin", "coredns"), "-conf", conf},
-	} {
+	agent := []string{bin.fairlead, "agent", "--node", fairlead.name, "--dns-ip", dnsIP + "," + dnsIP6, "--kubeconfig", p.w.kubeconfig,
+		"--state", filepath.Join(dir, "state"), "--service-cidr", serviceCIDR + "," + serviceCIDR6, "--pod-cidr", podCIDR + "," + podCIDR6}
+	if read {
+		agent = append(agent, "--dns-corefile", plain)
+	} else {
+		agent = append(agent, "--upstream", fabricIP)
+	}
+	for i, argv := range [][]string{agent, {filepath.Join(root, "bench", "bin", "coredns"), "-conf", conf}} {
 		if p.servers[i], err = start(p.nodes[i], anyCPU, dir, filepath.Base(argv[0])+"-dns", argv...); err != nil {
 			return p, err
 		}
@@ -454,7 +461,7 @@ func answerUpstream(w dns.ResponseWriter, q *dns.Msg) {
 			}
 			owner, records = next, beyond[next]
 		}
-		if len(m.Answer) == 0 {
+		if !slices.ContainsFunc(m.Answer, func(rr dns.RR) bool { return rr.Header().Rrtype == asked.Qtype }) {
 			m.Ns = []dns.RR{soa}
 		}
 	}

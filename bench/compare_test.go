@@ -274,6 +274,8 @@ func TestExplain(t *testing.T) {
 		{"rcode", ask("team-0.svc.cluster.local.", dns.TypeA), view{rcode: "NXDOMAIN"}, view{rcode: "NOERROR"}, ""},
 		{"rcode", ask(pod, dns.TypePTR), view{rcode: "NXDOMAIN", flags: []string{"aa"}}, view{rcode: "NOERROR", answer: []string{ptr("virtual")}}, "rcode: reverse names of pods behind ClusterIPs"},
 		{"rcode", ask(pod, dns.TypePTR), view{rcode: "NXDOMAIN", flags: []string{"aa"}}, view{rcode: "NOERROR", answer: []string{ptr("headless")}}, ""},
+		{"rcode", ask(strings.Replace(pod, "160.10", "160.11", 1), dns.TypePTR), view{rcode: "NXDOMAIN"}, view{rcode: "NOERROR", answer: []string{ptr("virtual")}}, ""},
+		{"rcode", ask("10-1-2-3.nowhere.pod.cluster.local.", dns.TypeA), view{rcode: "NOERROR"}, view{rcode: "NXDOMAIN"}, "rcode: names of pods in namespaces that do not exist"},
 		{"answer", ask(pod, dns.TypePTR), view{answer: []string{ptr("headless")}}, view{answer: []string{ptr("headless"), ptr("virtual")}}, "answer: reverse names of pods behind ClusterIPs"},
 		{"answer", ask(pod, dns.TypePTR), view{answer: []string{ptr("virtual")}}, view{answer: []string{ptr("headless")}}, ""},
 		{"answer", ask(at("virtual"), dns.TypeA), view{answer: []string{"x in a 10.0.0.1"}}, view{answer: []string{"x in a 10.0.0.2"}}, ""},

@@ -233,9 +233,14 @@ var known = []difference{
 			return x.q.class == dns.ClassCHAOS && (x.f.rcode == "REFUSED" || len(ofType(x.f.answer, "txt")) == 1)
 		}},
 	{"rcode", "names of pods", "NXDOMAIN", "answers for any address, as kubeadm's Corefile says (pods insecure)",
-		"Names that are made for any address on demand are of use to attackers too; the plugin's own default is the same. `pods` in a Corefile that is read switches them on.",
+		"Names that are made for any address on demand are of use to attackers too; the plugin's own default is the same. `--dns-pods`, or `pods` in a Corefile that is read, switches them on.",
 		func(x exchanged) bool {
 			return x.below("pod."+domain) && x.f.rcode == "NXDOMAIN" && x.c.rcode == "NOERROR"
+		}},
+	{"rcode", "names of pods in namespaces that do not exist", "any namespace will do, where pods have names at all and need not be known (insecure)", "NXDOMAIN",
+		"The specification wants no more (section 2.6), and namespaces are not watched.",
+		func(x exchanged) bool {
+			return strings.HasSuffix(x.name, ".nowhere.pod."+domain) && x.f.rcode == "NOERROR" && x.c.rcode == "NXDOMAIN" || x.name == "nowhere.pod."+domain
 		}},
 	{"rcode", "loosely spelled ports", "NXDOMAIN", "takes http.tcp, _._tcp and the like for a port and a protocol",
 		"The specification has one spelling, _PORT._PROTOCOL; unnamed ports have no such name (section 2.3.2).",
@@ -249,8 +254,13 @@ var known = []difference{
 	{"rcode", "other names above names", "exist (NODATA)", "NXDOMAIN for dns.DOMAIN, and for dns-version.DOMAIN, ns.dns.DOMAIN and namespaces when asked for types that they do not have",
 		"They have names below them (RFC 8020).",
 		func(x exchanged) bool {
-			rest, ok := strings.CutSuffix(x.name, ".svc."+domain)
-			return (x.name == "dns."+domain || x.name == "dns-version."+domain || ok && !strings.Contains(rest, ".") || x.name == "ns.dns."+domain || x.name == "svc."+domain || x.name == domain || x.name == "pod."+domain) && x.f.rcode == "NOERROR" && x.c.rcode == "NXDOMAIN"
+			rest := x.name
+			for _, zone := range []string{".svc." + domain, ".pod." + domain} {
+				rest = strings.TrimSuffix(rest, zone)
+			}
+			namespace := rest != x.name && !strings.Contains(rest, ".")
+			exists := []string{domain, "svc." + domain, "pod." + domain, "dns." + domain, "ns.dns." + domain, "dns-version." + domain}
+			return (namespace || slices.Contains(exists, x.name)) && x.f.rcode == "NOERROR" && x.c.rcode == "NXDOMAIN"
 		}},
 	{"rcode", "namespaces without Services", "NXDOMAIN", "NODATA while the namespace exists",
 		"There is nothing below them. Namespaces are not watched: that would be one more watch on every node, for this alone.",
@@ -288,7 +298,7 @@ var known = []difference{
 	{"rcode", "reverse names of pods behind ClusterIPs", "NXDOMAIN", "a name below every Service that has the pod",
 		"The specification gives reverse names to ClusterIPs and to endpoints of headless Services (section 2.4.3); a pod behind several Services has no name of its own.",
 		func(x exchanged) bool {
-			return x.q.qtype == dns.TypePTR && x.f.rcode == "NXDOMAIN" && x.f.has("aa") && x.morePointers((*named).virtual)
+			return x.q.qtype == dns.TypePTR && x.f.rcode == "NXDOMAIN" && x.inRanges() && x.morePointers((*named).virtual)
 		}},
 
 	// What is in the answer.
@@ -341,10 +351,10 @@ var known = []difference{
 		func(x exchanged) bool { return x.q.qtype == dns.TypeNS }},
 
 	// Times.
-	{"TTL", "positive", "5 s", "30 s by kubeadm's Corefile, 28800 s for dns-version, and for reverse names what is left in the plugin cache",
+	{"TTL", "positive", "5 s, or what a Corefile that is read says", "30 s by kubeadm's Corefile, 28800 s for dns-version, and for reverse names what is left in the plugin cache",
 		"Nobody should remember an address longer than it may take to go.",
 		func(x exchanged) bool {
-			return slices.Equal(x.f.ttls, []uint32{5}) && (slices.Equal(x.c.ttls, []uint32{30}) || slices.Equal(x.c.ttls, []uint32{28800}) || x.reverse() && keptTTL(x.c.ttls, 30)) && len(x.f.negative)+len(x.c.negative) == 0
+			return (slices.Equal(x.f.ttls, []uint32{5}) || slices.Equal(x.f.ttls, []uint32{30}) && x.reverse()) && (slices.Equal(x.c.ttls, []uint32{30}) || slices.Equal(x.c.ttls, []uint32{28800}) || x.reverse() && keptTTL(x.c.ttls, 30)) && len(x.f.negative)+len(x.c.negative) == 0
 		}},
 	{"TTL", "negative", "0 s", "30 s by kubeadm's Corefile",
 		"A name must not be unknown any longer than it does not exist.",
