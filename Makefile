@@ -60,7 +60,7 @@ compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,00
 
 bench-dns: build bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd, Knot, NSD, Unbound and bare echoes as yardsticks; needs root, under 40 minutes; BENCH='-quick -run load' for less
 	@hack/deps.sh bench-dns
-	cd bench && $(GO) build -o bin/ . && cc -O2 -o bin/echo echo/echo.c && bin/bench dns -docs ../docs $(BENCH)
+	cd bench && $(GO) build -o bin/ . && cc -O2 -o bin/udp-echo echo/echo.c && bin/bench dns -docs ../docs $(BENCH)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

@@ -41,6 +41,8 @@ type dnsResult struct {
 	Lost       int     `json:"lost"`
 	Wrong      int     `json:"wrong"`
 	FirstWrong string  `json:"firstWrong,omitempty"`
+	// Stall is the longest time, in milliseconds, for which the client itself did not run while it should have asked at a rate: the processor was another's.
+	Stall float64 `json:"stall,omitempty"`
 	P50        float64 `json:"p50"` // microseconds
 	P99        float64 `json:"p99"`
 	P999       float64 `json:"p999"`
@@ -48,9 +50,14 @@ type dnsResult struct {
 
 func (r dnsResult) perSecond() float64 { return float64(r.Answers) / r.Seconds }
 
-// fault is an error where any answer was not right.
+// mostStall is what a client may stand still without its times being about itself; in milliseconds.
+const mostStall = 20
+
+// fault is an error where any answer was not right, or the times are not the server's.
 func (r dnsResult) fault() error {
 	switch {
+	case r.Stall > mostStall:
+		return fmt.Errorf("the client stood still for %.0f ms: its processor was busy with something else", r.Stall)
 	case r.Wrong > 0:
 		return fmt.Errorf("%d answers of %d are wrong; the first %s", r.Wrong, r.All, r.FirstWrong)
 	case r.Lost > 0:
@@ -243,8 +250,13 @@ func (c *dnsClient) run() (dnsResult, error) {
 		}
 	}
 	events := make([]unix.EpollEvent, len(c.sockets))
+	var last int64
 	for {
 		now := c.now()
+		if c.rate > 0 && last < c.end {
+			c.result.Stall = max(c.result.Stall, float64(now-last)/1e6)
+			last = now
+		}
 		asking := c.asking(now)
 		if !asking && c.flying == 0 || now > c.end+dnsDrain.Nanoseconds() {
 			break

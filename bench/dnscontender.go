@@ -57,7 +57,7 @@ var resolvers = []resolver{
 	{name: "echo in Go", number: 27, program: "bench", echo: true, to: nodeAt, command: func(*dnsNode, string) ([]string, error) {
 		return []string{"echo", nodeAt + ":53"}, nil
 	}},
-	{name: "echo in C", number: 28, program: "echo", echo: true, to: nodeAt, command: func(*dnsNode, string) ([]string, error) {
+	{name: "echo in C", number: 28, program: "udp-echo", echo: true, to: nodeAt, command: func(*dnsNode, string) ([]string, error) {
 		return []string{nodeAt, "53"}, nil
 	}},
 }

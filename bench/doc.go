@@ -1,8 +1,9 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures Fairlead beside kube-proxy and kube-controller-manager, on one machine, in one run, against the same API server,
-// and writes docs/benchmarks.md.
+// Command bench measures Fairlead beside what else does its work, on one machine, in one run, against the same API server. It has two chapters: the
+// service proxy and the slices, beside kube-proxy and kube-controller-manager, for docs/benchmarks.md; and DNS, beside CoreDNS and with other servers as
+// yardsticks, for docs/benchmarks-dns.md.
 //
 // Everything happens in network namespaces that it makes itself and that have no way out. A world (world.go) is an API server with
 // some number of Services, each with two endpoints; a rig (rig.go) is a node of it: the namespace of the node, in which one contender runs,
@@ -16,6 +17,13 @@
 //	slices    slices.go      from the API's answer for one changed pod to its EndpointSlice stored
 //	replace   replace.go     connections that fail while all pods of a Service are replaced
 //
+// and those of DNS, whose servers (dnscontender.go) run on rigs too, in worlds of their own (dnsworld.go):
+//
+//	load      dnsload.go      cost and number of answers, and their time, as the client of dnsclient.go sees it, which checks every answer
+//	change    dnschange.go    from the API's answer for a change to the first right answer
+//	external  dnsexternal.go  names outside the cluster, looked up as glibc does (dnslookup.go)
+//	memory    dnsmemory.go    memory of the process, and the most of it during a relist
+//
 // # How it measures
 //
 // Contenders take turns, in the order A B B A, and the first round does not count. A ratio is of one round; what is given is the median of the rounds'
@@ -27,6 +35,8 @@
 // Beside the figures, compare-dns (compare.go) asks Fairlead and CoreDNS the same questions and looks how the answers differ.
 //
 //	make compare-dns                           100,000 questions, two minutes
-//	make bench-service                         everything, under 40 minutes
+//	make bench-service                         everything about Services, under 40 minutes
+//	make bench-dns                             everything about DNS, under 40 minutes
+//	bench/bin/bench dns -quick -run load       one figure of DNS, small and short
 //	bench/bin/bench -quick -run start,change   some figures, small and short: to see that it works, not for the numbers
 package main
