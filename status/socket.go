@@ -143,7 +143,14 @@ func waitFor(w http.ResponseWriter, r *http.Request, wait func(context.Context) 
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), limit)
 	defer cancel()
+	served, ok := r.Context().Value(life{}).(context.Context)
+	if ok {
+		defer context.AfterFunc(served, cancel)()
+	}
 	if err := wait(ctx); err != nil {
+		if ok && served.Err() != nil {
+			panic(http.ErrAbortHandler) // this is no answer
+		}
 		http.Error(w, why(), http.StatusGatewayTimeout)
 	}
 }
@@ -180,12 +187,17 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// endGrace is how long the answers may take that are being given when the agent ends. Who waits for something is cut off, and asks the next agent.
-const endGrace = 200 * time.Millisecond
+// endGrace is how long the answers may take that are being given when the agent ends.
+const endGrace = 2 * time.Second
 
-// Serve answers on l until ctx ends, and what was asked until then. It closes l.
+// life is the key of a request's context under which is the context of Serve.
+type life struct{}
+
+// Serve answers on l until ctx ends, and what was asked until then; but who waits for something is cut off, and can ask the next agent. It closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context {
+		return context.WithValue(context.Background(), life{}, ctx)
+	}}
 	// Closed here and not by the server, because then whoever was accepted is known to it when it returns.
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	err := srv.Serve(l)
