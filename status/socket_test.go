@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -214,5 +215,57 @@ func TestPrint(t *testing.T) {
 	r.Print(&b)
 	if !strings.Contains(b.String(), "behind: generation 5 arrived, 3 acknowledged") {
 		t.Error(b.String())
+	}
+}
+
+// slow is an agent that takes its time.
+type slow struct {
+	*agent
+	begun, waits, end chan struct{}
+}
+
+func (s slow) Dump(string) (string, error) {
+	close(s.begun)
+	<-s.end
+	return "late\n", nil
+}
+
+func (s slow) WaitGone(ctx context.Context, addr netip.Addr) error {
+	close(s.waits)
+	return s.agent.WaitGone(ctx, addr)
+}
+
+// TestEnd: what is being answered at the end is answered. Who waits for something gets no answer, rather than one that says that it has not come.
+func TestEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := slow{working(), make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, Handler(a, http.NotFoundHandler())) }()
+	var text string
+	dumped, waited := make(chan error, 1), make(chan error, 1)
+	go func() { dumped <- Dial(path).Get(t.Context(), "/v1/dump", url.Values{"what": {"model"}}, &text) }()
+	go func() {
+		waited <- Dial(path).Get(t.Context(), "/v1/wait", url.Values{"gone": {"10.244.0.9"}, "timeout": {"1m"}}, nil)
+	}()
+	<-a.begun
+	<-a.waits
+	cancel()
+	if err := <-waited; !errors.Is(err, io.EOF) {
+		t.Errorf("who waited: %v", err)
+	}
+	close(a.end)
+	if err := <-dumped; err != nil || text != "late\n" {
+		t.Errorf("who had asked: %q, %v", text, err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if Running(t.Context(), path) {
+		t.Error("the socket is still open")
 	}
 }
