@@ -82,8 +82,6 @@ type failure struct {
 	once bool
 }
 
-func (f *failure) Error() string { return f.text }
-
 // fail makes a failure whose text fits in an answer.
 func fail(rcode int, code uint16, format string, args ...any) *failure {
 	text := fmt.Sprintf(format, args...)

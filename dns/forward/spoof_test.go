@@ -263,6 +263,36 @@ func TestLoopEnds(t *testing.T) {
 	want(t, data(r.ask("a.example.com.", typeA)), good)
 }
 
+// An answer that comes too late, or twice, is no forgery.
+func TestLateAnswer(t *testing.T) {
+	for _, stream := range []bool{false, true} {
+		r := start(t, nil, newResolver(t, silent)).untested()
+		u := r.all[0].upstreams[0]
+		msg, sent := message(question("www.example.com.", typeA), false, true, false)
+		q := new(mdns.Msg)
+		if err := q.Unpack(msg[2:]); err != nil {
+			t.Fatal(err)
+		}
+		b := addresses(q, stream)[0]
+		c := &call{question: sent, done: make(chan answer, 1)}
+		l := &link{u: u, stream: stream, waiting: map[uint16]*call{q.Id: nil}}
+		if !l.deliver(b) {
+			t.Errorf("stream %t: a late answer was taken for nobody's", stream)
+		}
+		l.waiting[q.Id] = c
+		if !l.deliver(b) || (<-c.done).err != nil {
+			t.Errorf("stream %t: no answer", stream)
+		}
+		if again := l.deliver(b); again == stream {
+			t.Errorf("stream %t: the same answer again: %t", stream, again)
+		}
+		// On a connection it is a mistake of the upstream's, and ends that.
+		if n := u.counts.suspect.Load(); n != map[bool]uint64{true: 1}[stream] {
+			t.Errorf("stream %t: %d suspected", stream, n)
+		}
+	}
+}
+
 // FuzzDeliver: whatever a datagram holds, it is the answer to the question or it is not, and no harm is done.
 func FuzzDeliver(f *testing.F) {
 	q := question("www.example.com.", typeA)
