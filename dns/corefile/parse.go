@@ -21,10 +21,10 @@ type server struct {
 	directives [][]token
 }
 
-// These bound what a Corefile may grow to by importing.
+// These bound what a Corefile may grow to by importing: how often it does, and how many words come of it.
 const (
-	maxImports = 1000
-	maxTokens  = 1 << 17
+	maxImports  = 1000
+	maxImported = 1 << 17
 )
 
 // parser takes a Corefile apart into server blocks. It follows the parser of CoreDNS, github.com/coredns/caddy/caddyfile, whose words and
@@ -37,6 +37,7 @@ type parser struct {
 	at       int
 	snippets map[string][]token
 	imports  int
+	imported int
 	stopped  bool // by an error of the syntax
 }
 
@@ -288,8 +289,8 @@ func (p *parser) doImport() {
 			return
 		}
 	}
-	if len(p.tokens)+len(body) > maxTokens {
-		p.stop(at, "more than %d words after importing", maxTokens)
+	if p.imported += len(body); p.imported > maxImported {
+		p.stop(at, "more than %d words are imported", maxImported)
 		return
 	}
 	if len(body) > 0 {
@@ -297,8 +298,10 @@ func (p *parser) doImport() {
 	} else {
 		p.note(at, "import "+what, NoEffect, "until there is something to import")
 	}
-	p.tokens = slices.Concat(p.tokens[:start], body, p.tokens[p.at:])
-	p.at = start
+	// What was read is dropped, but for the word before, which tells whether the next one begins a line.
+	before := p.tokens[max(start-1, 0):start]
+	p.tokens = slices.Concat(before, body, p.tokens[p.at:])
+	p.at = len(before)
 }
 
 // files are the words of all files that a pattern fits.
