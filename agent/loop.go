@@ -43,6 +43,8 @@ type Dataplane interface {
 type Names interface {
 	Announce(*model.Snapshot)
 	Publish(snap *model.Snapshot, refused ...model.Name)
+	// Programmed is told after Publish when the change of a Service's endpoints happened that it published.
+	Programmed(service model.Name, at time.Time)
 }
 
 // Turn says whether this agent may write to the kernel, of which there is one at a time. Write returns when it may; Yield gets a value when another one
@@ -145,10 +147,11 @@ func (l *Loop) Run(ctx context.Context) {
 	}
 }
 
-// observe says of every change of endpoints that the kernel has it now.
+// observe says of every change of endpoints that the kernel has it now, and that it is answered.
 func (l *Loop) observe(triggers []kube.Trigger) {
 	for _, t := range triggers {
 		l.Metrics.Programmed(familyOf(t.IPv6), t.At)
+		l.Names.Programmed(t.Service, t.At)
 	}
 }
 

@@ -33,6 +33,8 @@ type stage struct {
 	verified int
 	// triggers are when the changes happened that were not asked for yet.
 	triggers []kube.Trigger
+	// answered are the changes of which the names were told that they are published.
+	answered []kube.Trigger
 	// turn is nil if there is no other agent.
 	turn Turn
 	// onApply runs while the dataplane is being written.
@@ -82,6 +84,10 @@ func (s *stage) Publish(snap *model.Snapshot, refused ...model.Name) {
 	for _, n := range refused {
 		s.done = append(s.done, "without "+n.String())
 	}
+}
+
+func (s *stage) Programmed(service model.Name, at time.Time) {
+	s.answered = append(s.answered, kube.Trigger{Service: service, At: at})
 }
 
 func (s *stage) Add(_ context.Context, snap *model.Snapshot) error   { return s.do("routes", snap) }
@@ -310,15 +316,22 @@ func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
 		s.fail["dataplane"] = errors.New("no")
 		early := time.Now().Add(-time.Second) // before this agent started
 		time.Sleep(3 * time.Second)
-		s.triggers = []kube.Trigger{{At: time.Now().Add(-2 * time.Second)}, {IPv6: true, At: time.Now()}, {At: early}}
+		shop := model.Name{Namespace: "shop", Name: "orders"}
+		s.triggers = []kube.Trigger{{Service: shop, At: time.Now().Add(-2 * time.Second)}, {IPv6: true, At: time.Now()}, {At: early}}
 		s.signal()
 		synctest.Wait()
 		if n, _ := observed(t, m, name, "IPv4"); n != 0 {
 			t.Errorf("%d observations of what failed", n)
 		}
+		if len(s.answered) != 0 {
+			t.Errorf("the names were told of %v, which failed", s.answered)
+		}
 		delete(s.fail, "dataplane")
 		time.Sleep(retryFirst)
 		synctest.Wait()
+		if len(s.answered) != 3 || s.answered[0].Service != shop {
+			t.Errorf("the names were told of %v", s.answered)
+		}
 		for family, least := range map[string]float64{"IPv4": 2.1, "IPv6": 0.1} {
 			if n, sum := observed(t, m, name, family); n != 1 || sum < least || sum > least+1 {
 				t.Errorf("%s: %d observations of %.2f s, want one of %.2f", family, n, sum, least)

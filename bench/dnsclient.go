@@ -43,9 +43,9 @@ type dnsResult struct {
 	FirstWrong string  `json:"firstWrong,omitempty"`
 	// Stall is the longest time, in milliseconds, for which the client itself did not run while it should have asked at a rate: the processor was another's.
 	Stall float64 `json:"stall,omitempty"`
-	P50        float64 `json:"p50"` // microseconds
-	P99        float64 `json:"p99"`
-	P999       float64 `json:"p999"`
+	P50   float64 `json:"p50"` // microseconds
+	P99   float64 `json:"p99"`
+	P999  float64 `json:"p999"`
 }
 
 func (r dnsResult) perSecond() float64 { return float64(r.Answers) / r.Seconds }

@@ -591,7 +591,7 @@ func (w *writer) deny(rcode byte, origin int) {
 
 // completes reports whether the asking pod's resolver may have completed the name, which the slow path can do better.
 func (w *writer) completes() bool {
-	return w.who.Pod != nil && w.clients.Completion() != client.Off && w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count)
+	return w.who.Pod != nil && w.completion(w.clients) != client.Off && w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count)
 }
 
 // fit says that the answer is complete, if it is not longer than it may be.

@@ -96,3 +96,31 @@ func TestMetricsOfBlocks(t *testing.T) {
 		t.Errorf("%d upstreams are there after the reload, want 3", n)
 	}
 }
+
+// A change of endpoints is counted by its Service's kind, if it happened in the server's time.
+func TestProgrammed(t *testing.T) {
+	now := time.Unix(1000, 0)
+	s := dual(t, func(o *Options) { o.Now = func() time.Time { return now } })
+	now = now.Add(time.Minute)
+	for _, n := range []string{"shop/orders", "shop/web", "shop/nothing", "aliases/outside"} {
+		s.Programmed(name(n), now.Add(-time.Second))
+		s.Programmed(name(n), now.Add(-2*time.Minute))
+	}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]uint64)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "coredns_kubernetes_dns_programming_duration_seconds" {
+				got[m.GetLabel()[0].GetValue()] = m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	if len(got) != 2 || got["cluster_ip"] != 1 || got["headless_with_selector"] != 1 {
+		t.Errorf("counted: %v", got)
+	}
+}

@@ -139,7 +139,7 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 	if _, ok := q.who.Pod.Completes(asked); !ok {
 		return denied
 	}
-	switch q.s.clients.Completion() {
+	switch q.block.completion(q.s.clients) {
 	case client.Off:
 		return denied
 	case client.CountOnly:
@@ -172,6 +172,14 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		f.answer = append([]mdns.RR{alias}, f.answer...)
 	}
 	return f
+}
+
+// completion is whether questions of the block are completed, which it may say itself.
+func (s *served) completion(c *client.Clients) client.Mode {
+	if s.Autopath {
+		return client.On
+	}
+	return c.Completion()
 }
 
 // belowService reports whether the name is below a Service that exists.

@@ -490,6 +490,23 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
+// A block with autopath completes whatever is set for all.
+func TestCompletionOfBlock(t *testing.T) {
+	b := block("cluster.local")
+	b.Autopath = true
+	s := through{dual(t, func(o *Options) {
+		o.Blocks, o.Clients.Domain, o.Asking.Completion = []Block{b}, "cluster.local", client.Off
+	}), t}
+	w := model.NewBuilder(model.Config{Self: "n1"})
+	w.SetPod(model.Pod{Name: name("tools/shell"), Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.9")}, Resolver: &model.Resolver{Policy: model.DNSClusterFirst, Ndots: -1}})
+	w.SetService(model.ServiceSpec{Name: name("shop/orders"), ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.20")}})
+	s.Publish(w.Build())
+	const want = "NOERROR orders.shop.tools.svc.cluster.local. CNAME orders.shop.svc.cluster.local. orders.shop.svc.cluster.local. A 10.96.0.20"
+	if got := data(s.askFrom("10.244.1.9", "orders.shop.tools.svc.cluster.local.", typeA)); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // A pod's questions are logged with its name, those of the kinds that the block says.
 func TestQueryLog(t *testing.T) {
 	var lines strings.Builder

@@ -30,6 +30,7 @@ type Server struct {
 	meter   *meter.Meter
 	options Options
 	now     func() time.Time
+	started time.Time
 	log     *slog.Logger
 
 	conns conns
@@ -47,7 +48,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{clients: client.New(o.Asking), options: o, now: o.Now, log: o.Logger}
+	s := &Server{clients: client.New(o.Asking), options: o, now: o.Now, started: o.Now(), log: o.Logger}
 	s.plan.Store(p)
 	s.meter = meter.New(zoneNames(p.primary())...)
 	s.conns.most, s.conns.mostOfOne = o.MaxConns, o.MaxConnsOfOne
@@ -116,6 +117,21 @@ func (s *Server) Announce(snap *model.Snapshot) { s.gate.announce(snap) }
 // Publish takes in a snapshot that every target has acknowledged, and wakes the queries that wait for it. Services that could not be
 // programmed are named in refused, and are answered with SERVFAIL until they are published without.
 func (s *Server) Publish(snap *model.Snapshot, refused ...model.Name) { s.gate.publish(snap, refused) }
+
+// Programmed counts a change of a Service's endpoints that is published now, by when it happened: what lies before the server's start, nobody could
+// have answered sooner.
+func (s *Server) Programmed(service model.Name, at time.Time) {
+	v := s.gate.state.Load().published
+	if v == nil || at.Before(s.started) {
+		return
+	}
+	switch svc, ok := v.snap.Services.Get(service); {
+	case ok && svc.Type == model.ClusterIP:
+		s.meter.Programmed(meter.ClusterIP, s.now().Sub(at))
+	case ok && svc.Type == model.Headless:
+		s.meter.Programmed(meter.Headless, s.now().Sub(at))
+	}
+}
 
 // Published is the snapshot that is answered from; nil before the first.
 func (s *Server) Published() *model.Snapshot {

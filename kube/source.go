@@ -41,10 +41,11 @@ type Events interface {
 	Queued()
 }
 
-// Trigger is when something happened that changed endpoints of an address family, as their controller says.
+// Trigger is when something happened that changed a Service's endpoints of an address family, as their controller says.
 type Trigger struct {
-	IPv6 bool
-	At   time.Time
+	Service model.Name
+	IPv6    bool
+	At      time.Time
 }
 
 // Source is the API server's state as it arrives. Its methods may be called concurrently.
@@ -133,7 +134,7 @@ func (s *Source) setSlice(o *discoveryv1.EndpointSlice) {
 	s.builder.SetSlice(sl)
 	s.note("endpointslice", o, sliceFlaws(o))
 	if at, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil && !s.synced.IsZero() {
-		s.triggers = append(s.triggers, Trigger{IPv6: o.AddressType == discoveryv1.AddressTypeIPv6, At: at})
+		s.triggers = append(s.triggers, Trigger{Service: model.Name{Namespace: sl.Name.Namespace, Name: sl.Service}, IPv6: o.AddressType == discoveryv1.AddressTypeIPv6, At: at})
 	}
 }
 

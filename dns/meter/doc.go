@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package meter counts what CoreDNS counts of a DNS server as a whole, under its names and with its buckets, so that its dashboards and alerts go
-// on working: the sizes of messages, DNSSEC questions, how long changes take to be answered, panics, and the server's own health checks.
+// on working: the sizes of messages, DNSSEC questions, how long changes take to be answered, and panics.
 //
 // The invariant: what a query calls costs a few additions, takes no lock and allocates nothing; what is counted is read when a scrape comes.
 //

@@ -35,6 +35,14 @@ func (h *histogram) observe(v int64) {
 	h.sum.Add(v)
 }
 
+// add adds what another one of the same bounds has counted.
+func (h *histogram) add(o *histogram) {
+	for i := range h.counts {
+		h.counts[i].Add(o.counts[i].Load())
+	}
+	h.sum.Add(o.sum.Load())
+}
+
 // collect sends the histogram, as far as it has anything.
 func (h *histogram) collect(ch chan<- prometheus.Metric, d *prometheus.Desc, labels ...string) {
 	cumulative, count := make(map[float64]uint64, len(h.bounds)), uint64(0)

@@ -4,6 +4,7 @@
 package meter
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,8 +15,7 @@ import (
 // The buckets are CoreDNS's.
 var (
 	sizes     = []float64{0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3, 32e3, 48e3, 64e3}
-	latencies = prometheus.ExponentialBuckets(0.001, 2, 20)   // 1 ms to 9 min
-	checks    = prometheus.ExponentialBuckets(0.00025, 10, 5) // 250 µs to 2.5 s
+	latencies = prometheus.ExponentialBuckets(0.001, 2, 20) // 1 ms to 9 min
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -28,8 +28,6 @@ var (
 	descDO          = desc("coredns_dns_do_requests_total", "Queries with the bit DO set, which ask for signatures.", "server", "zone", "view")
 	descProgramming = desc("coredns_kubernetes_dns_programming_duration_seconds", "Time from a change of endpoints to its being answered.", "service_kind")
 	descPanics      = desc("coredns_panics_total", "Queries whose handling failed by a fault of the program.")
-	descHealth      = desc("coredns_health_request_duration_seconds", "Time that the server's check of itself took.")
-	descUnhealthy   = desc("coredns_health_request_failures_total", "Checks of itself that the server failed.")
 )
 
 // ServiceKind is what a change was of, as CoreDNS tells Services apart.
@@ -52,20 +50,18 @@ type Meter struct {
 	sockets     []*Socket
 	programming [serviceKinds]*histogram
 	panics      atomic.Uint64
-	health      *histogram
-	unhealthy   atomic.Uint64
 }
 
 // New is a meter that has counted nothing. zones are the names to tell apart, with trailing dots.
 func New(zones ...string) *Meter {
-	m := &Meter{zones: zones, health: newHistogram(1e-9, checks)}
+	m := &Meter{zones: zones}
 	for k := range m.programming {
 		m.programming[k] = newHistogram(1e-9, latencies)
 	}
 	return m
 }
 
-// Socket counts messages at one address and transport.
+// Socket counts messages at one socket.
 type Socket struct {
 	server, proto string
 	zones         []zone
@@ -76,20 +72,17 @@ type zone struct {
 	dnssec              atomic.Uint64
 }
 
-// Socket is where messages are counted at an address, such as "dns://10.96.0.10:53", and a transport, "udp" or "tcp"; one and the same for all
-// sockets of both.
+func newZone() zone { return zone{requests: newHistogram(1, sizes), responses: newHistogram(1, sizes)} }
+
+// Socket is where messages are counted at an address, such as "dns://10.96.0.10:53", and a transport, "udp" or "tcp". Each socket of them should have
+// one of its own, so that processors do not wait for each other.
 func (m *Meter) Socket(server, proto string) *Socket {
+	s := &Socket{server: server, proto: proto}
+	for range m.zones {
+		s.zones = append(s.zones, newZone())
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, s := range m.sockets {
-		if s.server == server && s.proto == proto {
-			return s
-		}
-	}
-	s := &Socket{server: server, proto: proto, zones: make([]zone, len(m.zones))}
-	for i := range s.zones {
-		s.zones[i].requests, s.zones[i].responses = newHistogram(1, sizes), newHistogram(1, sizes)
-	}
 	m.sockets = append(m.sockets, s)
 	return s
 }
@@ -114,14 +107,6 @@ func (m *Meter) Programmed(k ServiceKind, took time.Duration) {
 // Panic counts a query whose handling panicked.
 func (m *Meter) Panic() { m.panics.Add(1) }
 
-// Checked counts a check of the server by itself, and whether it was answered.
-func (m *Meter) Checked(took time.Duration, answered bool) {
-	m.health.observe(int64(took))
-	if !answered {
-		m.unhealthy.Add(1)
-	}
-}
-
 // Collectors are the metrics for a Prometheus registry.
 func (m *Meter) Collectors() []prometheus.Collector { return []prometheus.Collector{(*collector)(m)} }
 
@@ -129,7 +114,7 @@ type collector Meter
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRequest, descResponse, descDO, descProgramming, descPanics, descHealth, descUnhealthy} {
+	for _, d := range []*prometheus.Desc{descRequest, descResponse, descDO, descProgramming, descPanics} {
 		ch <- d
 	}
 }
@@ -140,28 +125,40 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	c.mu.Lock()
-	sockets := append([]*Socket(nil), c.sockets...)
+	sockets := slices.Clone(c.sockets)
 	c.mu.Unlock()
-	// DNSSEC questions are told apart by address only: UDP and TCP are one.
-	type key struct{ server, zone string }
-	dnssec := make(map[key]uint64)
+	type key struct{ server, proto string }
+	total := make(map[key][]zone)
 	for _, s := range sockets {
+		k := key{s.server, s.proto}
+		if total[k] == nil {
+			for range c.zones {
+				total[k] = append(total[k], newZone())
+			}
+		}
 		for i := range s.zones {
-			z := &s.zones[i]
-			z.requests.collect(ch, descRequest, s.server, c.zones[i], "", s.proto)
-			z.responses.collect(ch, descResponse, s.server, c.zones[i], "", s.proto)
-			if n := z.dnssec.Load(); n > 0 {
-				dnssec[key{s.server, c.zones[i]}] += n
+			to, z := &total[k][i], &s.zones[i]
+			to.requests.add(z.requests)
+			to.responses.add(z.responses)
+			to.dnssec.Add(z.dnssec.Load())
+		}
+	}
+	// DNSSEC questions are told apart by address only: UDP and TCP are one.
+	dnssec := make(map[[2]string]uint64)
+	for k, zones := range total {
+		for i := range zones {
+			zones[i].requests.collect(ch, descRequest, k.server, c.zones[i], "", k.proto)
+			zones[i].responses.collect(ch, descResponse, k.server, c.zones[i], "", k.proto)
+			if n := zones[i].dnssec.Load(); n > 0 {
+				dnssec[[2]string{k.server, c.zones[i]}] += n
 			}
 		}
 	}
 	for k, n := range dnssec {
-		counter(descDO, n, k.server, k.zone, "")
+		counter(descDO, n, k[0], k[1], "")
 	}
 	for k, h := range c.programming {
 		h.collect(ch, descProgramming, ServiceKind(k).String())
 	}
 	counter(descPanics, c.panics.Load())
-	c.health.collect(ch, descHealth)
-	counter(descUnhealthy, c.unhealthy.Load())
 }
