@@ -115,7 +115,7 @@ func (w *writer) resolve(req []byte) {
 // cached answers with what an upstream has said before.
 func (w *writer) cached(req []byte) {
 	q := &w.asked
-	if w.upstreams == nil || w.clients.Suppress(w.who, q.qtype, true) {
+	if w.upstreams == nil || w.clients.Suppresses(w.who, q.qtype) {
 		return
 	}
 	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}

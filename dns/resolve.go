@@ -33,9 +33,17 @@ func failed(rcode int, code uint16, why string) *found {
 	return &found{rcode: rcode, code: code, why: why}
 }
 
-// resolve answers the question by the block: its rules, the cluster's zones, the upstreams. Without a context it does not wait, and is nil where it would
-// have to.
+// resolve answers the question, and goes on where the pod's resolver would. Without a context it does not wait, and is nil where it would have to.
 func (q *query) resolve(ctx context.Context) *found {
+	f := q.byBlock(ctx)
+	if f == nil || f.rcode != mdns.RcodeNameError || len(f.answer) > 0 || !f.ours || q.undo != nil || q.who.Pod == nil {
+		return f
+	}
+	return q.complete(ctx, f)
+}
+
+// byBlock answers the question by the block: its rules, the cluster's zones, the upstreams.
+func (q *query) byBlock(ctx context.Context) *found {
 	if a, err := q.block.rules.Answer(q.question); err != nil {
 		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, err.Error())
 	} else if a != nil {
@@ -53,11 +61,24 @@ func (q *query) resolve(ctx context.Context) *found {
 		}
 		return f
 	}
-	f := q.look(ctx, q.question.Name, q.question.Qtype)
-	if f == nil || f.rcode != mdns.RcodeNameError || len(f.answer) > 0 || q.who.Pod == nil {
-		return f
+	return q.look(ctx, q.question.Name, q.question.Qtype)
+}
+
+// instead is what the client would be answered if it asked for another name: by the block that is for it, and its rules.
+func (q *query) instead(ctx context.Context, name string, qtype uint16) *found {
+	other := *q
+	other.msg.Question = []mdns.Question{{Name: name, Qtype: qtype, Qclass: mdns.ClassINET}}
+	f := other.begin()
+	if f == nil {
+		f = other.byBlock(ctx)
 	}
-	return q.complete(ctx, f)
+	if other.undo != nil {
+		m := &mdns.Msg{Answer: f.answer, Ns: f.ns, Extra: f.extra}
+		other.undo.Apply(m)
+		f.answer, f.ns, f.extra = m.Answer, m.Ns, m.Extra
+	}
+	q.source, q.upstream = other.source, other.upstream
+	return f
 }
 
 // look is what there is at a name for a type.
@@ -90,7 +111,7 @@ func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
 	case rest.rcode == mdns.RcodeServerFailure || rest.rcode == mdns.RcodeRefused:
 		return rest
 	}
-	f.rcode, f.answer, f.ns = rest.rcode, append(f.answer, rest.answer...), rest.ns
+	f.rcode, f.answer, f.ns, f.ours = rest.rcode, append(f.answer, rest.answer...), rest.ns, false
 	return f
 }
 
@@ -158,7 +179,7 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		return nil
 	}
 	c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
-		f := q.look(ctx, name, qtype)
+		f := q.instead(ctx, name, qtype)
 		return client.Outcome{Rcode: f.rcode, Records: len(f.answer) > 0, Ours: f.ours, Suppressed: f.suppressed}, f
 	})
 	client.CountCompletion(q.s.clients, c, ok)
@@ -170,7 +191,10 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		ttl := uint32(q.s.options.NegativeTTL / time.Second)
 		alias := &mdns.CNAME{Hdr: mdns.RR_Header{Name: q.question.Name, Rrtype: mdns.TypeCNAME, Class: mdns.ClassINET, Ttl: ttl}, Target: c.Name}
 		f.answer = append([]mdns.RR{alias}, f.answer...)
+	} else {
+		f.ns = denied.ns // another zone's SOA could have the denial kept for hours
 	}
+	f.verified = false // nobody has signed the alias
 	return f
 }
 

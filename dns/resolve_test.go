@@ -507,6 +507,64 @@ func TestCompletionOfBlock(t *testing.T) {
 	}
 }
 
+// What is completed is answered as the further names would be: by the rules and the blocks that are for them. No other zone's word about how long a denial
+// holds goes with it, and nothing of it is verified.
+func TestCompletionByBlocks(t *testing.T) {
+	soa := rr("example.com. 3600 IN SOA ns.example.com. admin.example.com. 1 2 3 4 3600")
+	up := newResolver(t, says(func(m *mdns.Msg) {
+		m.AuthenticatedData = true
+		switch {
+		case !strings.EqualFold(m.Question[0].Name, "www.example.com."):
+			m.Rcode = mdns.RcodeNameError
+		case m.Question[0].Qtype == typeA:
+			m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")}
+		default:
+			m.Ns = []mdns.RR{soa}
+		}
+	}))
+	stub := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.9")} }))
+	all, corp := block("cluster.local", up.addr), block("cluster.local", stub.addr)
+	corp.Zones, corp.Cluster = []string{"corp.example."}, nil
+	all.Rules = rules.Rules{Hosts: &rules.Hosts{Zones: []string{"."}, Fallthrough: []string{"."}, TTL: 60,
+		Inline: []rules.Host{{Addr: netip.MustParseAddr("192.0.2.7"), Names: []string{"printer.example."}}}}}
+	s := through{dual(t, func(o *Options) {
+		o.Blocks = []Block{all, corp}
+		o.Clients.Domain = "cluster.local"
+		o.Asking.Completion = client.On
+	}), t}
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "web"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.77")}})
+	s.Publish(b.Build())
+	for _, tt := range []struct {
+		short string
+		qtype uint16
+		want  string
+	}{
+		{"www.example.com", typeA, "NOERROR www.example.com.shop.svc.cluster.local. CNAME www.example.com. www.example.com. A 192.0.2.1"},
+		{"www.example.com", typeAAAA, "NOERROR"},
+		{"printer.example", typeA, "NOERROR printer.example.shop.svc.cluster.local. CNAME printer.example. printer.example. A 192.0.2.7"},
+		{"mail.corp.example", typeA, "NOERROR mail.corp.example.shop.svc.cluster.local. CNAME mail.corp.example. mail.corp.example. A 192.0.2.9"},
+	} {
+		q := new(mdns.Msg).SetQuestion(tt.short+".shop.svc.cluster.local.", tt.qtype)
+		q.AuthenticatedData = true
+		m := new(mdns.Msg)
+		if err := m.Unpack(s.respond("udp", netip.MustParseAddr("10.244.1.77"), packed(t, q))); err != nil {
+			t.Fatal(err)
+		}
+		if got := data(m); got != tt.want || m.AuthenticatedData {
+			t.Errorf("%s: %s, verified %t, want %s", tt.short, got, m.AuthenticatedData, tt.want)
+		}
+		for _, rr := range m.Ns {
+			if rr.Header().Name != "cluster.local." || rr.Header().Ttl != 0 {
+				t.Errorf("%s: authority %v", tt.short, rr)
+			}
+		}
+		if tt.qtype == typeAAAA && len(m.Ns) != 1 {
+			t.Errorf("%s: nobody says how long that holds", tt.short)
+		}
+	}
+}
+
 // A pod's questions are logged with its name, those of the kinds that the block says.
 func TestQueryLog(t *testing.T) {
 	var lines strings.Builder
