@@ -1,0 +1,57 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import (
+	"strings"
+	"testing"
+
+	mdns "github.com/miekg/dns"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// TestCompleted: the quick look says no to nothing that is completed, in random names of the labels that matter, and yes to little else.
+func TestCompleted(t *testing.T) {
+	r := random(t)
+	pods := []*Pod{newTestPod(nil), newTestPod(&model.Resolver{Ndots: 2}), newTestPod(&model.Resolver{Ndots: 0}), newTestPod(&model.Resolver{Policy: model.DNSDefault}),
+		newTestPod(&model.Resolver{Policy: model.DNSNone, Ndots: 3, Searches: []string{"cluster.local"}})}
+	words := []string{"shop", "svc", "cluster", "local", "a", "www.example.com", "shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "xshop", "onion",
+		strings.Repeat("a", 63), `b\.shop`, `shop\.svc.cluster.local`}
+	both, quick := 0, 0
+	for range 50_000 {
+		var parts []string
+		for range 1 + r.IntN(4) {
+			parts = append(parts, words[r.IntN(len(words))])
+		}
+		name := mdns.Fqdn(strings.Join(parts, "."))
+		wire := make([]byte, 300)
+		n, err := mdns.PackDomainName(name, wire, 0, nil, false)
+		if err != nil {
+			continue
+		}
+		for _, p := range pods {
+			_, sure := p.Completes(Question{Name: name, Type: mdns.TypeA})
+			maybe := p.Completed(wire[:n], mdns.CountLabel(name))
+			if sure && !maybe {
+				t.Fatalf("%s is completed, but not at a quick look", name)
+			}
+			if sure {
+				both++
+			} else if maybe {
+				quick++
+			}
+		}
+	}
+	if both == 0 || quick > both {
+		t.Errorf("%d names are completed, %d more at a quick look", both, quick)
+	}
+	if p := pods[0]; p.Completed([]byte{0}, 0) || p.Completed([]byte("\x05local\x00"), 1) {
+		t.Error("names shorter than the suffix are none of its")
+	}
+	name := []byte("\x03www\x07example\x03com\x04shop\x03svc\x07cluster\x05local\x00")
+	if n := testing.AllocsPerRun(100, func() { pods[0].Completed(name, 7) }); n != 0 || !pods[0].Completed(name, 7) {
+		t.Errorf("%v allocations", n)
+	}
+}
