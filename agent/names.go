@@ -21,15 +21,13 @@ func (n *Node) newNames() (*dns.Server, error) {
 	o := dns.Options{
 		Blocks:  []dns.Block{cfg.Block},
 		Reverse: slices.Concat(cfg.ServiceCIDRs, cfg.PodCIDRs),
-		Clients: client.Options{Pods: cfg.PodCIDRs, Extra: slices.Clone(cfg.Clients), Domain: cfg.ClusterDomains[0], NodeSearch: cfg.NodeSearch},
+		Clients: client.Options{Pods: cfg.PodCIDRs, Extra: cfg.Clients, Domain: cfg.ClusterDomains[0], NodeSearch: cfg.NodeSearch},
 		Asking:  cfg.Asking,
 		Version: n.version,
 		Node:    cfg.Node,
 		Logger:  n.log,
 	}
 	for _, a := range cfg.DNS {
-		// Questions of this node's own processes to a virtual address that is delivered locally come from that same address.
-		o.Clients.Extra = append(o.Clients.Extra, netip.PrefixFrom(a, a.BitLen()))
 		o.Self = append(o.Self, netip.AddrPortFrom(a, model.DNSPort))
 	}
 	if cfg.Corefile != "" {
