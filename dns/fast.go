@@ -27,6 +27,8 @@ type desk struct {
 	dice  dice
 	from  netip.Addr
 	who   client.Client
+	// drawn says that the query is one of those looked at to count what completion would spare.
+	drawn bool
 	// start is when the query came, for the metrics, and tick the same as a number; answered are the fast answers whose time is not yet
 	// counted.
 	start    time.Time
@@ -70,6 +72,7 @@ func (s *Server) ticks(now time.Time) int64 { return int64(now.Sub(origin)) }
 // stored answer could be copied, and which can be no older than the state.
 func (s *Server) fast(d *desk, st *state, req, buf []byte) []byte {
 	q := &d.asked
+	d.drawn = false
 	if st.published == nil || !q.parse(req) {
 		return nil
 	}
@@ -589,9 +592,14 @@ func (w *writer) deny(rcode byte, origin int) {
 	w.fit()
 }
 
-// completes reports whether the asking pod's resolver may have completed the name, which the slow path can do better.
+// completes reports whether the asking pod's resolver may have completed the name, which the slow path can do better, or count.
 func (w *writer) completes() bool {
-	return w.who.Pod != nil && w.completion(w.clients) != client.Off && w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count)
+	mode := w.completion(w.clients)
+	if w.who.Pod == nil || mode == client.Off || !w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count) {
+		return false
+	}
+	w.drawn = mode == client.CountOnly && w.dice.below(client.Sample) == 0
+	return mode == client.On || w.drawn
 }
 
 // fit says that the answer is complete, if it is not longer than it may be.

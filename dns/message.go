@@ -30,6 +30,7 @@ type query struct {
 	socket *socketStats
 	at     netip.AddrPort // the address that was asked
 	who    client.Client
+	drawn  bool // as of the desk
 	from   netip.Addr
 	start  time.Time
 	size   int // of the message
@@ -83,7 +84,7 @@ func (s *Server) slow(d *desk, req, buf []byte, admitted bool) (resp []byte, lat
 		d.dropped.Add(1)
 		return nil, nil
 	}
-	q := &query{s: s, socket: d.socketStats, at: d.at, who: d.who, from: d.from, start: d.start, size: len(req)}
+	q := &query{s: s, socket: d.socketStats, at: d.at, who: d.who, drawn: d.drawn, from: d.from, start: d.start, size: len(req)}
 	if rcode := q.read(req); rcode != mdns.RcodeSuccess {
 		return q.headerOnly(req, buf, rcode), nil
 	}

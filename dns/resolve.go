@@ -164,6 +164,9 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 	case client.Off:
 		return denied
 	case client.CountOnly:
+		if !q.drawn {
+			return denied
+		}
 		c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
 			t := q.block.target(name)
 			if t.kind == kindOutside {
@@ -172,7 +175,7 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 			a, _ := q.s.gate.answer(t, name, qtype)
 			return client.Outcome{Rcode: a.Rcode, Records: len(a.Answer) > 0, Ours: true}, nil
 		})
-		client.CountCompletion(q.s.clients, c, ok)
+		client.CountCompletion(q.s.clients, client.Sample, c, ok)
 		return denied
 	}
 	if ctx == nil {
@@ -182,7 +185,7 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		f := q.instead(ctx, name, qtype)
 		return client.Outcome{Rcode: f.rcode, Records: len(f.answer) > 0, Ours: f.ours, Suppressed: f.suppressed}, f
 	})
-	client.CountCompletion(q.s.clients, c, ok)
+	client.CountCompletion(q.s.clients, 1, c, ok)
 	if !ok {
 		return denied
 	}

@@ -74,10 +74,10 @@ func TestCountCompletion(t *testing.T) {
 	if c.Completion() != On {
 		t.Error("the mode is lost")
 	}
-	CountCompletion(c, Completion[int]{Outcome: Outcome{Records: true}, Saved: 3}, true)
-	CountCompletion(c, Completion[int]{Saved: 1}, true)
-	CountCompletion(c, Completion[int]{Outcome: Outcome{Rcode: mdns.RcodeServerFailure}, Saved: 3}, true)
-	CountCompletion(c, Completion[int]{}, false)
+	CountCompletion(c, 1, Completion[int]{Outcome: Outcome{Records: true}, Saved: 3}, true)
+	CountCompletion(c, 1, Completion[int]{Saved: 1}, true)
+	CountCompletion(c, 1, Completion[int]{Outcome: Outcome{Rcode: mdns.RcodeServerFailure}, Saved: 3}, true)
+	CountCompletion(c, 1, Completion[int]{}, false)
 	if got := [4]uint64{c.completed.Load(), c.failed.Load(), c.kept.Load(), c.saved.Load()}; got != [4]uint64{2, 1, 1, 4} {
 		t.Error(got)
 	}

@@ -46,8 +46,12 @@ func TestMetrics(t *testing.T) {
 			c.Admit(table.Lookup(stranger), stranger, second)
 		}
 		c.Suppress(table.Lookup(a), 28, true)
-		CountCompletion(c, Completion[int]{Outcome: Outcome{Records: true}, Saved: 3}, true)
-		CountCompletion(c, Completion[int]{}, false)
+		n := uint64(1)
+		if mode == CountOnly {
+			n = Sample
+		}
+		CountCompletion(c, n, Completion[int]{Outcome: Outcome{Records: true}, Saved: 3}, true)
+		CountCompletion(c, n, Completion[int]{}, false)
 		for i := range 300 {
 			a := netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i%250 + 1)})
 			for range 1 + i%7 {
@@ -55,17 +59,17 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 		got := gather(t, c.Collectors(func() *Table { return table }))
-		m := mode.String()
+		m, n := mode.String(), float64(n)
 		for k, want := range map[string]float64{
 			"fairlead_dns_clients_refused_total{kind=own_pod}":               1,
 			"fairlead_dns_clients_dropped_total{kind=own_pod}":               3,
 			"fairlead_dns_clients_refused_total{kind=stranger}":              20,
 			"fairlead_dns_clients_dropped_total{kind=stranger}":              5,
 			"fairlead_dns_clients_refused_total{kind=node}":                  0,
-			"fairlead_dns_completions_total{mode=" + m + ",result=answered}": 1,
+			"fairlead_dns_completions_total{mode=" + m + ",result=answered}": n,
 			"fairlead_dns_completions_total{mode=" + m + ",result=failed}":   0,
-			"fairlead_dns_completions_total{mode=" + m + ",result=kept}":     1,
-			"fairlead_dns_completion_spared_total{mode=" + m + "}":           3,
+			"fairlead_dns_completions_total{mode=" + m + ",result=kept}":     n,
+			"fairlead_dns_completion_spared_total{mode=" + m + "}":           3 * n,
 			"fairlead_dns_suppressed_aaaa_total{mode=" + m + "}":             1,
 			"fairlead_dns_top_clients_total{by=denials,client=shop/p104}":    7,
 		} {
