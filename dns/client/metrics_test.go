@@ -59,17 +59,17 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 		got := gather(t, c.Collectors(func() *Table { return table }))
-		m, n := mode.String(), float64(n)
+		m, weight := mode.String(), float64(n)
 		for k, want := range map[string]float64{
 			"fairlead_dns_clients_refused_total{kind=own_pod}":               1,
 			"fairlead_dns_clients_dropped_total{kind=own_pod}":               3,
 			"fairlead_dns_clients_refused_total{kind=stranger}":              20,
 			"fairlead_dns_clients_dropped_total{kind=stranger}":              5,
 			"fairlead_dns_clients_refused_total{kind=node}":                  0,
-			"fairlead_dns_completions_total{mode=" + m + ",result=answered}": n,
+			"fairlead_dns_completions_total{mode=" + m + ",result=answered}": weight,
 			"fairlead_dns_completions_total{mode=" + m + ",result=failed}":   0,
-			"fairlead_dns_completions_total{mode=" + m + ",result=kept}":     n,
-			"fairlead_dns_completion_spared_total{mode=" + m + "}":           3 * n,
+			"fairlead_dns_completions_total{mode=" + m + ",result=kept}":     weight,
+			"fairlead_dns_completion_spared_total{mode=" + m + "}":           3 * weight,
 			"fairlead_dns_suppressed_aaaa_total{mode=" + m + "}":             1,
 			"fairlead_dns_top_clients_total{by=denials,client=shop/p104}":    7,
 		} {
