@@ -273,6 +273,11 @@ func TestServeStale(t *testing.T) {
 		isStale(r.ask("a.example.com.", typeA))
 		eventually(t, "the new one", func() bool { return data(r.ask("a.example.com.", typeA)) == newer })
 	})
+	t.Run("too many questions", func(t *testing.T) {
+		r, _ := stale(t, func(o *Options) { o.Pools[0].MaxConcurrent = 1 })
+		r.all[0].places <- struct{}{}
+		isStale(r.ask("a.example.com.", typeA))
+	})
 	t.Run("not at all", func(t *testing.T) {
 		r, play := stale(t, func(o *Options) { o.Caching.ServeStale = 0 })
 		dead := says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeServerFailure })

@@ -307,7 +307,7 @@ func (f *Forwarder) Ask(ctx context.Context, q Question) (*Reply, error) {
 	switch {
 	case fl.why == nil:
 		return &Reply{e: fl.e, q: q, ttl: fl.e.remaining(fl.now)}, nil
-	case h.stale != nil && !fl.why.once:
+	case h.stale != nil:
 		return f.old(q, h.stale), nil
 	}
 	return f.failed(q, fl.why), nil
@@ -395,7 +395,9 @@ func (f *Forwarder) resolve(q Question) (*entry, *failure) {
 	next := q
 	for hop := 0; ; hop++ {
 		if hop > 0 {
-			next.Name = wire(c.end)
+			if next.Name = wireLower(c.end); len(next.Name) == 1 && c.end != "." {
+				return nil, fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeInvalidData, "%s is an alias of %s, which is no name", text, c.end)
+			}
 			if h := f.get(next, f.now(), false); h.fresh != nil {
 				if err := c.splice(&Reply{e: h.fresh, q: next, ttl: h.fresh.remaining(f.now())}); err != nil {
 					return nil, fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, "%v", err)
@@ -432,7 +434,7 @@ func (f *Forwarder) resolve(q Question) (*entry, *failure) {
 	return e, nil
 }
 
-// wireLower is the wire form of a name that came in a message and was parsed.
+// wireLower is the wire form, in lower case, of a name that came in a message and was parsed; the root, if it has none.
 func wireLower(name string) []byte {
 	b := make([]byte, 256)
 	n, err := mdns.PackDomainName(name, b, 0, nil, false)
