@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -362,24 +361,25 @@ func TestCoalesced(t *testing.T) {
 		gone <- err
 	}()
 	eventually(t, "the question", func() bool { return up.asked[0].Load() == 1 })
-	var wg sync.WaitGroup
+	var flights []*flight
 	for range 50 {
-		wg.Go(func() {
-			reply, err := r.Ask(context.Background(), question("same.example.", typeA))
-			if err != nil || data(reply.Msg()) != "NOERROR same.example. A 192.0.2.80" {
-				t.Errorf("%v, %v", reply, err)
-			}
-		})
+		fl, err := r.fly(question("same.example.", typeA))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flights = append(flights, fl)
 	}
 	cancel()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
-	// Whoever is not waiting by now starts a flight of his own; the wait is for the goroutines to get there.
-	time.Sleep(20 * time.Millisecond)
 	close(release)
-	wg.Wait()
-	if n := up.asked[0].Load(); n > 25 {
+	for _, fl := range flights {
+		if <-fl.done; fl != flights[0] || fl.why != nil || fl.e.an != 1 {
+			t.Errorf("%+v", fl)
+		}
+	}
+	if n := up.asked[0].Load(); n != 1 {
 		t.Errorf("asked %d times", n)
 	}
 	// With no cache, it is asked anew each time.
