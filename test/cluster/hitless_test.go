@@ -127,7 +127,7 @@ func TestHitlessKills(t *testing.T) {
 	stop().judge(t, "50 kill -9", rate, back)
 }
 
-// TestHitlessReplacements: the agent is replaced sixty times in sixty seconds while a pod asks it at half load, each query once. All are answered.
+// TestHitlessReplacements: the agent is replaced sixty times in sixty seconds while a pod asks it 20,000 times a second, each query once. All are answered.
 func TestHitlessReplacements(t *testing.T) {
 	const replacements, rate, node = 60, 20_000, "n3"
 	w := shared(t)
