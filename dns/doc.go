@@ -11,6 +11,12 @@
 // acknowledged it, and in the last one handed to [Server.Announce], which means that it was not known to be gone. A
 // name that has arrived but is not yet programmed waits, bounded and counted; it is not denied.
 //
+// A server is configured by blocks ([Block]): for the names below some zones, each says what rules rewrite or answer, which of them are a cluster's, and
+// which upstreams have the rest (packages rules, forward). [Server.Reload] puts others in their place.
+//
+// Usual queries are answered on a fast path that neither allocates nor locks (fast.go), all others on a slow one (message.go, resolve.go), and both say the
+// same: see docs/design/0007-answers-from-the-state.md. Queries lie in memory that outlives the process until they are answered (inbox.go).
+//
 // The way in is [New], then [Server.Announce] and [Server.Publish] from the agent's loop, and
 // [Server.Serve] or [Server.ServeSockets]. Announce and Publish may be called while serving; the query path takes no lock.
 //
