@@ -251,6 +251,33 @@ func TestConnectionLimitOfOne(t *testing.T) {
 	}
 }
 
+// A client that opens connections without end and says nothing on them, or half a message, keeps nobody else from being answered.
+func TestFlood(t *testing.T) {
+	s := dual(t, func(o *Options) { o.MaxConns, o.MaxConnsOfOne = 200, 50 })
+	addr := start(t, s, "127.0.0.1")
+	from := func(ip string) net.Conn {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}).Dial("tcp", addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	for i := range 150 {
+		io.WriteString(from("127.0.0.2"), []string{"", "\x00", "\x00\x20", "\x00\x20abcdef"}[i%4]) // those too many may be closed by now
+	}
+	c := &mdns.Conn{Conn: from("127.0.0.3")}
+	if err := c.WriteMsg(new(mdns.Msg).SetQuestion("cluster.local.", mdns.TypeSOA)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
+		t.Errorf("another client: %v, %v", m, err)
+	}
+	if open, refused := s.conns.count(); open > 51 || refused < 100 {
+		t.Errorf("%d connections are open, %d were refused", open, refused)
+	}
+}
+
 // A shutdown ends everything: open connections, queries that wait, sockets.
 func TestShutdown(t *testing.T) {
 	c := newCluster(t, Options{Wait: time.Hour})
