@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/model"
 )
@@ -148,9 +147,9 @@ func nodeFlaws(o *corev1.Node) (f flaws) {
 }
 
 // note remembers what is wrong with an object, or that nothing is. The caller holds the lock.
-func (s *Source) note(kind string, o metav1.Object, f flaws) {
-	key := flawedKey(kind, model.Name{Namespace: o.GetNamespace(), Name: o.GetName()})
-	switch text := f.String(); {
+func (s *Source) note(kind string, name model.Name, text string) {
+	key := flawedKey(kind, name)
+	switch {
 	case text == "":
 		delete(s.flawed, key)
 	case s.flawed[key] != text:

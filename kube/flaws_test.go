@@ -101,24 +101,24 @@ func TestFlawed(t *testing.T) {
 		}
 	}
 	want()
-	s.setService(bad)
-	s.setService(bad)
-	s.setSlice(sl)
+	s.setService(bad)()
+	s.setService(bad)()
+	s.setSlice(sl)()
 	want("endpointslice x/s: endpoint 0 has no address", "service x/s: port 0 is no port")
 	if n := strings.Count(log.String(), "\n"); n != 2 {
 		t.Errorf("%d lines logged, want one for each:\n%s", n, log.String())
 	}
-	s.setService(&corev1.Service{ObjectMeta: meta})
+	s.setService(&corev1.Service{ObjectMeta: meta})()
 	want("endpointslice x/s: endpoint 0 has no address")
-	s.setNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: "x"}})
+	s.setNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: "x"}})()
 	want("endpointslice x/s: endpoint 0 has no address", `node n1: podCIDR "x" is no range`)
 	s.deleteNode(model.Name{Name: "n1"})
 	s.deleteSlice(model.Name{Namespace: "x", Name: "s"})
 	want()
-	s.setService(bad)
-	s.setSlice(sl)
+	s.setService(bad)()
+	s.setSlice(sl)()
 	s.deleteService(model.Name{Namespace: "x", Name: "s"})
 	sl.Labels = nil // no Service's any more
-	s.setSlice(sl)
+	s.setSlice(sl)()
 	want()
 }

@@ -80,23 +80,41 @@ func New(o Options) *Source {
 	add(s, o.Client.core, "nodes", metav1.ListOptions{}, &corev1.Node{}, s.builder.Nodes,
 		s.setNode, s.deleteNode)
 	add(s, o.Client.core, "pods", metav1.ListOptions{FieldSelector: ownPods}, &corev1.Pod{}, s.builder.Pods,
-		func(p *corev1.Pod) { s.builder.SetPod(pod(p)) }, s.builder.DeletePod)
+		func(p *corev1.Pod) func() { m := pod(p); return func() { s.builder.SetPod(m) } }, s.builder.DeletePod)
 	s.unsynced = len(s.watches)
 	s.ranges = newWatched(s, o.Client.networking, "servicecidrs", metav1.ListOptions{}, &networkingv1.ServiceCIDR{}, s.builder.ServiceCIDRs,
-		func(c *networkingv1.ServiceCIDR) { s.builder.SetServiceCIDR(c.Name, prefixes(c.Spec.CIDRs)) },
+		func(c *networkingv1.ServiceCIDR) func() {
+			name, ranges := c.Name, prefixes(c.Spec.CIDRs)
+			return func() { s.builder.SetServiceCIDR(name, ranges) }
+		},
 		func(n model.Name) { s.builder.DeleteServiceCIDR(n.Name) })
 	s.client = o.Client
 	return s
 }
 
-func (s *Source) setService(o *corev1.Service) {
-	spec := service(o)
-	if !s.synced.IsZero() {
-		spec.Arrived = time.Now()
+// setService, setNode and setSlice shrink an object at once, so that it need not be kept, and return what is to be done about it. What the builder has
+// already, as after a broken watch, takes no memory and changes nothing.
+func (s *Source) setService(o *corev1.Service) func() {
+	spec, flaws := service(o), serviceFlaws(o).String()
+	if s.has(func() bool { return s.builder.HasService(spec) }) {
+		name := spec.Name
+		return func() { s.note("service", name, flaws) }
 	}
-	s.builder.SetService(spec)
-	s.note("service", o, serviceFlaws(o))
-	s.tell(Events.ServiceChanged)
+	return func() {
+		if !s.synced.IsZero() {
+			spec.Arrived = time.Now()
+		}
+		s.builder.SetService(spec)
+		s.note("service", spec.Name, flaws)
+		s.tell(Events.ServiceChanged)
+	}
+}
+
+// has asks the builder.
+func (s *Source) has(question func() bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return question()
 }
 
 func (s *Source) deleteService(n model.Name) {
@@ -105,9 +123,12 @@ func (s *Source) deleteService(n model.Name) {
 	s.tell(Events.ServiceChanged)
 }
 
-func (s *Source) setNode(o *corev1.Node) {
-	s.builder.SetNode(node(o))
-	s.note("node", o, nodeFlaws(o))
+func (s *Source) setNode(o *corev1.Node) func() {
+	n, flaws := node(o), nodeFlaws(o).String()
+	return func() {
+		s.builder.SetNode(n)
+		s.note("node", model.Name{Name: n.Name}, flaws)
+	}
 }
 
 func (s *Source) deleteNode(n model.Name) {
@@ -123,18 +144,25 @@ func (s *Source) tell(what func(Events)) {
 	}
 }
 
-func (s *Source) setSlice(o *discoveryv1.EndpointSlice) {
-	s.tell(Events.EndpointsChanged)
+func (s *Source) setSlice(o *discoveryv1.EndpointSlice) func() {
 	sl, ok := slice(o)
+	name := sl.Name
 	if !ok {
-		s.builder.DeleteSlice(sl.Name)
-		s.forget("endpointslice", sl.Name)
-		return
+		return func() { s.deleteSlice(name) }
 	}
-	s.builder.SetSlice(sl)
-	s.note("endpointslice", o, sliceFlaws(o))
-	if at, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil && !s.synced.IsZero() {
-		s.triggers = append(s.triggers, Trigger{Service: model.Name{Namespace: sl.Name.Namespace, Name: sl.Service}, IPv6: o.AddressType == discoveryv1.AddressTypeIPv6, At: at})
+	flaws := sliceFlaws(o).String()
+	if s.has(func() bool { return s.builder.HasSlice(sl) }) {
+		return func() { s.note("endpointslice", name, flaws) }
+	}
+	trigger := Trigger{Service: model.Name{Namespace: name.Namespace, Name: sl.Service}, IPv6: o.AddressType == discoveryv1.AddressTypeIPv6}
+	trigger.At, _ = time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime])
+	return func() {
+		s.tell(Events.EndpointsChanged)
+		s.builder.SetSlice(sl)
+		s.note("endpointslice", name, flaws)
+		if !trigger.At.IsZero() && !s.synced.IsZero() {
+			s.triggers = append(s.triggers, trigger)
+		}
 	}
 }
 
@@ -216,24 +244,31 @@ type watched struct {
 	reflector *cache.Reflector
 	known     iter.Seq[model.Name] // what the builder has
 	complete  bool
-	set       func(any)
-	delete    func(model.Name)
+	// set shrinks an object, and returns what is to be done about it while the source is locked.
+	set    func(any) func()
+	delete func(model.Name)
+}
+
+// shrunk is an object of a list that is still streaming in: its name, and what is to be done about it.
+type shrunk struct {
+	metav1.ObjectMeta
+	set func()
 }
 
 var _ cache.TransformingStore = (*watched)(nil)
 
 func add[T runtime.Object](s *Source, client rest.Interface, resource string, filter metav1.ListOptions, kind T,
-	known iter.Seq[model.Name], set func(T), del func(model.Name)) {
+	known iter.Seq[model.Name], set func(T) func(), del func(model.Name)) {
 	s.watches = append(s.watches, newWatched(s, client, resource, filter, kind, known, set, del))
 }
 
 func newWatched[T runtime.Object](s *Source, client rest.Interface, resource string, filter metav1.ListOptions, kind T,
-	known iter.Seq[model.Name], set func(T), del func(model.Name)) *watched {
+	known iter.Seq[model.Name], set func(T) func(), del func(model.Name)) *watched {
 	w := &watched{
 		source:   s,
 		resource: resource,
 		known:    known,
-		set:      func(o any) { set(o.(T)) },
+		set:      func(o any) func() { return set(o.(T)) },
 		delete:   del,
 	}
 	lw := cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, func(o *metav1.ListOptions) {
@@ -252,9 +287,10 @@ func (w *watched) Add(o any) error { return w.Update(o) }
 
 // Update implements cache.ReflectorStore.
 func (w *watched) Update(o any) error {
+	set := w.set(o)
 	w.source.mu.Lock()
 	defer w.source.mu.Unlock()
-	w.set(o)
+	set()
 	w.source.signal()
 	return nil
 }
@@ -272,6 +308,12 @@ func (w *watched) Delete(o any) error {
 // Replace implements cache.ReflectorStore: a complete list, at the start or after a broken watch.
 func (w *watched) Replace(list []any, _ string) error {
 	s := w.source
+	for i, o := range list {
+		// The objects of a list that did not stream in are whole.
+		if _, ok := o.(*shrunk); !ok {
+			list[i] = w.shrink(o)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	listed := make(map[model.Name]struct{}, len(list))
@@ -288,7 +330,7 @@ func (w *watched) Replace(list []any, _ string) error {
 		w.delete(n)
 	}
 	for _, o := range list {
-		w.set(o)
+		o.(*shrunk).set()
 	}
 	if !w.complete && w != s.ranges {
 		w.complete = true
@@ -304,24 +346,14 @@ func (w *watched) Replace(list []any, _ string) error {
 // Resync implements cache.ReflectorStore; nothing is ever resynced.
 func (w *watched) Resync() error { return nil }
 
-// Transformer drops what no conversion reads while a list is still streaming in, so that its peak stays near its end.
+// Transformer shrinks each object while a list is still streaming in, so that the list is never whole in memory.
 func (w *watched) Transformer() cache.TransformFunc {
-	return func(o any) (any, error) {
-		if m, ok := o.(metav1.Object); ok {
-			m.SetManagedFields(nil)
-			m.SetAnnotations(kept(m.GetAnnotations()))
-			m.SetOwnerReferences(nil)
-		}
-		return o, nil
-	}
+	return func(o any) (any, error) { return w.shrink(o), nil }
 }
 
-// kept is what is needed of an object's annotations.
-func kept(all map[string]string) map[string]string {
-	if at, ok := all[corev1.EndpointsLastChangeTriggerTime]; ok {
-		return map[string]string{corev1.EndpointsLastChangeTriggerTime: at}
-	}
-	return nil
+func (w *watched) shrink(o any) *shrunk {
+	n := nameOf(o)
+	return &shrunk{ObjectMeta: metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name}, set: w.set(o)}
 }
 
 func nameOf(o any) model.Name {

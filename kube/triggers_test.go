@@ -4,6 +4,7 @@
 package kube
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -26,7 +27,8 @@ func TestTriggers(t *testing.T) {
 		Labels: map[string]string{discoveryv1.LabelServiceName: "s"}, Annotations: map[string]string{}}}
 	set := func(at string) []Trigger {
 		sl.Annotations[corev1.EndpointsLastChangeTriggerTime] = at
-		s.setSlice(sl)
+		sl.Endpoints = append(sl.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("fd00::%x", len(sl.Endpoints)+1)}})
+		s.setSlice(sl)()
 		return s.Triggers()
 	}
 	if got := set("2026-01-02T12:00:00Z"); len(got) > 0 {
@@ -41,6 +43,10 @@ func TestTriggers(t *testing.T) {
 		if got := set(in); len(got) != 1 || !got[0].IPv6 || !got[0].At.Equal(want) {
 			t.Errorf("%q: %v, want %v", in, got, want)
 		}
+	}
+	s.setSlice(sl)()
+	if got := s.Triggers(); len(got) > 0 {
+		t.Errorf("what is listed again as it is: %v", got)
 	}
 	for _, in := range []string{"", "yesterday", "2026-13-02T12:00:00Z"} {
 		if got := set(in); len(got) > 0 {

@@ -72,6 +72,16 @@ func (b *Builder) SetService(s ServiceSpec) {
 	b.dirty[s.Name] = struct{}{}
 }
 
+// HasService reports whether a Service is known as it is, but for when it arrived.
+func (b *Builder) HasService(s ServiceSpec) bool {
+	old := b.spec(s.Name)
+	if old == nil {
+		return false
+	}
+	s.Arrived = old.Arrived
+	return reflect.DeepEqual(*old, s)
+}
+
 // spec is what is known of a Service; nil if there is none.
 func (b *Builder) spec(n Name) *ServiceSpec {
 	if s, pending := b.specs[n]; pending {
@@ -104,6 +114,21 @@ func (b *Builder) SetSlice(s Slice) {
 	}
 	b.owner[s.Name] = s.Service
 	b.dirty[svc] = struct{}{}
+}
+
+// HasSlice reports whether an EndpointSlice is known as it is.
+func (b *Builder) HasSlice(s Slice) bool {
+	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
+	list := b.slices[Name{s.Name.Namespace, s.Service}]
+	i := slices.IndexFunc(list, func(o Slice) bool { return o.Name == s.Name })
+	return i >= 0 && slices.Equal(list[i].Ports, s.Ports) && slices.EqualFunc(list[i].Endpoints, s.Endpoints, Endpoint.same)
+}
+
+// same reports whether two endpoints are the same, hints and all.
+func (e Endpoint) same(o Endpoint) bool {
+	a, b := e.Hints, o.Hints
+	e.Hints, o.Hints = nil, nil
+	return e == o && (a == nil) == (b == nil) && (a == nil || slices.Equal(a.Nodes, b.Nodes) && slices.Equal(a.Zones, b.Zones))
 }
 
 // DeleteSlice forgets an EndpointSlice; unknown ones are fine.

@@ -247,6 +247,26 @@ func TestBuilderAgainstNaive(t *testing.T) {
 // checkNames wants the Builder to know exactly what there is.
 func (w *world) checkNames(t *testing.T, b *Builder) {
 	t.Helper()
+	for n, s := range w.services {
+		other := s
+		other.PublishNotReady = !s.PublishNotReady
+		if !b.HasService(s) || b.HasService(other) {
+			t.Fatalf("HasService of %v: %t, of what differs %t", n, b.HasService(s), b.HasService(other))
+		}
+	}
+	for n, s := range w.slices {
+		other := s
+		other.Endpoints = append(slices.Clone(s.Endpoints), Endpoint{Addr: addr("192.0.2.1")})
+		more := s
+		more.Endpoints = slices.Clone(s.Endpoints)
+		if len(more.Endpoints) > 0 {
+			more.Endpoints[0].Hints = &Hints{Zones: []string{"elsewhere"}}
+		}
+		s.Endpoints = slices.Clone(s.Endpoints)
+		if !b.HasSlice(s) || b.HasSlice(other) || len(more.Endpoints) > 0 && b.HasSlice(more) {
+			t.Fatalf("HasSlice of %v: %t, of what differs %t, %t", n, b.HasSlice(s), b.HasSlice(other), b.HasSlice(more))
+		}
+	}
 	global := func(names iter.Seq[string]) iter.Seq[Name] {
 		return func(yield func(Name) bool) {
 			for n := range names {
