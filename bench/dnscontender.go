@@ -173,7 +173,8 @@ func (n *dnsNode) run(ctx context.Context, s *suite, cpu int) error {
 	if err := awaitAnswers(bounded, n.client, n.addr, ends, n.echo, n.process.gone); err != nil {
 		return fmt.Errorf("start %s: %w; it said: %s", n.resolver.name, err, tail(n.process.log))
 	}
-	return familyIdle(bounded, n.process.pid())
+	_, err = cpuWhenIdle(bounded, n.process.pid())
+	return err
 }
 
 // agentCommand is the agent with further flags.

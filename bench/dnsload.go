@@ -165,7 +165,7 @@ func (s *suite) ask(ctx context.Context, n *dnsNode, flags ...string) (served, e
 
 // weigh runs a load and counts the processor time of a server and its children meanwhile.
 func weigh(pid int, load func() (dnsResult, error)) (out served, err error) {
-	before, err := familyTime(pid)
+	before, err := cpuTime(pid)
 	if err != nil {
 		return out, err
 	}
@@ -178,7 +178,7 @@ func weigh(pid int, load func() (dnsResult, error)) (out served, err error) {
 		return out, err
 	}
 	took := time.Since(begin)
-	after, err := familyTime(pid)
+	after, err := cpuTime(pid)
 	if err != nil {
 		return out, err
 	}

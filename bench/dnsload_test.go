@@ -108,8 +108,8 @@ func TestWeigh(t *testing.T) {
 	const answers = 10
 	work := 20 * time.Millisecond
 	got, err := weigh(os.Getpid(), func() (dnsResult, error) {
-		before, err := familyTime(os.Getpid())
-		for now := before; err == nil && now-before < work; now, err = familyTime(os.Getpid()) {
+		before, err := cpuTime(os.Getpid())
+		for now := before; err == nil && now-before < work; now, err = cpuTime(os.Getpid()) {
 		}
 		return dnsResult{All: answers, Answers: answers, Seconds: 1}, err
 	})

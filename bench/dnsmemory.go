@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -113,7 +114,7 @@ func (s *suite) relists(ctx context.Context, r resolver, w *dnsWorld) (out []hel
 		bounded, cancel := context.WithTimeout(ctx, awaitLimit)
 		err = awaitAnswers(bounded, n.client, n.addr, []question{q}, false, n.process.gone)
 		if err == nil {
-			err = familyIdle(bounded, n.process.pid())
+			_, err = cpuWhenIdle(bounded, n.process.pid())
 		}
 		cancel()
 		if err != nil {
@@ -220,12 +221,15 @@ func settled(ctx context.Context, pid int) (memory, error) {
 	return memoryOf(pid)
 }
 
-// forgetPeak lets the most that a process ever had begin anew with what it has now, proc_pid_clear_refs(5).
+// forgetPeak lets the most that a process and those it has started ever had begin anew with what it has now, proc_pid_clear_refs(5).
 func forgetPeak(pid int) error {
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
-		return fmt.Errorf("reset peak memory of %d: %w", pid, err)
+	members, err := familyOf(pid)
+	for _, member := range members {
+		if e := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", member), []byte("5"), 0); e != nil {
+			err = errors.Join(err, fmt.Errorf("reset peak memory of %d: %w", member, e))
+		}
 	}
-	return nil
+	return err
 }
 
 // partOfDNS is what an agent that answers, and was asked for every name, holds more than one whose Node does not exist, which programs every Service

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,9 +21,32 @@ import (
 // clockTick is the unit of times in /proc/PID/stat, USER_HZ, which is 100 everywhere.
 const clockTick = 10 * time.Millisecond
 
-// cpuTime is the processor time that a process and the children it has waited for have used. The process's own is exact; that of the children is
-// known in steps of 10 ms.
-func cpuTime(pid int) (time.Duration, error) {
+// cpuTime is the processor time that a process, those it has started, and those of them that have ended have used: a contender may be of several
+// processes, or call a tool. What runs is exact; what has ended is known in steps of 10 ms.
+func cpuTime(pid int) (sum time.Duration, err error) {
+	members, err := familyOf(pid)
+	if err != nil {
+		return 0, err
+	}
+	for _, member := range members {
+		used, err := ownTime(member)
+		switch {
+		case err == nil:
+			sum += used
+		case member == pid || !gone(err):
+			return 0, err
+		}
+	}
+	return sum, nil
+}
+
+// gone reports whether an error is that a process has ended.
+func gone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL)
+}
+
+// ownTime is the processor time of a process and of the children that it has waited for.
+func ownTime(pid int) (time.Duration, error) {
 	var own unix.Timespec
 	if err := unix.ClockGettime(processClock(pid), &own); err != nil {
 		return 0, fmt.Errorf("read processor clock of %d: %w", pid, err)
@@ -60,27 +84,35 @@ func childrenTime(stat string) (time.Duration, error) {
 // idleFor is how long a process must have used next to no processor time to count as done with what it had to do.
 const idleFor = 400 * time.Millisecond
 
-// cpuWhenIdle waits until a process has nothing more to do and returns its processor time. What its children used is only known after they have
-// ended.
+// cpuWhenIdle waits until a process and those it has started have nothing more to do, and returns their processor time. What a tool used that is called
+// now is only known after it has ended.
 func cpuWhenIdle(ctx context.Context, pid int) (time.Duration, error) {
 	before, err := cpuTime(pid)
 	for err == nil {
+		var members, later []int
+		if members, err = familyOf(pid); err != nil {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return 0, fmt.Errorf("wait for process %d to be idle: %w", pid, ctx.Err())
 		case <-time.After(idleFor):
 		}
 		var now time.Duration
-		if now, err = cpuTime(pid); now-before < idleFor/100 && !hasChildren(pid) {
-			return now, err
+		if now, err = cpuTime(pid); err != nil {
+			break
+		}
+		if later, err = familyOf(pid); err == nil && now-before < idleFor/100 && slices.Equal(members, later) {
+			return now, nil
 		}
 		before = now
 	}
 	return 0, err
 }
 
-// hasChildren reports whether the process has started another one that has not ended.
-func hasChildren(pid int) bool {
+// familyOf is a process and all that have it as ancestor, in order.
+func familyOf(pid int) ([]int, error) {
+	parents := map[int]int{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range stats {
 		stat, err := os.ReadFile(path)
@@ -88,15 +120,43 @@ func hasChildren(pid int) bool {
 			continue // ended meanwhile
 		}
 		behind := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(behind) > 1 && behind[1] == strconv.Itoa(pid) {
-			return true
+		child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil || len(behind) < 2 {
+			continue
+		}
+		if parents[child], err = strconv.Atoi(behind[1]); err != nil {
+			return nil, fmt.Errorf("parse parent of %d: %w", child, err)
 		}
 	}
-	return false
+	members := family(parents, pid)
+	slices.Sort(members)
+	return members, nil
 }
 
-// confine keeps all threads of a process on one processor.
+// family is a process and what has it as ancestor, given everybody's parents.
+func family(parents map[int]int, pid int) []int {
+	out := []int{pid}
+	for i := 0; i < len(out); i++ {
+		for child, parent := range parents {
+			if parent == out[i] {
+				out = append(out, child)
+			}
+		}
+	}
+	return out
+}
+
+// confine keeps a process and those it has started on one processor.
 func confine(pid, cpu int) error {
+	members, err := familyOf(pid)
+	for _, member := range members {
+		err = errors.Join(err, confineOne(member, cpu))
+	}
+	return err
+}
+
+// confineOne keeps all threads of a process on one processor.
+func confineOne(pid, cpu int) error {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil {
 		return fmt.Errorf("list threads of %d: %w", pid, err)
@@ -115,7 +175,7 @@ func confine(pid, cpu int) error {
 	return nil
 }
 
-// memory is what a process holds, in bytes. The contenders are static programs that share pages with nobody but other instances of themselves, of which there are
+// memory is what a process, and those it has started, hold, in bytes. The contenders are static programs that share pages with nobody but other instances of themselves, of which there are
 // several here and one on a node: what is resident is what the proportional set size would be there.
 type memory struct {
 	RSS  float64
@@ -123,7 +183,17 @@ type memory struct {
 	Peak float64 // the most that was resident at a time
 }
 
-func memoryOf(pid int) (memory, error) {
+func memoryOf(pid int) (sum memory, err error) {
+	members, err := familyOf(pid)
+	for _, member := range members {
+		m, e := memoryOfOne(member)
+		err = errors.Join(err, e)
+		sum = memory{sum.RSS + m.RSS, sum.PSS + m.PSS, sum.Peak + m.Peak}
+	}
+	return sum, err
+}
+
+func memoryOfOne(pid int) (memory, error) {
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return memory{}, fmt.Errorf("read memory of %d: %w", pid, err)
@@ -234,66 +304,6 @@ func quiet(ctx context.Context) {
 		before = now
 	}
 	progress("the machine does not get quiet; going on")
-}
-
-// familyTime is the processor time of a process and its children, with all their threads: a server may be of several processes.
-func familyTime(pid int) (time.Duration, error) {
-	parents := map[int]int{}
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range stats {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // ended meanwhile
-		}
-		behind := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err != nil || len(behind) < 2 {
-			continue
-		}
-		if parents[child], err = strconv.Atoi(behind[1]); err != nil {
-			return 0, fmt.Errorf("parse parent of %d: %w", child, err)
-		}
-	}
-	var sum time.Duration
-	for _, member := range family(parents, pid) {
-		var used unix.Timespec
-		if err := unix.ClockGettime(processClock(member), &used); err != nil {
-			return 0, fmt.Errorf("read processor clock of %d: %w", member, err)
-		}
-		sum += time.Duration(used.Nano())
-	}
-	return sum, nil
-}
-
-// familyIdle waits until a process and its children have nothing more to do.
-func familyIdle(ctx context.Context, pid int) error {
-	before, err := familyTime(pid)
-	for err == nil {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for process %d and its children to be idle: %w", pid, ctx.Err())
-		case <-time.After(idleFor):
-		}
-		var now time.Duration
-		if now, err = familyTime(pid); now-before < idleFor/100 {
-			return err
-		}
-		before = now
-	}
-	return err
-}
-
-// family is a process and what has it as ancestor, given everybody's parents.
-func family(parents map[int]int, pid int) []int {
-	out := []int{pid}
-	for i := 0; i < len(out); i++ {
-		for child, parent := range parents {
-			if parent == out[i] {
-				out = append(out, child)
-			}
-		}
-	}
-	return out
 }
 
 // busyTime is for how long since boot a processor has done anything, whoever for, in steps of 10 ms.

@@ -6,6 +6,7 @@ package main
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,11 +57,20 @@ func TestCPUTime(t *testing.T) {
 	}
 }
 
-func TestHasChildren(t *testing.T) {
-	if hasChildren(os.Getpid()) {
-		t.Error("there is a child before one is started")
+func TestFamilyOf(t *testing.T) {
+	count := func() int {
+		t.Helper()
+		members, err := familyOf(os.Getpid())
+		if err != nil || !slices.Contains(members, os.Getpid()) {
+			t.Fatalf("%v, %v", members, err)
+		}
+		return len(members)
 	}
-	child := exec.Command("cat")
+	if n := count(); n != 1 {
+		t.Errorf("%d processes before one is started", n)
+	}
+	// A child and its child.
+	child := exec.Command("sh", "-c", "cat; true")
 	stdin, err := child.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -68,15 +78,20 @@ func TestHasChildren(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if !hasChildren(os.Getpid()) {
-		t.Error("the child is not seen")
+	for count() < 3 {
+		time.Sleep(time.Millisecond) // until the shell has started it
+	}
+	both, err := memoryOf(os.Getpid())
+	own, err2 := memoryOfOne(os.Getpid())
+	if err != nil || err2 != nil || both.RSS <= own.RSS {
+		t.Errorf("memory of all %+v, %v, of this process %+v, %v", both, err, own, err2)
 	}
 	stdin.Close()
 	if err := child.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if hasChildren(os.Getpid()) {
-		t.Error("the child is still seen after its end")
+	if n := count(); n != 1 {
+		t.Errorf("%d processes after the end of the others", n)
 	}
 }
 
