@@ -28,7 +28,7 @@ func TestAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := fmt.Sprint(a.Node, a.Socket(), a.Leases(), a.ClusterDomains, a.DNS, a.ServiceCIDRs, a.PodCIDRs, a.Block)
-	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipam[example.org] [10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] .\n  cluster example.org. in-addr.arpa. ip6.arpa., pods disabled, ttl 0s\n  forward . to 192.0.2.1:53 [2001:db8::1]:5353, sequential\n  cache\n  shuffle addresses\n"
+	want := "n1/s/nodes/n1/agent.sock/s/nodes/n1/ipam[example.org] [10.96.0.10 fd00:96::a] [10.96.0.0/16 fd00:96::/112] [10.244.0.0/16] .\n  cluster example.org. in-addr.arpa. ip6.arpa., pods disabled, ttl 5s\n  forward . to 192.0.2.1:53 [2001:db8::1]:5353, sequential\n  cache\n  shuffle addresses\n"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -75,7 +75,7 @@ func TestUpstreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := ".\n  cluster one.example. two.example. in-addr.arpa. ip6.arpa., pods verified, ttl 0s\n" +
+	want := ".\n  cluster one.example. two.example. in-addr.arpa. ip6.arpa., pods verified, ttl 5s\n" +
 		"  forward . to 192.0.2.1:53 tls://192.0.2.2:853%dns.example, sequential\n" +
 		"  forward corp.example. to [2001:db8::1]:5353 tls://[2001:db8::2]:853, sequential\n  cache\n  shuffle addresses\n"
 	if got := a.Block.String(); got != want {

@@ -27,7 +27,7 @@ var reverseZones = []string{"in-addr.arpa.", "ip6.arpa."}
 
 // block is what the flags say about DNS: one block for all names.
 func (f *Flags) block(a *Agent, fail func(flag, format string, args ...any)) dns.Block {
-	b := dns.Block{Zones: []string{"."}, Cluster: &dns.Cluster{}, Loadbalance: true}
+	b := dns.Block{Zones: []string{"."}, Cluster: &dns.Cluster{TTL: dns.DefaultTTL}, Loadbalance: true}
 	for _, d := range a.ClusterDomains {
 		b.Cluster.Zones = append(b.Cluster.Zones, strings.ToLower(d)+".")
 	}

@@ -55,7 +55,7 @@ type Cluster struct {
 	Fallthrough []string
 	// Pods says which names of pods there are.
 	Pods PodNames
-	// TTL of positive answers, whole seconds.
+	// TTL of positive answers, whole seconds; 0 is not to be remembered at all. See [DefaultTTL].
 	TTL time.Duration
 	// EndpointPodNames names the endpoints of headless Services that have no hostname after their pods instead of their addresses.
 	EndpointPodNames bool
@@ -64,6 +64,9 @@ type Cluster struct {
 	// Namespaces are the only ones whose names are answered; empty: all.
 	Namespaces []string
 }
+
+// DefaultTTL is that of positive answers where nothing else is said: few seconds, because what a name stands for changes.
+const DefaultTTL = 5 * time.Second
 
 // Log says which questions are logged.
 type Log struct {
@@ -106,6 +109,8 @@ func (b Block) String() string {
 		s.when(c.MinTTL != 0 || c.MaxTTL != 0, fmt.Sprintf("answers %v to %v", c.MinTTL, c.MaxTTL))
 		s.when(c.MinDenial != 0 || c.MaxDenial != 0, fmt.Sprintf("denials %v to %v", c.MinDenial, c.MaxDenial))
 		s.when(c.ServeStale != 0, fmt.Sprintf("stale for %v", c.ServeStale))
+		s.when(c.StaleAtOnce, "stale at once")
+		s.when(c.MaxFailure != 0, fmt.Sprintf("failures up to %v", c.MaxFailure))
 		s.when(c.PrefetchHits != 0, fmt.Sprintf("prefetch after %d at %d%%", c.PrefetchHits, c.PrefetchPercent))
 		lines = append(lines, s.String())
 	}

@@ -72,14 +72,8 @@ type domain struct {
 	labels           int    // of the name
 }
 
-// defaultTTL is that of positive answers: few seconds, because what a name stands for changes.
-const defaultTTL = 5
-
 func newZone(c *Cluster, o Options) (*zone, error) {
 	z := &zone{Cluster: c, ttl: uint32(c.TTL.Seconds()), minimum: uint32(o.NegativeTTL.Seconds())}
-	if z.ttl == 0 {
-		z.ttl = defaultTTL
-	}
 	var reverse []string
 	for _, name := range c.Zones {
 		if name == "arpa." || strings.HasSuffix(name, ".arpa.") {

@@ -639,3 +639,56 @@ func TestPanic(t *testing.T) {
 		t.Errorf("afterwards: %s", got)
 	}
 }
+
+// A cluster may name endpoints after their pods, hide Services that have none, and keep to some namespaces, on both paths alike.
+func TestClusterOptions(t *testing.T) {
+	ask := func(change func(*Cluster), asked string, qtype uint16) string {
+		t.Helper()
+		b := block("cluster.local")
+		change(b.Cluster)
+		s := through{dual(t, func(o *Options) { o.Blocks = []Block{b} }), t}
+		w := model.NewBuilder(model.Config{Self: "n1"})
+		for _, n := range []string{"shop/empty", "shop/full", "other/full"} {
+			name := name(n)
+			w.SetService(model.ServiceSpec{Name: name, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(len(n))})}})
+			ready := name.Name == "full"
+			w.SetSlice(model.Slice{Name: name, Service: name.Name, Endpoints: []model.Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 244, 1, byte(len(n))}), Ready: ready, Pod: model.Name{Namespace: name.Namespace, Name: "pod-1"}}}})
+		}
+		w.SetService(model.ServiceSpec{Name: name("shop/head"), Type: model.Headless})
+		w.SetSlice(model.Slice{Name: name("shop/head"), Service: "head", Endpoints: []model.Endpoint{
+			{Addr: netip.MustParseAddr("10.244.1.50"), Ready: true, Pod: name("shop/pod-2")},
+			{Addr: netip.MustParseAddr("10.244.1.51"), Ready: true, Pod: name("shop/" + strings.Repeat("x", 64))}}})
+		s.Publish(w.Build())
+		return data(s.ask(asked, qtype, nil))
+	}
+	none := func(*Cluster) {}
+	pods := func(c *Cluster) { c.EndpointPodNames = true }
+	full := func(c *Cluster) { c.IgnoreEmpty = true }
+	shop := func(c *Cluster) { c.Namespaces = []string{"shop"} }
+	zero := func(c *Cluster) { c.TTL = 0 }
+	for _, tt := range []struct {
+		change func(*Cluster)
+		name   string
+		qtype  uint16
+		want   string
+	}{
+		{none, "10-244-1-50.head.shop.svc.cluster.local.", typeA, "NOERROR 10-244-1-50.head.shop.svc.cluster.local. A 10.244.1.50"},
+		{none, "pod-2.head.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
+		{pods, "pod-2.head.shop.svc.cluster.local.", typeA, "NOERROR pod-2.head.shop.svc.cluster.local. A 10.244.1.50"},
+		{pods, "10-244-1-50.head.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
+		{pods, "10-244-1-51.head.shop.svc.cluster.local.", typeA, "NOERROR 10-244-1-51.head.shop.svc.cluster.local. A 10.244.1.51"},
+		{pods, "50.1.244.10.in-addr.arpa.", typePTR, "NOERROR 50.1.244.10.in-addr.arpa. PTR pod-2.head.shop.svc.cluster.local."},
+		{none, "empty.shop.svc.cluster.local.", typeA, "NOERROR empty.shop.svc.cluster.local. A 10.96.0.10"},
+		{full, "empty.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
+		{full, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.9"},
+		{none, "full.other.svc.cluster.local.", typeA, "NOERROR full.other.svc.cluster.local. A 10.96.0.10"},
+		{shop, "full.other.svc.cluster.local.", typeA, "NXDOMAIN"},
+		{shop, "other.svc.cluster.local.", typeA, "NXDOMAIN"},
+		{shop, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.9"},
+		{zero, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.9"},
+	} {
+		if got := ask(tt.change, tt.name, tt.qtype); got != tt.want {
+			t.Errorf("%s %s: %s, want %s", tt.name, mdns.TypeToString[tt.qtype], got, tt.want)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func allZones(domains ...string) (zones []string) {
 
 // block is for all names, with a cluster of some domains and with upstreams.
 func block(domain string, upstreams ...netip.AddrPort) Block {
-	b := Block{Zones: []string{"."}, Cluster: &Cluster{Zones: allZones(domain)}, Loadbalance: true}
+	b := Block{Zones: []string{"."}, Cluster: &Cluster{Zones: allZones(domain), TTL: DefaultTTL}, Loadbalance: true}
 	if len(upstreams) > 0 {
 		p := forward.Pool{Zone: ".", Policy: forward.Sequential}
 		for _, u := range upstreams {

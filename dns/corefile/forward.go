@@ -414,7 +414,7 @@ func (b *builder) readCache(d *directive) error {
 			if err := expect(args, 0, 5); err != nil {
 				return err
 			}
-			c.ServeStale = time.Hour
+			c.ServeStale, c.StaleAtOnce = time.Hour, len(args) < 2 || strings.EqualFold(args[1], "immediate")
 			if len(args) > 0 {
 				var err error
 				if c.ServeStale, err = positive(args[0]); err != nil {
@@ -438,6 +438,9 @@ func (b *builder) readCache(d *directive) error {
 			t, err := positive(args[0])
 			if err == nil && t > 5*time.Minute {
 				err = errors.New("failures may be kept for 5m at most (RFC 2308)")
+			}
+			if err == nil {
+				c.MaxFailure = max(t, time.Second)
 			}
 			return err
 		},

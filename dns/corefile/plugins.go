@@ -49,7 +49,7 @@ func (b *builder) readBind(d *directive) error {
 
 func (b *builder) readKubernetes(d *directive) error {
 	zones, err := b.namesOrZones(d.args)
-	c := &dns.Cluster{Zones: zones, TTL: 5 * time.Second}
+	c := &dns.Cluster{Zones: zones, TTL: dns.DefaultTTL}
 	b.block.Cluster = c // even if it is refused, so that what needs it is not refused too
 	b.options(d, map[string]func([]string) error{
 		"pods": func(args []string) error {
