@@ -648,11 +648,11 @@ func TestClusterOptions(t *testing.T) {
 		change(b.Cluster)
 		s := through{dual(t, func(o *Options) { o.Blocks = []Block{b} }), t}
 		w := model.NewBuilder(model.Config{Self: "n1"})
-		for _, n := range []string{"shop/empty", "shop/full", "other/full"} {
+		for i, n := range []string{"shop/empty", "shop/full", "other/full"} {
 			name := name(n)
-			w.SetService(model.ServiceSpec{Name: name, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(len(n))})}})
+			w.SetService(model.ServiceSpec{Name: name, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(20 + i)})}})
 			ready := name.Name == "full"
-			w.SetSlice(model.Slice{Name: name, Service: name.Name, Endpoints: []model.Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 244, 1, byte(len(n))}), Ready: ready, Pod: model.Name{Namespace: name.Namespace, Name: "pod-1"}}}})
+			w.SetSlice(model.Slice{Name: name, Service: name.Name, Endpoints: []model.Endpoint{{Addr: netip.AddrFrom4([4]byte{10, 244, 1, byte(20 + i)}), Ready: ready, Pod: model.Name{Namespace: name.Namespace, Name: "pod-1"}}}})
 		}
 		w.SetService(model.ServiceSpec{Name: name("shop/head"), Type: model.Headless})
 		w.SetSlice(model.Slice{Name: name("shop/head"), Service: "head", Endpoints: []model.Endpoint{
@@ -678,14 +678,14 @@ func TestClusterOptions(t *testing.T) {
 		{pods, "10-244-1-50.head.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
 		{pods, "10-244-1-51.head.shop.svc.cluster.local.", typeA, "NOERROR 10-244-1-51.head.shop.svc.cluster.local. A 10.244.1.51"},
 		{pods, "50.1.244.10.in-addr.arpa.", typePTR, "NOERROR 50.1.244.10.in-addr.arpa. PTR pod-2.head.shop.svc.cluster.local."},
-		{none, "empty.shop.svc.cluster.local.", typeA, "NOERROR empty.shop.svc.cluster.local. A 10.96.0.10"},
+		{none, "empty.shop.svc.cluster.local.", typeA, "NOERROR empty.shop.svc.cluster.local. A 10.96.0.20"},
 		{full, "empty.shop.svc.cluster.local.", typeA, "NXDOMAIN"},
-		{full, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.9"},
-		{none, "full.other.svc.cluster.local.", typeA, "NOERROR full.other.svc.cluster.local. A 10.96.0.10"},
+		{full, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.21"},
+		{none, "full.other.svc.cluster.local.", typeA, "NOERROR full.other.svc.cluster.local. A 10.96.0.22"},
 		{shop, "full.other.svc.cluster.local.", typeA, "NXDOMAIN"},
 		{shop, "other.svc.cluster.local.", typeA, "NXDOMAIN"},
-		{shop, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.9"},
-		{zero, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.9"},
+		{shop, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.21"},
+		{zero, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.21"},
 	} {
 		if got := ask(tt.change, tt.name, tt.qtype); got != tt.want {
 			t.Errorf("%s %s: %s, want %s", tt.name, mdns.TypeToString[tt.qtype], got, tt.want)
