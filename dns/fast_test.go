@@ -24,7 +24,7 @@ import (
 // the order of records and the spelling of names in them.
 func paths(t testing.TB, s *Server, proto string, from netip.Addr, req []byte) bool {
 	t.Helper()
-	d, st := s.desk(s.newStats(proto, testAddr)), s.gate.state.Load()
+	d, st := s.desk(s.testStats(proto)), s.gate.state.Load()
 	d.from = from
 	d.who = st.announced.clients.Lookup(from)
 	if s.clients.Admit(d.who, from, d.tick) != client.Answer {

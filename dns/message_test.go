@@ -35,9 +35,19 @@ func dual(t testing.TB, change func(*Options)) *Server {
 	return s
 }
 
+// testStats is where the queries of tests are counted.
+func (s *Server) testStats(proto string) *socketStats {
+	for _, c := range s.stats() {
+		if c.local == testAddr && c.proto == proto {
+			return c
+		}
+	}
+	return s.newStats(proto, testAddr)
+}
+
 // respond handles a message to its end.
 func (s *Server) respond(proto string, from netip.Addr, req []byte) []byte {
-	d := s.desk(s.newStats(proto, testAddr))
+	d := s.desk(s.testStats(proto))
 	resp, later := s.handle(d, from, req, make([]byte, 4096))
 	d.sent(s.now())
 	if later != nil {

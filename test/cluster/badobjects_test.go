@@ -239,7 +239,7 @@ func TestBadObjects(t *testing.T) {
 				l.awaitReady("agent")
 			}
 			pid := l.awaitReady("agent").PID // its holder would start another one in its place
-			l.awaitAll("agent") // it is heard of, and so is what comes after it
+			l.awaitAll("agent")              // it is heard of, and so is what comes after it
 			var r *status.Report
 			eventually(t, 10*time.Second, row.what+" "+when+": named", func() (err error) {
 				if r, err = l.report(); err != nil {
