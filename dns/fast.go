@@ -337,7 +337,7 @@ func (w *writer) clusterIP(svc *model.Service, origin, before int, k kind) {
 // addresses adds the virtual addresses of the family asked for.
 func (w *writer) addresses(svc *model.Service) {
 	for _, a := range svc.ClusterIPs {
-		if addrType(a) == w.asked.qtype && w.state.published.snap.Owns(a, svc) {
+		if addrType(a) == w.asked.qtype && w.state.published.owns(a, svc) {
 			w.address(headerSize, a)
 			w.answers++
 		}
@@ -357,7 +357,7 @@ func (w *writer) srv(svc *model.Service, port uint16, before int) {
 	w.buf = append(w.buf, target...)
 	w.answers++
 	for _, a := range svc.ClusterIPs {
-		if w.state.published.snap.Owns(a, svc) {
+		if w.state.published.owns(a, svc) {
 			w.address(owner, a)
 			w.extra++
 		}

@@ -92,7 +92,7 @@ func openInbox(f *os.File) (*inbox, error) {
 	}
 	in.read = func(fd uintptr) bool {
 		for {
-			n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in.headers)), batchSize, unix.MSG_DONTWAIT, 0, 0)
+			n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in.headers)), batchSize, unix.MSG_DONTWAIT, 0, 0)
 			switch errno {
 			case 0:
 				in.n, in.err = int(n), nil
@@ -235,7 +235,7 @@ func openOutbox() (*outbox, error) {
 	}
 	out.write = func(fd uintptr) bool {
 		for out.sent < out.n {
-			n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out.headers[out.sent])), uintptr(out.n-out.sent), unix.MSG_DONTWAIT, 0, 0)
+			n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out.headers[out.sent])), uintptr(out.n-out.sent), unix.MSG_DONTWAIT, 0, 0)
 			switch errno {
 			case 0:
 				out.sent += int(n)

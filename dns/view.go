@@ -18,6 +18,7 @@ type View struct {
 
 	namespaces map[string]int // Services in each namespace that has any
 	pods       map[netip.Addr]string
+	claims     int // virtual addresses that Services ask for, those apart that somebody else carries
 	clients    *client.Table
 	// refused are the Services of this snapshot that the node's kernel could not be given.
 	refused map[model.Name]struct{}
@@ -48,9 +49,10 @@ func (v *View) next(s *model.Snapshot) *View {
 	if s == v.snap {
 		return v
 	}
-	n := &View{plan: v.plan, snap: s, namespaces: v.namespaces, pods: v.pods, clients: v.clients.Next(s)}
+	n := &View{plan: v.plan, snap: s, namespaces: v.namespaces, pods: v.pods, claims: v.claims, clients: v.clients.Next(s)}
 	copied := false
 	for name, c := range model.Diff(v.snap.Services, s.Services) {
+		n.claims += claims(c.New) - claims(c.Old)
 		if c.HadOld == c.HasNew {
 			continue
 		}
@@ -77,6 +79,18 @@ func (v *View) next(s *model.Snapshot) *View {
 		break
 	}
 	return n
+}
+
+func claims(svc *model.Service) int {
+	if svc == nil || svc.Unproxied {
+		return 0
+	}
+	return len(svc.ClusterIPs)
+}
+
+// owns is [model.Snapshot.Owns]. Mostly no two Services ask for one address, and then it need not look.
+func (v *View) owns(vip netip.Addr, svc *model.Service) bool {
+	return v.claims == v.snap.VIPs.Len() && !svc.Unproxied || v.snap.Owns(vip, svc)
 }
 
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {
