@@ -236,6 +236,9 @@ func (c *Client) Get(ctx context.Context, path string, query url.Values, v any) 
 		return fmt.Errorf("ask agent: %w", err)
 	}
 	resp, err := c.http.Do(req)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		resp, err = c.http.Do(req) // the agent was replaced just then, and the next one has the socket
+	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("no agent runs at %s", c.path)

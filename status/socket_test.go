@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -255,7 +256,7 @@ func TestEnd(t *testing.T) {
 	<-a.begun
 	<-a.waits
 	cancel()
-	if err := <-waited; !errors.Is(err, io.EOF) {
+	if err := <-waited; err == nil || !strings.Contains(err.Error(), "no agent runs at") {
 		t.Errorf("who waited: %v", err)
 	}
 	close(a.end)
@@ -267,5 +268,27 @@ func TestEnd(t *testing.T) {
 	}
 	if Running(t.Context(), path) {
 		t.Error("the socket is still open")
+	}
+}
+
+// Who asks while the agent is being replaced is answered by the next one.
+func TestGetWhileReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked++; asked == 1 {
+			panic(http.ErrAbortHandler) // ends without an answer
+		}
+		_, _ = io.WriteString(w, "next")
+	})}
+	go func() { _ = srv.Serve(l) }()
+	defer srv.Close()
+	var got string
+	if err := Dial(path).Get(t.Context(), "/", nil, &got); err != nil || got != "next" || asked != 2 {
+		t.Errorf("%q, %v, asked %d times", got, err, asked)
 	}
 }
