@@ -43,7 +43,6 @@ type Set struct {
 	exact     map[string]bool // names of the rewrites that fit one name only
 	patterns  []*rewrite      // the other rewrites
 	templates []template
-	zones     []string // of all templates
 	hosts     *hosts
 }
 
@@ -73,7 +72,6 @@ func New(r Rules) (*Set, error) {
 			return nil, fmt.Errorf("%v: %w", v, err)
 		}
 		s.templates = append(s.templates, t)
-		s.zones = append(s.zones, t.zones...)
 	}
 	if r.Hosts != nil {
 		s.hosts = r.Hosts.compile()
@@ -133,15 +131,13 @@ func (s *Set) Answer(q mdns.Question) (*Answer, error) {
 		return nil, nil
 	}
 	name := []byte(canonical(q.Name))
-	if match(s.zones, name) != "" {
-		for i := range s.templates {
-			t := &s.templates[i]
-			switch v, re := t.fits(name, q.Qtype, q.Qclass); v {
-			case answer:
-				return t.answer(string(name), re, q)
-			case fail:
-				return &Answer{Rcode: mdns.RcodeServerFailure}, nil
-			}
+	for i := range s.templates {
+		t := &s.templates[i]
+		switch v, re := t.fits(name, q.Qtype, q.Qclass); v {
+		case answer:
+			return t.answer(string(name), re, q)
+		case fail:
+			return &Answer{Rcode: mdns.RcodeServerFailure}, nil
 		}
 	}
 	if s.hosts == nil {
