@@ -131,21 +131,13 @@ func (b *builder) readRewrite(d *directive) error {
 	case "name":
 		rule, err = nameRewrite(args, more)
 	case "type":
-		if err = expect(args, 2, 2); err == nil {
-			r := rules.TypeRewrite{Continue: more}
-			if r.From, err = number(mdns.StringToType, "type", args[0]); err == nil {
-				r.To, err = number(mdns.StringToType, "type", args[1])
-			}
-			rule = r
-		}
+		r := rules.TypeRewrite{Continue: more}
+		r.From, r.To, err = fromTo(mdns.StringToType, "type", args)
+		rule = r
 	case "class":
-		if err = expect(args, 2, 2); err == nil {
-			r := rules.ClassRewrite{Continue: more}
-			if r.From, err = number(mdns.StringToClass, "class", args[0]); err == nil {
-				r.To, err = number(mdns.StringToClass, "class", args[1])
-			}
-			rule = r
-		}
+		r := rules.ClassRewrite{Continue: more}
+		r.From, r.To, err = fromTo(mdns.StringToClass, "class", args)
+		rule = r
 	case "ttl":
 		var on rules.On
 		if on, args, err = readOn(args, 1); err == nil {
@@ -239,12 +231,18 @@ func nameRewrite(args []string, more bool) (rules.Rewrite, error) {
 	return r, nil
 }
 
-func number(of map[string]uint16, what, s string) (uint16, error) {
-	n, ok := of[strings.ToUpper(s)]
-	if !ok {
-		return 0, fmt.Errorf("%q is not a %s", s, what)
+// fromTo reads two types or classes.
+func fromTo(of map[string]uint16, what string, args []string) (from, to uint16, err error) {
+	if err := expect(args, 2, 2); err != nil {
+		return 0, 0, err
 	}
-	return n, nil
+	for i, n := range []*uint16{&from, &to} {
+		var ok bool
+		if *n, ok = of[strings.ToUpper(args[i])]; !ok {
+			return 0, 0, fmt.Errorf("%q is not a %s", args[i], what)
+		}
+	}
+	return from, to, nil
 }
 
 // ttls reads a TTL, or a range of them of which either end may be left out.
