@@ -36,7 +36,7 @@ func Watch(ctx context.Context, name string, env Env, f func(*Config, error)) er
 				now = c.reads
 			}
 			added := watchAll(w, name, now)
-			if !slices.Equal(now, last) || last == nil {
+			if !slices.Equal(now, last) {
 				last = now
 				f(c, err)
 			}
