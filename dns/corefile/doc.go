@@ -8,6 +8,6 @@
 // that nothing is passed over in silence: each line of the file has a [Note], and what would make an answer wrong is refused, with file and
 // line, all at once, and with what to do instead. A configuration with one refusal is not used at all.
 //
-// The ways in are [Parse] for a text, [Load] for a file or a mounted ConfigMap, [LoadConfigMap] for a ConfigMap as the API has it, and [Watch],
-// which goes on reading when a file changes. The world enters by [Env] alone.
+// The ways in are [Parse] for a text, [Load] for a file or a mounted ConfigMap, and [Watch], which goes on reading when a file changes. The world
+// enters by [Env] alone.
 package corefile

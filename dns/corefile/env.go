@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 )
@@ -55,37 +54,6 @@ func Load(name string, env Env) (*Config, error) {
 		return nil, fmt.Errorf("read Corefile: %w", err)
 	}
 	return Parse(name, text, env)
-}
-
-// mountedAt is where CoreDNS has its ConfigMap.
-const mountedAt = "/etc/coredns"
-
-// LoadConfigMap reads the Corefile of a ConfigMap's data. Files that it names are looked for in the data first, as if that were mounted at
-// /etc/coredns, where CoreDNS has it.
-func LoadConfigMap(data map[string]string, env Env) (*Config, error) {
-	text, ok := data["Corefile"]
-	if !ok {
-		return nil, fmt.Errorf("read Corefile: the ConfigMap has no such key")
-	}
-	outer := env.withDefaults()
-	env.ReadFile = func(name string) ([]byte, error) {
-		if dir, key := path.Split(name); dir == mountedAt+"/" {
-			if v, ok := data[key]; ok {
-				return []byte(v), nil
-			}
-		}
-		return outer.ReadFile(name)
-	}
-	env.Glob = func(pattern string) ([]string, error) {
-		names, err := outer.Glob(pattern)
-		for key := range data {
-			if ok, _ := path.Match(pattern, mountedAt+"/"+key); ok {
-				names = append(names, mountedAt+"/"+key)
-			}
-		}
-		return names, err
-	}
-	return Parse(mountedAt+"/Corefile", []byte(text), env)
 }
 
 // read is a file that was read or a pattern that was looked for, and what came of it.

@@ -42,27 +42,6 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestConfigMap: what the Corefile names is looked for in the ConfigMap, then outside.
-func TestConfigMap(t *testing.T) {
-	data := map[string]string{
-		"Corefile":   ".:53 {\nhosts /etc/coredns/NodeHosts a\nhosts2\nimport *.override\nforward . /etc/resolv.conf\n}\n",
-		"NodeHosts":  "10.0.0.1 x.a\n10.0.0.2 y.a\n10.0.0.3 z.a\n",
-		"c.override": "errors\n",
-	}
-	data["Corefile"] = strings.Replace(data["Corefile"], "hosts2\n", "import custom/*.override\n", 1)
-	c, err := LoadConfigMap(data, env())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := ". port 53\n  template IN HINFO ., rcode NOTIMP, fall through .\n  hosts a. ttl 3600s, 3 from a file\n  forward . to 10.0.0.53:53 [fd00::53]:53, random\n  cache, off\n  log ., error\n  log errors\n"
-	if got := c.String(); got != want {
-		t.Errorf("%s, want\n%s", got, want)
-	}
-	if c, err := LoadConfigMap(map[string]string{"corefile": ""}, Env{}); err == nil || c != nil {
-		t.Errorf("%v, %v", c, err)
-	}
-}
-
 // TestAbsentHosts: CoreDNS starts without the file, and reads it when it is there.
 func TestAbsentHosts(t *testing.T) {
 	c, err := Parse("/etc/coredns/Corefile", []byte(". {\nhosts /nowhere a\n}"), env())
