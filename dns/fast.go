@@ -438,7 +438,7 @@ func (q *plain) reverse(w *writer) bool {
 			return true
 		}
 		origin := headerSize + int(q.labels[all-apex])
-		w.domain, w.zoneOf = w.zone.domains[0], zoneReverse4
+		w.domain, w.zoneOf = w.zone.main, zoneReverse4
 		if addr.Is6() {
 			w.zoneOf = zoneReverse6
 		}

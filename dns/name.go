@@ -55,7 +55,8 @@ const (
 // zone is the part of the name space that is the cluster's own.
 type zone struct {
 	*Cluster
-	domains []*domain // the first is the one that reverse names lead to
+	domains []*domain
+	main    *domain   // that reverse names lead to: the first, or one of another block if there is none
 	deepest []*domain // the same, those with more labels first
 	reverse []netip.Prefix
 	ttl     uint32
@@ -90,8 +91,8 @@ func newZone(c *Cluster, o Options) (*zone, error) {
 		z.domains = append(z.domains, d)
 	}
 	z.deepest = slices.SortedStableFunc(slices.Values(z.domains), func(a, b *domain) int { return b.labels - a.labels })
-	if len(z.domains) == 0 {
-		return nil, errors.New("a cluster domain is required")
+	if len(z.domains) > 0 {
+		z.main = z.domains[0]
 	}
 	for _, p := range o.Reverse {
 		if !p.IsValid() || p.Addr().Is4In6() {
@@ -357,7 +358,7 @@ func (z *zone) parseReverse(name, suffix string, most, width int) target {
 		if !p.Contains(addr) || bits < apex || p.Addr().Is4() != addr.Is4() {
 			continue
 		}
-		t := target{kind: kindBranch, zone: z, origin: reverseName(netip.PrefixFrom(addr, apex)), domain: z.domains[0]}
+		t := target{kind: kindBranch, zone: z, origin: reverseName(netip.PrefixFrom(addr, apex)), domain: z.main}
 		switch {
 		case rest != "":
 			t.kind = kindNothing

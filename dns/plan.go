@@ -69,6 +69,15 @@ func newPlan(o Options, old *plan) (*plan, error) {
 			p.entries = append(p.entries, entry{bytes.ToLower(wire), mdns.CountLabel(name), s})
 		}
 	}
+	for _, z := range p.zones {
+		if z.main == nil {
+			z.main = p.domain()
+		}
+		if z.main == nil {
+			p.close()
+			return nil, fmt.Errorf("zones %s: the names that addresses lead to want a cluster domain", strings.Join(z.Zones, " "))
+		}
+	}
 	slices.SortStableFunc(p.entries, func(a, b entry) int { return b.labels - a.labels })
 	if err := p.unique(); err != nil {
 		p.close()
@@ -199,12 +208,20 @@ func (s *served) fallsThrough(name string) bool {
 	return s.upstreams != nil && s.zone != nil && slices.ContainsFunc(s.Cluster.Fallthrough, func(z string) bool { return mdns.IsSubDomain(z, name) })
 }
 
-// primary is the cluster's domain; empty if no block serves one.
-func (p *plan) primary() string {
+// domain is the cluster's domain; nil if no block serves one.
+func (p *plan) domain() *domain {
 	for _, z := range p.zones {
 		if len(z.domains) > 0 {
-			return z.domains[0].name
+			return z.domains[0]
 		}
+	}
+	return nil
+}
+
+// primary is the name of the cluster's domain; empty if no block serves one.
+func (p *plan) primary() string {
+	if d := p.domain(); d != nil {
+		return d.name
 	}
 	return ""
 }

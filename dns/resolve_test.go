@@ -407,6 +407,26 @@ func TestFallthrough(t *testing.T) {
 	}
 }
 
+// Reverse names may be in blocks of their own, as NodeLocal DNSCache has them: they lead to the domain of another block.
+func TestReverseBlock(t *testing.T) {
+	reverse := Block{Zones: []string{"in-addr.arpa.", "ip6.arpa."}, Cluster: &Cluster{Zones: []string{"in-addr.arpa.", "ip6.arpa."}, TTL: DefaultTTL}}
+	names := Block{Zones: []string{"cluster.local."}, Cluster: &Cluster{Zones: []string{"cluster.local."}, TTL: DefaultTTL}}
+	s := blocks(t, reverse, names)
+	for name, want := range map[string]string{
+		"20.0.96.10.in-addr.arpa.": "NOERROR 20.0.96.10.in-addr.arpa. PTR orders.shop.svc.cluster.local.",
+		"9.9.96.10.in-addr.arpa.":  "NXDOMAIN",
+		"1.2.0.192.in-addr.arpa.":  "REFUSED",
+	} {
+		if got := data(s.ask(name, typePTR, nil)); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+		paths(t, s.Server, "udp", loopback, packed(t, new(mdns.Msg).SetQuestion(name, typePTR)))
+	}
+	if err := s.Reload([]Block{reverse}); err == nil || !strings.Contains(err.Error(), "want a cluster domain") {
+		t.Errorf("reverse names alone: %v", err)
+	}
+}
+
 func TestChaosOverTheWire(t *testing.T) {
 	s := through{dual(t, func(o *Options) { o.Version, o.Node = "v1.2.3", "n1" }), t}
 	for name, want := range map[string]string{"version.bind.": `NOERROR version.bind. TXT "fairlead v1.2.3"`, "ID.server.": `NOERROR ID.server. TXT "n1"`, "other.": "REFUSED"} {

@@ -87,6 +87,7 @@ func TestCorefiles(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
+			sensible(t, c)
 			golden(t, strings.TrimSuffix(name, ".Corefile")+".golden", c.String()+"\n"+Explain(c))
 		})
 	}
