@@ -89,6 +89,15 @@ func newPlan(o Options, old *plan) (*plan, error) {
 	return p, nil
 }
 
+// Check is the error with which [New] and [Server.Reload] refuse blocks, whatever the other settings; nil: they are right.
+func Check(blocks []Block) error {
+	p, err := newPlan(Options{Blocks: blocks}.withDefaults(), nil)
+	if err == nil {
+		p.close()
+	}
+	return err
+}
+
 // unique refuses two blocks that would answer the same questions.
 func (p *plan) unique() error {
 	for i, a := range p.entries {

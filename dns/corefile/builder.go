@@ -348,6 +348,9 @@ func reverse(p netip.Prefix) []string {
 	return out
 }
 
+// isReverse reports whether a zone has reverse names, as the cluster's zones have it.
+func isReverse(zone string) bool { return within(zone, "arpa.") }
+
 // names are the zones that arguments name.
 func names(args []string) ([]string, error) {
 	var out []string

@@ -324,7 +324,7 @@ func (b *builder) answerHere() {
 		}
 		c := &dns.Cluster{Zones: zones, Pods: dns.PodsInsecure, TTL: 30 * time.Second}
 		for _, z := range zones {
-			if !strings.HasSuffix("."+z, ".arpa.") {
+			if !isReverse(z) {
 				continue
 			}
 			// Of a reverse zone only the cluster's own addresses are the cluster's.

@@ -56,7 +56,7 @@ func sensible(t *testing.T, c *Config) {
 	if len(c.Blocks) == 0 || len(c.Notes) == 0 {
 		t.Fatalf("%d blocks, %d notes", len(c.Blocks), len(c.Notes))
 	}
-	if _, err := dns.New(dns.Options{Blocks: c.Blocks}); err != nil {
+	if err := dns.Check(c.Blocks); err != nil {
 		t.Fatalf("the server does not take it: %v", err)
 	}
 	for _, b := range c.Blocks {

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/coredns/caddy/caddyfile"
+
+	"github.com/fairlead/fairlead/dns"
 )
 
 // token is a word of a Corefile, with the file and the line it stands in.
@@ -60,9 +62,14 @@ func Parse(file string, text []byte, env Env) (*Config, error) {
 		b.server(s)
 	}
 	b.servicePort(servers)
-	refused := func(n Note) bool { return n.Fate == Refused }
-	if len(p.config.Blocks) == 0 && !slices.ContainsFunc(p.config.Notes, refused) {
-		p.refuse(token{File: file, Line: 1, Text: "Corefile"}, "there is no server block in it")
+	whole := token{File: file, Line: 1, Text: "Corefile"}
+	if slices.ContainsFunc(p.config.Notes, func(n Note) bool { return n.Fate == Refused }) {
+		return p.config, p.config.finish()
+	}
+	if len(p.config.Blocks) == 0 {
+		p.refuse(whole, "there is no server block in it")
+	} else if err := dns.Check(p.config.Blocks); err != nil {
+		p.refuse(whole, "%v", err)
 	}
 	return p.config, p.config.finish()
 }

@@ -89,10 +89,7 @@ func (b *builder) readKubernetes(d *directive) error {
 	if err != nil {
 		return err
 	}
-	forward := slices.DeleteFunc(slices.Clone(zones), func(z string) bool {
-		return strings.HasSuffix(z, ".in-addr.arpa.") || strings.HasSuffix(z, ".ip6.arpa.") || z == "in-addr.arpa." || z == "ip6.arpa."
-	})
-	if len(forward) == 0 {
+	if !slices.ContainsFunc(zones, func(z string) bool { return !isReverse(z) }) {
 		return errors.New("expected a zone that is not a reverse one")
 	}
 	return nil

@@ -175,6 +175,9 @@ func TestRefusals(t *testing.T) {
 		{". {\nloadbalance weighted file\nloadbalance leastconn\nloadbalance round_robin x\n}", "2: loadbalance weighted file: weighted: addresses have no weights\n3: loadbalance leastconn: \"leastconn\" is unknown\n4: loadbalance round_robin x: expected 0 to 1"},
 		{". {\nerrors stderr\nlog a..b\nlog {\nclass\nclass some\n}\n}", "2: errors stderr: expected nothing, or stdout\n3: log a..b: \"a..b\" is not\n5: log class: expected 1\n6: log class some: \"some\" is none of"},
 		{"10.0.0.0/8 {\nkubernetes\n}", "2: kubernetes: expected a zone that is not a reverse one"},
+		{"home.arpa {\nkubernetes\n}", "2: kubernetes: expected a zone that is not a reverse one"},
+		{"a_b {\nkubernetes\n}", "1: Corefile: block a_b.: cluster domain \"a_b.\": label \"a_b\" has a character"},
+		{"10.0.0.0/8 {\nforward . 10.96.0.10\n}", "1: Corefile: zones 10.in-addr.arpa.: the names that addresses lead to"},
 		{". {\nkubernetes a {\nttl 3601\nttl\nignore\nignore me\nendpoint_pod_names x\nnamespaces\nupstream\nresyncperiod 5m\npods\n}\n}",
 			"3: kubernetes ttl 3601: expected seconds\n4: kubernetes ttl: expected seconds\n5: kubernetes ignore: expected empty_service\n6: kubernetes ignore me: expected\n7: kubernetes endpoint_pod_names x: expected 0\n" +
 				"8: kubernetes namespaces: expected 1\n9: kubernetes upstream: kubernetes has no such option\n10: kubernetes resyncperiod 5m: kubernetes has no such option\n11: kubernetes pods: expected disabled"},
