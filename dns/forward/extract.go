@@ -55,11 +55,8 @@ func (c *chain) follow(m *mdns.Msg) (complete bool, err error) {
 		if !ok {
 			break
 		}
-		if slices.Contains(c.seen, target) {
-			return false, fmt.Errorf("the aliases of %s lead back to %s", c.seen[0], target)
-		}
-		if c.seen = append(c.seen, target); len(c.seen) > maxChain {
-			return false, fmt.Errorf("%s has more than %d aliases, one after the other", c.seen[0], maxChain)
+		if err := c.reach(target); err != nil {
+			return false, err
 		}
 		c.end = target
 		if !c.ours(target) {
@@ -68,6 +65,17 @@ func (c *chain) follow(m *mdns.Msg) (complete bool, err error) {
 		}
 	}
 	return c.deny(m, len(c.answer) > before)
+}
+
+// reach takes note of an alias's target, unless the aliases go round or on and on.
+func (c *chain) reach(target string) error {
+	if slices.Contains(c.seen, target) {
+		return fmt.Errorf("the aliases of %s lead back to %s", c.seen[0], target)
+	}
+	if c.seen = append(c.seen, target); len(c.seen) > maxChain {
+		return fmt.Errorf("%s has more than %d aliases, one after the other", c.seen[0], maxChain)
+	}
+	return nil
 }
 
 // take keeps the records of a name and type, and their signatures if those are wanted.
@@ -259,12 +267,8 @@ func (c *chain) splice(r *Reply) error {
 	for _, rr := range slices.Concat(m.Answer, m.Ns, m.Extra) {
 		c.ttl = min(c.ttl, rr.Header().Ttl)
 		if alias, ok := rr.(*mdns.CNAME); ok && c.qtype != mdns.TypeCNAME {
-			target := strings.ToLower(alias.Target)
-			if slices.Contains(c.seen, target) {
-				return fmt.Errorf("the aliases of %s lead back to %s", c.seen[0], target)
-			}
-			if c.seen = append(c.seen, target); len(c.seen) > maxChain {
-				return fmt.Errorf("%s has more than %d aliases, one after the other", c.seen[0], maxChain)
+			if err := c.reach(strings.ToLower(alias.Target)); err != nil {
+				return err
 			}
 		}
 	}
