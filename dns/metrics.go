@@ -146,7 +146,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, b := range c.plan.Load().blocks {
 		if b.upstreams != nil {
-			b.upstreams.Collect(ch, b.label())
+			b.upstreams.Collect(ch)
 		}
 	}
 	c.collectSockets(ch, counter)

@@ -69,8 +69,9 @@ func Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect sends what this forwarder has counted, and those that it adopted from. zones are the names that it is for, to tell it from others.
-func (f *Forwarder) Collect(ch chan<- prometheus.Metric, zones string) {
+// Collect sends what this forwarder has counted, and those that it adopted from.
+func (f *Forwarder) Collect(ch chan<- prometheus.Metric) {
+	zones := f.o.Zones
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}

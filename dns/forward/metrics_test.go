@@ -17,8 +17,6 @@ type one struct{ *Forwarder }
 
 func (one) Describe(ch chan<- *prometheus.Desc) { Describe(ch) }
 
-func (o one) Collect(ch chan<- prometheus.Metric) { o.Forwarder.Collect(ch, ".") }
-
 // scrape is what a scrape of a forwarder gets, a line for each value, without labels that say nothing; of a histogram, the number of observations.
 func scrape(t testing.TB, f *Forwarder) string {
 	t.Helper()

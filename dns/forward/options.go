@@ -96,7 +96,7 @@ type Options struct {
 	Rotate bool
 	// Self are the addresses that this server itself listens on: an upstream among them would be a loop.
 	Self []netip.AddrPort
-	// Zones are the names that the forwarder is for, as its metrics have them.
+	// Zones are the names that the forwarder is for, by which its metrics are told from those of others.
 	Zones string
 	// Metrics are what it counts together with others; nil: alone, and unseen.
 	Metrics *Metrics
