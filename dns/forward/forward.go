@@ -602,8 +602,6 @@ type UpstreamStatus struct {
 	State string
 	// Why it is not up, in words; empty if it is.
 	Why string
-	// Since is when it came into its state.
-	Since time.Time
 	// Answered and Failed count questions; SuspectedSpoofs, messages in the upstream's name that were not the answer to one. What came from other
 	// addresses and ports is not among those: the kernel keeps it away.
 	Answered, Failed, SuspectedSpoofs uint64
@@ -618,8 +616,7 @@ func (f *Forwarder) Status() []UpstreamStatus {
 		for _, u := range p.upstreams {
 			u.mu.Lock()
 			out = append(out, UpstreamStatus{Zone: p.Zone, Addr: u.Addr, TLS: u.TLS, State: [...]string{"up", "down", "loop"}[u.state.Load()], Why: u.why,
-				Since: u.since, Answered: u.counts.answered.Load(), Failed: u.counts.failed.Load(), SuspectedSpoofs: u.counts.suspect.Load(),
-				ChangesCase: u.mangles.Load()})
+				Answered: u.counts.answered.Load(), Failed: u.counts.failed.Load(), SuspectedSpoofs: u.counts.suspect.Load(), ChangesCase: u.mangles.Load()})
 			u.mu.Unlock()
 		}
 	}

@@ -64,7 +64,6 @@ type upstream struct {
 	tested   atomic.Bool  // the test for a loop was begun
 	mu       sync.Mutex
 	why      string // it is not up
-	since    time.Time
 	lanes    [lanes]*link
 	streams  []*link
 	probing  bool
@@ -76,7 +75,7 @@ type upstreamCounts struct{ answered, failed, suspect atomic.Uint64 }
 
 func newUpstream(f *Forwarder, p *pool, o Upstream) *upstream {
 	o.Addr = netip.AddrPortFrom(o.Addr.Addr().Unmap(), o.Addr.Port())
-	u := &upstream{Upstream: o, f: f, pool: p, counts: new(upstreamCounts), since: f.o.Now()}
+	u := &upstream{Upstream: o, f: f, pool: p, counts: new(upstreamCounts)}
 	if o.TLS {
 		// Without a name it is the address that the certificate must be for.
 		name := o.ServerName
@@ -97,7 +96,7 @@ func (u *upstream) adopt(was *upstream) {
 	u.serial.Store(was.serial.Load())
 	was.mu.Lock()
 	state := was.state.Load()
-	u.why, u.since, u.reported = was.why, was.since, was.reported
+	u.why, u.reported = was.why, was.reported
 	was.mu.Unlock()
 	u.state.Store(state)
 	switch state {
@@ -304,7 +303,7 @@ func (u *upstream) alive() {
 	u.f.recoveries.Add(1)
 	u.mu.Lock()
 	reported := u.reported
-	u.reported, u.why, u.since = false, "", u.f.o.Now()
+	u.reported, u.why = false, ""
 	u.mu.Unlock()
 	if reported {
 		u.f.log.Info("upstream answers again", "addr", u.String(), "zone", u.pool.Zone)
@@ -319,7 +318,7 @@ func (u *upstream) owes(err error) {
 		return
 	}
 	u.mu.Lock()
-	u.why, u.since = err.Error(), u.f.o.Now()
+	u.why = err.Error()
 	start := !u.probing
 	u.probing = true
 	u.mu.Unlock()
@@ -385,7 +384,7 @@ func (u *upstream) testLoop() {
 		if !back && err == nil && u.state.CompareAndSwap(looping, up) {
 			u.f.recoveries.Add(1)
 			u.mu.Lock()
-			u.why, u.since = "", u.f.o.Now()
+			u.why = ""
 			u.mu.Unlock()
 			u.f.log.Info("upstream no longer sends questions back", "addr", u.String(), "zone", u.pool.Zone)
 		}
@@ -401,7 +400,7 @@ func (u *upstream) loops() {
 		return
 	}
 	u.mu.Lock()
-	u.why, u.since = "it sends this server's questions back to this server: forward to the resolver that it stands before", u.f.o.Now()
+	u.why = "it sends this server's questions back to this server: forward to the resolver that it stands before"
 	u.mu.Unlock()
 	u.f.log.Error("upstream sends questions back to this server and is left out: forward to the resolver that it stands before, "+
 		"and see that the resolv.conf it reads does not name this server", "addr", u.String(), "zone", u.pool.Zone)
