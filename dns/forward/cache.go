@@ -179,7 +179,7 @@ func (f *Forwarder) get(q Question, now int64, counted bool) (out hit) {
 		e.used = true
 		if counted {
 			e.hits++
-			if n := f.caching.PrefetchHits; n > 0 && e.hits >= n && !e.refreshing && now >= e.retry && (e.until-now)*100 <= (e.until-e.stored)*int64(f.caching.PrefetchPercent) {
+			if n := f.o.Caching.PrefetchHits; n > 0 && e.hits >= n && !e.refreshing && now >= e.retry && (e.until-now)*100 <= (e.until-e.stored)*int64(f.o.Caching.PrefetchPercent) {
 				e.refreshing, out.refresh = true, true
 				s.counts.prefetchs++
 			}
@@ -188,7 +188,7 @@ func (f *Forwarder) get(q Question, now int64, counted bool) (out hit) {
 		if e.why == nil && now < e.past {
 			out.stale = e
 			e.used = true
-			if f.caching.StaleAtOnce && !e.refreshing && now >= e.retry {
+			if f.o.Caching.StaleAtOnce && !e.refreshing && now >= e.retry {
 				e.refreshing, out.refresh = true, true
 			}
 		}
@@ -295,7 +295,7 @@ func (f *Forwarder) putFailure(q Question, why *failure, now int64) {
 	}
 	pause := minPause
 	if old != nil && old.pause > 0 && now < old.retry+int64(old.pause) {
-		pause = max(minPause, min(2*old.pause, f.caching.MaxFailure))
+		pause = max(minPause, min(2*old.pause, f.o.Caching.MaxFailure))
 	}
 	retry := now + int64(pause)
 	if old != nil && old.why == nil && now < max(old.past, old.until) {

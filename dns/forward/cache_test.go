@@ -35,7 +35,7 @@ func TestLifetime(t *testing.T) {
 	}.script())
 	for _, bounds := range []Caching{{}, {MinTTL: 10 * time.Second, MaxTTL: 20 * time.Second, MinDenial: 5 * time.Second, MaxDenial: 8 * time.Second}} {
 		r := start(t, func(o *Options) { o.Caching = bounds }, up).untested()
-		c := r.caching
+		c := r.o.Caching
 		clamp := func(d time.Duration, denial bool) time.Duration {
 			if denial {
 				return min(max(d, c.MinDenial), c.MaxDenial)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net/netip"
 	"slices"
@@ -35,10 +34,7 @@ var ErrClosed = errors.New("the forwarder is closed")
 
 // Forwarder asks upstreams and remembers their answers. All of its methods may be called concurrently, save Adopt.
 type Forwarder struct {
-	o       Options
-	caching Caching
-	timeout time.Duration
-	log     *slog.Logger
+	o       Options // with their defaults
 	base    time.Time
 	pools   map[string]*pool // by the zone in wire form
 	all     []*pool
@@ -84,8 +80,7 @@ func New(o Options) (*Forwarder, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	f := &Forwarder{o: o, caching: o.Caching, timeout: o.Timeout, log: o.Logger, base: o.Now(), pools: make(map[string]*pool),
-		flights: make(map[string]*flight), watched: make(map[string]*upstream)}
+	f := &Forwarder{o: o, base: o.Now(), pools: make(map[string]*pool), flights: make(map[string]*flight), watched: make(map[string]*upstream)}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	for _, po := range o.Pools {
 		p := &pool{Pool: po, f: f, name: wire(po.Zone), healthName: wire(po.HealthDomain), except: make(map[string]bool),
@@ -277,7 +272,7 @@ func (f *Forwarder) Ask(ctx context.Context, q Question) (*Reply, error) {
 	switch {
 	case h.fresh != nil:
 		return &Reply{e: h.fresh, q: q, ttl: h.fresh.remaining(now), rotate: f.o.Rotate}, nil
-	case h.stale != nil && (h.failed != nil || f.caching.StaleAtOnce):
+	case h.stale != nil && (h.failed != nil || f.o.Caching.StaleAtOnce):
 		if h.refresh {
 			f.refresh(q, h)
 		}
@@ -353,7 +348,7 @@ func (f *Forwarder) land(q Question, fl *flight) {
 	case fl.why == nil:
 		fl.e.stored = fl.now
 		fl.e.until += fl.now
-		fl.e.past = fl.e.until + int64(f.caching.ServeStale)
+		fl.e.past = fl.e.until + int64(f.o.Caching.ServeStale)
 		if fl.e.until > fl.now {
 			f.cache.put(fl.e)
 		}
@@ -447,7 +442,7 @@ func wireLower(name string) []byte {
 
 // lifetime is how long what was found may be given.
 func (f *Forwarder) lifetime(w *found) time.Duration {
-	c := &f.caching
+	c := &f.o.Caching
 	ttl := time.Duration(w.ttl) * time.Second
 	switch {
 	case !w.denial:

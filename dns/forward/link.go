@@ -219,18 +219,18 @@ func (l *link) send(msg []byte) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.touch()
-	l.conn.SetWriteDeadline(time.Now().Add(l.u.f.timeout))
+	l.conn.SetWriteDeadline(time.Now().Add(l.u.f.o.Timeout))
 	_, err := l.conn.Write(msg)
 	return err
 }
 
 // touch lets a connection live on.
 func (l *link) touch() {
-	l.conn.SetReadDeadline(time.Now().Add(max(l.u.pool.Expire, l.u.f.timeout)))
+	l.conn.SetReadDeadline(time.Now().Add(max(l.u.pool.Expire, l.u.f.o.Timeout)))
 }
 
 func (l *link) run() {
-	ctx, cancel := context.WithTimeout(l.u.f.ctx, l.u.f.timeout)
+	ctx, cancel := context.WithTimeout(l.u.f.ctx, l.u.f.o.Timeout)
 	conn, err := l.u.dial(ctx, l.stream)
 	cancel()
 	l.mu.Lock()
@@ -257,7 +257,7 @@ func (l *link) run() {
 		l.touch()
 		err = l.readStream()
 	} else {
-		conn.SetReadDeadline(l.born.Add(laneTime + 2*l.u.f.timeout)) // later than any question can wait
+		conn.SetReadDeadline(l.born.Add(laneTime + 2*l.u.f.o.Timeout)) // later than any question can wait
 		err = l.readDatagrams()
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) {

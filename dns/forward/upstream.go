@@ -265,7 +265,7 @@ func (u *upstream) ask(ctx context.Context, q Question) (*mdns.Msg, error) {
 // which is what any upstream without this protection has, and TCP for all of its questions would cost a round trip each.
 func (u *upstream) mangle() {
 	if !u.mangles.Swap(true) {
-		u.f.log.Warn("upstream changes the case of names, so that they cannot help against forged answers", "addr", u.String(), "zone", u.pool.Zone)
+		u.f.o.Logger.Warn("upstream changes the case of names, so that they cannot help against forged answers", "addr", u.String(), "zone", u.pool.Zone)
 	}
 }
 
@@ -275,7 +275,7 @@ func (u *upstream) try(ctx context.Context, q Question) (*mdns.Msg, error) {
 		u.f.spawn(u.testLoop)
 	}
 	begin := time.Now()
-	limited, cancel := context.WithTimeout(ctx, u.f.timeout)
+	limited, cancel := context.WithTimeout(ctx, u.f.o.Timeout)
 	defer cancel()
 	m, err := u.ask(limited, q)
 	if err == nil {
@@ -306,7 +306,7 @@ func (u *upstream) alive() {
 	u.reported, u.why = false, ""
 	u.mu.Unlock()
 	if reported {
-		u.f.log.Info("upstream answers again", "addr", u.String(), "zone", u.pool.Zone)
+		u.f.o.Logger.Info("upstream answers again", "addr", u.String(), "zone", u.pool.Zone)
 	}
 	u.f.spawn(u.testLoop) // what it was started with again may be a resolv.conf that names this server
 }
@@ -339,7 +339,7 @@ func (u *upstream) probe() {
 			return
 		}
 		u.mu.Unlock()
-		ctx, cancel := context.WithTimeout(u.f.ctx, u.f.timeout)
+		ctx, cancel := context.WithTimeout(u.f.ctx, u.f.o.Timeout)
 		_, err := u.ask(ctx, q)
 		cancel()
 		if err == nil || u.state.Load() != down {
@@ -355,7 +355,7 @@ func (u *upstream) probe() {
 		u.why = err.Error()
 		u.mu.Unlock()
 		if first {
-			u.f.log.Warn("upstream does not answer", "addr", u.String(), "zone", u.pool.Zone, "err", err)
+			u.f.o.Logger.Warn("upstream does not answer", "addr", u.String(), "zone", u.pool.Zone, "err", err)
 		}
 		if !u.f.sleep(u.pool.HealthCheck) {
 			return
@@ -377,7 +377,7 @@ func (u *upstream) testLoop() {
 		name := append([]byte{16}, label[:16]...)
 		name = append(append(append(name, 16), label[16:]...), u.pool.name...)
 		u.f.watch(name, u)
-		ctx, cancel := context.WithTimeout(u.f.ctx, u.f.timeout)
+		ctx, cancel := context.WithTimeout(u.f.ctx, u.f.o.Timeout)
 		_, err := u.ask(ctx, Question{Name: name, Type: mdns.TypeHINFO})
 		cancel()
 		back := u.f.unwatch(name)
@@ -386,7 +386,7 @@ func (u *upstream) testLoop() {
 			u.mu.Lock()
 			u.why = ""
 			u.mu.Unlock()
-			u.f.log.Info("upstream no longer sends questions back", "addr", u.String(), "zone", u.pool.Zone)
+			u.f.o.Logger.Info("upstream no longer sends questions back", "addr", u.String(), "zone", u.pool.Zone)
 		}
 		if u.state.Load() != looping || !u.f.sleep(loopAgain) {
 			return
@@ -402,7 +402,7 @@ func (u *upstream) loops() {
 	u.mu.Lock()
 	u.why = "it sends this server's questions back to this server: forward to the resolver that it stands before"
 	u.mu.Unlock()
-	u.f.log.Error("upstream sends questions back to this server and is left out: forward to the resolver that it stands before, "+
+	u.f.o.Logger.Error("upstream sends questions back to this server and is left out: forward to the resolver that it stands before, "+
 		"and see that the resolv.conf it reads does not name this server", "addr", u.String(), "zone", u.pool.Zone)
 }
 
