@@ -110,7 +110,7 @@ func BenchmarkAsk(b *testing.B) {
 	q := question("www.example.com.", typeA)
 	defer processor(b)()
 	for b.Loop() {
-		if r, err := f.Ask(context.Background(), q); err != nil || r.Rcode() != mdns.RcodeSuccess {
+		if r, err := f.Ask(context.Background(), q); err != nil || r.e.rcode != mdns.RcodeSuccess {
 			b.Fatal(r, err)
 		}
 	}
@@ -133,7 +133,7 @@ func BenchmarkAskMany(b *testing.B) {
 			for i := 1; i < 13; i, n = i+1, n>>5 {
 				q.Name[i] = "abcdefghijklmnopqrstuvwxyz012345"[n&31]
 			}
-			if r, err := f.Ask(context.Background(), q); err != nil || r.Rcode() != mdns.RcodeSuccess {
+			if r, err := f.Ask(context.Background(), q); err != nil || r.e.rcode != mdns.RcodeSuccess {
 				b.Error(r, err)
 				return
 			}

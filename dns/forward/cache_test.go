@@ -574,7 +574,7 @@ func TestCacheIsShared(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					resp = reply.AppendTo(header(name, typeA))
+					resp = reply.appendTo(header(name, typeA))
 				}
 				m := new(mdns.Msg)
 				if err := m.Unpack(resp); err != nil || data(m) != "NOERROR "+name+" A 192.0.2.80" {

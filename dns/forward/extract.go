@@ -273,7 +273,7 @@ func (c *chain) splice(r *Reply) error {
 		}
 	}
 	c.answer, c.ns, c.extra = append(c.answer, m.Answer...), append(c.ns, m.Ns...), append(c.extra, m.Extra...)
-	c.rcode, c.ad, c.denial, c.crossed = r.Rcode(), c.ad && r.e.ad, r.e.denial, c.crossed || r.e.crossed
+	c.rcode, c.ad, c.denial, c.crossed = int(r.e.rcode), c.ad && r.e.ad, r.e.denial, c.crossed || r.e.crossed
 	c.keep = c.denial && len(m.Ns) > 0
 	return nil
 }

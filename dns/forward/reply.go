@@ -129,12 +129,9 @@ type Reply struct {
 	extra  bool
 }
 
-// AppendTo writes the reply behind what dst ends with: 12 octets of header and the client's question (the name in its own case, type and
+// appendTo writes the reply behind what dst ends with: 12 octets of header and the client's question (the name in its own case, type and
 // class). It sets the header's response code, AD and the counts; the other flags are the caller's. There is no OPT.
-func (r *Reply) AppendTo(dst []byte) []byte { return r.e.append(dst, r.q, r.ttl, r.rotate) }
-
-// Rcode is the response code.
-func (r *Reply) Rcode() int { return int(r.e.rcode) }
+func (r *Reply) appendTo(dst []byte) []byte { return r.e.append(dst, r.q, r.ttl, r.rotate) }
 
 // ExtendedError is the code and the text of RFC 8914 that belong to the reply, if any: why it failed, or that it is old.
 func (r *Reply) ExtendedError() (code uint16, text string, ok bool) { return r.code, r.text, r.extra }
@@ -147,7 +144,7 @@ func (r *Reply) Msg() *mdns.Msg {
 	b = binary.BigEndian.AppendUint16(b, r.q.Type)
 	b = binary.BigEndian.AppendUint16(b, mdns.ClassINET)
 	m := new(mdns.Msg)
-	if err := m.Unpack(r.AppendTo(b)); err != nil {
+	if err := m.Unpack(r.appendTo(b)); err != nil {
 		// What was packed was parsed before; a type that this cannot be said of must not end the server.
 		return &mdns.Msg{MsgHdr: mdns.MsgHdr{Response: true, RecursionDesired: true, RecursionAvailable: true, Rcode: mdns.RcodeServerFailure},
 			Question: []mdns.Question{{Name: ".", Qtype: r.q.Type, Qclass: mdns.ClassINET}}}

@@ -283,7 +283,7 @@ func question(name string, qtype uint16) Question {
 	return Question{Name: wireLower(name), Type: qtype}
 }
 
-// header is what Append and AppendTo want before the records: a header, and the question as the client spelled it.
+// header is what Append and appendTo want before the records: a header, and the question as the client spelled it.
 func header(name string, qtype uint16) []byte {
 	b := make([]byte, headerSize, 4096)
 	b[2], b[3], b[5] = 0x81, 0x80, 1
@@ -310,7 +310,7 @@ func (r rig) ask(name string, qtype uint16, change ...func(*Question)) *mdns.Msg
 		if err != nil {
 			r.t.Fatalf("ask %s: %v", name, err)
 		}
-		resp = reply.AppendTo(header(name, qtype))
+		resp = reply.appendTo(header(name, qtype))
 		if err := m.Unpack(resp); err != nil {
 			r.t.Fatalf("%s: %v", name, err)
 		}
