@@ -248,14 +248,7 @@ func TestPortIsClosed(t *testing.T) {
 
 // An upstream that is down is asked last, and again as soon as it answers a probe. There is a line for each change.
 func TestRecovers(t *testing.T) {
-	var dead atomic.Bool
-	dead.Store(true)
-	first := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
-		if dead.Load() {
-			return nil
-		}
-		return addresses(q, tcp)
-	})
+	first, dead := mortal(t)
 	r := start(t, func(o *Options) {
 		o.Timeout, o.Pools[0].HealthCheck, o.Pools[0].HealthDomain = 50*time.Millisecond, 10*time.Millisecond, "health.example."
 	}, first, newResolver(t, addresses))
@@ -346,13 +339,7 @@ func TestLostDatagram(t *testing.T) {
 
 // Equal questions are asked once, and a client that goes away takes nobody with it.
 func TestCoalesced(t *testing.T) {
-	release := make(chan struct{})
-	up := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
-		if q.Question[0].Qtype == typeA {
-			<-release
-		}
-		return addresses(q, tcp)
-	})
+	up, release := held(t)
 	r := start(t, func(o *Options) { o.Timeout, o.Caching.Size = 4*time.Second, -1 }, up)
 	ctx, cancel := context.WithCancel(context.Background())
 	gone := make(chan error)
@@ -393,13 +380,7 @@ func TestCoalesced(t *testing.T) {
 
 // More questions than are allowed end at once with a word, which is not remembered.
 func TestMaxConcurrent(t *testing.T) {
-	release := make(chan struct{})
-	up := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
-		if q.Question[0].Qtype == typeA {
-			<-release
-		}
-		return addresses(q, tcp)
-	})
+	up, release := held(t)
 	r := start(t, func(o *Options) { o.Timeout, o.Pools[0].MaxConcurrent = 4*time.Second, 1 }, up)
 	done := make(chan struct{})
 	go func() {
@@ -417,13 +398,7 @@ func TestMaxConcurrent(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	release := make(chan struct{})
-	up := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
-		if q.Question[0].Qtype == typeA {
-			<-release
-		}
-		return addresses(q, tcp)
-	})
+	up, release := held(t)
 	r := start(t, func(o *Options) { o.Timeout = 4 * time.Second }, up)
 	answered := make(chan string)
 	go func() {
@@ -501,14 +476,7 @@ func TestAdopt(t *testing.T) {
 
 // An upstream that is down stays so through a reload, until it answers.
 func TestAdoptDown(t *testing.T) {
-	var dead atomic.Bool
-	dead.Store(true)
-	first := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
-		if dead.Load() {
-			return nil
-		}
-		return addresses(q, tcp)
-	})
+	first, dead := mortal(t)
 	second := newResolver(t, addresses)
 	change := func(o *Options) { o.Timeout, o.Pools[0].HealthCheck = 50*time.Millisecond, 10*time.Millisecond }
 	old := start(t, change, first, second)

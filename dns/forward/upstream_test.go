@@ -209,6 +209,29 @@ var addresses = says(func(m *mdns.Msg) { m.Answer = rrs(m.Question[0].Name + " 6
 
 func silent(*mdns.Msg, bool) [][]byte { return nil }
 
+// mortal answers with an address unless it is dead, which it is at first.
+func mortal(t testing.TB) (*resolver, *atomic.Bool) {
+	dead := new(atomic.Bool)
+	dead.Store(true)
+	return newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		if dead.Load() {
+			return nil
+		}
+		return addresses(q, tcp)
+	}), dead
+}
+
+// held answers with an address once the channel is closed.
+func held(t testing.TB) (*resolver, chan struct{}) {
+	release := make(chan struct{})
+	return newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		if q.Question[0].Qtype == mdns.TypeA {
+			<-release
+		}
+		return addresses(q, tcp)
+	}), release
+}
+
 // journal is a logger's lines.
 type journal struct {
 	mu  sync.Mutex
