@@ -38,7 +38,7 @@ type Block struct {
 	Caching forward.Caching
 	// Log says which questions are logged; none: none.
 	Log []Log
-	// Errors logs what goes wrong.
+	// Errors logs the questions that are answered with SERVFAIL.
 	Errors bool
 	// Loadbalance has the addresses of an answer in another order each time; otherwise they are in the order they come in.
 	Loadbalance bool
