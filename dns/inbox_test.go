@@ -83,6 +83,7 @@ func TestKilledLosesNothing(t *testing.T) {
 		all      = make(chan struct{})
 		answered int
 		sending  = true
+		done     bool
 		window   = make(chan struct{}, 400)
 	)
 	wg.Go(func() { // sends, never more than the window at a time
@@ -126,9 +127,9 @@ func TestKilledLosesNothing(t *testing.T) {
 				answered++
 				<-window
 			}
-			if !sending && len(open) == 0 {
+			if !sending && !done && len(open) == 0 {
 				close(all)
-				sending = true
+				done = true
 			}
 			mu.Unlock()
 		}
@@ -156,9 +157,9 @@ func TestKilledLosesNothing(t *testing.T) {
 	}()
 	mu.Lock()
 	sending = false
-	rest, done := len(open), answered
+	rest, before := len(open), answered
 	mu.Unlock()
-	t.Logf("%d queries answered over 30 kills, %d under way at the end", done, rest)
+	t.Logf("%d queries answered over 30 kills, %d under way at the end", before, rest)
 	if rest > 0 {
 		select {
 		case <-all:
@@ -168,7 +169,7 @@ func TestKilledLosesNothing(t *testing.T) {
 			mu.Unlock()
 		}
 	}
-	if done == 0 {
+	if before == 0 {
 		t.Error("nothing was answered")
 	}
 	cancel()
