@@ -21,6 +21,7 @@ var templates = []string{
 	"{{ if and .Name (not .Group.none) }}yes{{ end }}", "{{ or .Group.none .Name }}", "{{ len .Match }}{{ len .Name }}", "{{ print .Type 1 }}", "{{ eq .Type \"AAAA\" \"A\" }}",
 	"{{ $.Name }}", "{{ true }}{{ \"quoted\" }}{{ 7 }}", "{{ printf \"%d\" 12 }}", "{{ .Match }}{{ .Group }}", "{{ printf \"%03d\" (parseInt (index .Match 1) 10 32) }}",
 	"{{ if .Match }}{{ with_ }}{{ end }}", "{{ index .Match 9 }}", "{{ parseInt .Name 10 8 }}", "{{ .Name 1 }}", "{{ eq }}", "{{ index }}", "{{ printf 1 }}", "{{ not }}", "{{ if }}",
+	"{{ .Group.none }}", "{{ 1.5 }}",
 }
 
 // theirs is a template as package text/template fills it in.

@@ -216,7 +216,7 @@ func TestRefused(t *testing.T) {
 
 func TestHosts(t *testing.T) {
 	file := ParseHosts("# comment\n10.0.0.1 a.Example b.example # more\n10.0.0.2\ta.example.\nfe80::1%eth0 a.example\nnonsense a.example\n10.0.0.9\n::ffff:10.0.0.3 c.example\n" +
-		"10.0.1.1 *.w.example\n10.0.1.2 x.w.example\nfd00::5 six.w.example\n10.9.9.9 a.other\n")
+		"10.0.1.1 *.w.example\n10.0.1.2 x.w.example\nfd00::5 six.w.example\nfd00::6 six.example\n10.9.9.9 a.other\n")
 	inline := ParseHosts("10.0.0.7 a.example")
 	none := Hosts{Zones: []string{"example"}, TTL: 30, File: file, Inline: inline}
 	through := none
@@ -225,6 +225,8 @@ func TestHosts(t *testing.T) {
 	part.Fallthrough = []string{"w.example"}
 	types := through
 	types.Unsupported = true
+	partTypes := part
+	partTypes.Unsupported = true
 	noReverse := through
 	noReverse.NoReverse = true
 	const failed = "SERVFAIL"
@@ -239,6 +241,11 @@ func TestHosts(t *testing.T) {
 		{none, "b.example.", mdns.TypeAAAA, "none"},
 		{none, "b.example.", mdns.TypeTXT, "none"},
 		{none, "c.example.", mdns.TypeA, "c.example. 30 IN A 10.0.0.3"},
+		{none, "six.example.", mdns.TypeA, "none"},
+		{none, `x\.example.`, mdns.TypeA, ""},
+		{none, `x\\.example.`, mdns.TypeA, failed},
+		{partTypes, "a.example.", mdns.TypeTXT, "none"},
+		{partTypes, "x.w.example.", mdns.TypeTXT, ""},
 		{none, "d.example.", mdns.TypeA, failed},
 		{none, "example.", mdns.TypeMX, failed},
 		{none, "aexample.", mdns.TypeA, ""},
@@ -302,7 +309,8 @@ func TestTemplates(t *testing.T) {
 	alias := Template{Class: mdns.ClassINET, Type: mdns.TypeANY, Zones: []string{"alias"}, Answer: []string{"{{ .Name }} 60 IN CNAME target.other."}}
 	broken := Template{Class: mdns.ClassINET, Type: mdns.TypeA, Zones: []string{"broken"}, Answer: []string{"{{ .Name }} 60 IN A {{ .Group.nothing }}"}}
 	refusal := Template{Class: mdns.ClassINET, Type: mdns.TypeA, Zones: []string{"refused"}, Rcode: mdns.RcodeServerFailure, Answer: []string{"x. 1 IN A 10.0.0.1"}}
-	all := []Template{through, denial, hex, alias, broken, refusal}
+	typed := Template{Class: mdns.ClassINET, Type: mdns.TypeTXT, Zones: []string{"typed"}, Answer: []string{"{{ .Name }} 60 {{ .Class }} {{ .Type }} x"}}
+	all := []Template{through, denial, hex, alias, broken, refusal, typed}
 	for _, r := range []struct {
 		templates []Template
 		name      string
@@ -325,6 +333,7 @@ func TestTemplates(t *testing.T) {
 		{all, "ff.hex.", mdns.TypeA, 0, `NOERROR answer: ff.hex. 60 IN A 10.0.0.255 | ff.hex. 60 IN TXT "A" additional: ff.x. 60 IN A 10.0.0.1`},
 		{all, "a.alias.", mdns.TypeA, 0, "NOERROR answer: a.alias. 60 IN CNAME target.other. follow 0"},
 		{all, "a.alias.", mdns.TypeTXT, 0, "NOERROR answer: a.alias. 60 IN CNAME target.other."},
+		{all, "a.typed.", mdns.TypeANY, mdns.ClassANY, `NOERROR answer: a.typed. 60 IN TXT "x"`},
 		{all, "a.broken.", mdns.TypeA, 0, "SERVFAIL error"},
 		{all, "a.refused.", mdns.TypeA, 0, "SERVFAIL"},
 		{[]Template{ip}, "ten.example.", mdns.TypeA, 0, "SERVFAIL error"},
