@@ -92,3 +92,26 @@ func TestCorefiles(t *testing.T) {
 		})
 	}
 }
+
+// TestSettings: a row is directives, and a line of the block that comes of them.
+func TestSettings(t *testing.T) {
+	for _, r := range []struct{ text, want string }{
+		{"forward . 10.0.0.1 10.0.0.2 10.0.0.1", "forward . to 10.0.0.1:53 10.0.0.2:53, random"},
+		{"forward . ::ffff:10.0.0.1 [fd00::1]:5353", "forward . to 10.0.0.1:53 [fd00::1]:5353, random"},
+		{"forward . 10.96.0.10:5353", "forward . to 10.96.0.10:5353, random"},
+		{"forward . tls://10.0.0.1%a tls://10.0.0.2%b:54 tls://10.0.0.3", "forward . to tls://10.0.0.1:853%a tls://10.0.0.2:54%b tls://10.0.0.3:853, random"},
+		{"forward . tls://[fd00::1%a] tls://[fd00::2]:54%b tls://[fd00::3%c]:54", "forward . to tls://[fd00::1]:853%a tls://[fd00::2]:54%b tls://[fd00::3]:54%c, random"},
+		{"forward . 10.0.0.1 {\nhealth_check 0s\n}", "forward . to 10.0.0.1:53, random, never down"},
+		{"forward . 10.0.0.1 {\nhealth_check 5s domain A\n}", "forward . to 10.0.0.1:53, random, probe every 5s a."},
+		{"forward . 10.0.0.1\ncache {\nsuccess 16\n}", "cache, 5120000 octets, answers 5s to 0s, denials 5s to 0s"},
+		{"forward . 10.0.0.1\ncache {\ndenial 16\n}", "cache, 5120000 octets, answers 5s to 0s, denials 5s to 0s"},
+		{"forward . 10.0.0.1\ncache {\ndisable success\ndisable denial\n}", "cache, off"},
+		{"kubernetes cluster.local\nforward . 10.0.0.1\ncache 30 cluster.local", "cache, off"},
+		{"forward . 10.0.0.1\ncache {\nservfail 10ms\n}", "cache, answers 5s to 0s, denials 5s to 0s, failures up to 1s"},
+	} {
+		c, err := Parse("Corefile", []byte(". {\n"+r.text+"\n}"), env())
+		if err != nil || !strings.Contains(c.String(), "\n  "+r.want+"\n") {
+			t.Errorf("%s\nbecame\n%v, %v; want\n  %s", r.text, c, err, r.want)
+		}
+	}
+}

@@ -59,7 +59,7 @@ func TestAbsentHosts(t *testing.T) {
 // TestRoot: files are below the root, if one is set.
 func TestRoot(t *testing.T) {
 	e := env()
-	e.ReadFile = files{"/srv/list": "10.0.0.1 a", "/srv/ca.pem": authority(t), "/srv/resolv": "nameserver 10.0.0.9", "/etc/coredns/bad.pem": "x"}.read
+	e.ReadFile = files{"/srv/list": "10.0.0.1 a", "/srv/ca.pem": authority(t), "/srv/resolv": "nameserver 0.0.0.0\nnameserver ff02::1\nnameserver ::ffff:10.0.0.9", "/etc/coredns/bad.pem": "x"}.read
 	c, err := Parse("/etc/coredns/Corefile", []byte(". {\nhosts list\nroot /srv\nforward . tls://10.0.0.1 resolv {\ntls ca.pem\n}\n}"), e)
 	if err != nil {
 		t.Fatal(err)

@@ -162,6 +162,11 @@ func TestPools(t *testing.T) {
 		text := fmt.Sprint(b.stanzas)
 		stanzas := slices.Clone(b.stanzas)
 		b.pools()
+		for _, p := range b.block.Forward {
+			if above := slices.DeleteFunc(slices.Clone(b.block.Forward), func(o forward.Pool) bool { return o.Zone == p.Zone || !within(p.Zone, o.Zone) }); pooled(above, p.Zone) == p.MaxFails {
+				t.Fatalf("the pool of %s is that of what it is in:\n%s\n%v", p.Zone, text, b.block)
+			}
+		}
 		for range 20 {
 			n := name(4)
 			want := 0

@@ -135,6 +135,7 @@ func TestRefusals(t *testing.T) {
 		{". {\nimport nowhere\n}", "2: import: syntax: open /etc/coredns/nowhere: file does not exist"},
 		{". {\nimport */*\n}", "2: import: syntax: /etc/coredns/*/*: a pattern of files may have one *"},
 		{"(a) {\nimport a\n}\n. {\nimport a\n}", "2: import: syntax: more than 1000 imports"},
+		{"(a) {\n" + strings.Repeat("prometheus :9153 ", 1000) + "\n}\n. {\n" + strings.Repeat("import a\n", 70) + "}", "70: import: syntax: more than 131072 words are imported"},
 		{"(a) {\n}\n(a) {\n}", "3: (a): syntax: the snippet is there twice"},
 		{"(a)\nerrors\n", "2: errors: syntax: expected { after the name of a snippet"},
 		{"(a) {\nb {\n}\n", "3: end of file: syntax: expected } at the end of snippet (a)"},

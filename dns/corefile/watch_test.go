@@ -158,6 +158,20 @@ func TestWatchConfigMap(t *testing.T) {
 	await(t, out, "b.server:2: bad: CoreDNS 1.14 has no such plugin")
 }
 
+// TestWatchLink: what a link leads to is watched where it is.
+func TestWatchLink(t *testing.T) {
+	dir, target := t.TempDir(), filepath.Join(t.TempDir(), "hosts")
+	write(t, target, "10.0.0.1 x.a\n")
+	if err := os.Symlink(target, filepath.Join(dir, "hosts")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "Corefile"), "a {\nhosts hosts a\n}")
+	out := startWatch(t, dir)
+	await(t, out, "1 from a file")
+	write(t, target, "10.0.0.1 x.a\n10.0.0.2 y.a\n")
+	await(t, out, "2 from a file")
+}
+
 func TestWatchNothing(t *testing.T) {
 	dir := t.TempDir()
 	out := startWatch(t, filepath.Join(dir, "not", "yet"))
