@@ -196,6 +196,47 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// A failure that is remembered counts as a denial from the cache.
+func TestFailuresCount(t *testing.T) {
+	r := start(t, nil, newResolver(t, says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeServerFailure }))).untested()
+	for range 3 {
+		r.ask("a.example.", typeA)
+	}
+	if _, _, n := r.cache.stats(); n.requests != 3 || n.misses != 1 || n.hits != [2]uint64{0, 2} {
+		t.Errorf("%+v", n)
+	}
+}
+
+// One caller is to ask anew, and after a failure to do so nobody is for a second.
+func TestRefreshOnce(t *testing.T) {
+	const end = int64(time.Hour)
+	for name, tt := range map[string]struct {
+		caching Caching
+		now     int64
+	}{
+		"popular": {Caching{PrefetchHits: 1}, end - int64(time.Minute)},
+		"stale":   {Caching{ServeStale: time.Hour, StaleAtOnce: true}, end + 1},
+	} {
+		r := start(t, func(o *Options) { o.Caching = tt.caching })
+		q := question("a.example.", typeA)
+		e := entryFor(t, q, 1, end)
+		e.past = 2 * end
+		r.cache.put(e)
+		for i, want := range []bool{true, false} {
+			if got := r.get(q, tt.now, true).refresh; got != want {
+				t.Errorf("%s, call %d: to refresh: %t", name, i, got)
+			}
+		}
+		r.putFailure(q, fail(2, 22, "no"), tt.now)
+		for after, want := range map[time.Duration]bool{time.Second - 1: false, time.Second: true} {
+			r.cache.refreshed(e)
+			if got := r.get(q, tt.now+int64(after), true).refresh; got != want {
+				t.Errorf("%s, %s after a failure: to refresh: %t", name, after, got)
+			}
+		}
+	}
+}
+
 // stale has a forwarder that remembers an answer which is past its time.
 func stale(t *testing.T, change func(*Options)) (rig, *atomic.Pointer[script]) {
 	var play atomic.Pointer[script]
@@ -453,7 +494,7 @@ func FuzzCache(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}, false)
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 4 {
-		b := make([]byte, 400)
+		b := make([]byte, 3000)
 		for i := range b {
 			b[i] = byte(r.Uint32())
 		}
@@ -513,7 +554,7 @@ func FuzzCache(f *testing.F) {
 				v.failed = now + 1 // at least for now
 				model[at] = v
 			case 3:
-				now += ttl
+				now += ttl / 8 // not more than many an answer outlives
 			case 4:
 				h := fw.get(q, now, true)
 				v, none := model[key], model[all]

@@ -192,6 +192,14 @@ func TestPolicies(t *testing.T) {
 		if !check(n) {
 			t.Errorf("policy %d: %v", policy, n)
 		}
+		// That one of six orders did not come up in 300 has a probability below 10^-22.
+		orders := make(map[[3]*upstream]bool)
+		for range 300 {
+			orders[[3]*upstream(r.all[0].order())] = true
+		}
+		if want := map[Policy]int{Sequential: 1, RoundRobin: 3, Random: 6}[policy]; len(orders) != want {
+			t.Errorf("policy %d: %d orders, want %d", policy, len(orders), want)
+		}
 	}
 }
 
@@ -278,6 +286,31 @@ func TestRecovers(t *testing.T) {
 	}
 }
 
+// One that was given less time than it may take owes nothing.
+func TestNotToBlame(t *testing.T) {
+	r := start(t, func(o *Options) { o.Timeout = time.Minute }, newResolver(t, silent)).untested()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	u := r.all[0].upstreams[0]
+	if _, err := u.try(ctx, question("a.example.", typeA)); !errors.Is(err, errTimeout) || u.fails.Load() != 0 {
+		t.Errorf("%v, %d answers owed", err, u.fails.Load())
+	}
+}
+
+// One that is up again is tested for a loop again.
+func TestRecoveredIsTested(t *testing.T) {
+	var tests atomic.Int64
+	r := start(t, nil, newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		if q.Question[0].Qtype == mdns.TypeHINFO {
+			tests.Add(1)
+		}
+		return addresses(q, tcp)
+	})).untested()
+	r.all[0].upstreams[0].state.Store(down)
+	want(t, data(r.ask("a.example.", typeA)), "NOERROR a.example. A 192.0.2.80")
+	eventually(t, "a test", func() bool { return tests.Load() == 1 })
+}
+
 // When all are down, they are asked anyway; and with negative MaxFails none ever is.
 func TestAllDown(t *testing.T) {
 	for _, maxFails := range []int{2, -1} {
@@ -304,6 +337,9 @@ func TestAllDown(t *testing.T) {
 		}
 		dead.Store(false)
 		want(t, data(r.ask("x.example.", typeA)), "NOERROR x.example. A 192.0.2.80")
+		if got := scrape(t, r.Forwarder); strings.Contains(got, "coredns_forward_healthcheck_broken_total{} 0\n") != (maxFails < 0) {
+			t.Errorf("max fails %d:\n%s", maxFails, got)
+		}
 	}
 }
 
@@ -317,6 +353,15 @@ func TestRefusalPasses(t *testing.T) {
 	r := start(t, nil, newResolver(t, silent), refuses)
 	m := r.ask("a.example.", typeA)
 	if code, text := ede(m); m.Rcode != mdns.RcodeRefused || code != 15 || !strings.HasSuffix(text, "says REFUSED: house rules") {
+		t.Errorf("%v", m)
+	}
+	// A code that has no room in a header is a failure.
+	r = start(t, nil, newResolver(t, says(func(m *mdns.Msg) {
+		m.SetEdns0(1232, false)
+		m.Rcode = mdns.RcodeBadCookie
+	})))
+	m = r.ask("a.example.", typeA)
+	if _, text := ede(m); m.Rcode != mdns.RcodeServerFailure || !strings.HasSuffix(text, "says BADCOOKIE") {
 		t.Errorf("%v", m)
 	}
 }
@@ -392,6 +437,9 @@ func TestMaxConcurrent(t *testing.T) {
 	if _, text := ede(m); m.Rcode != mdns.RcodeRefused || !strings.Contains(text, "too many questions") {
 		t.Errorf("%v", m)
 	}
+	if got := scrape(t, r.Forwarder); !strings.Contains(got, "coredns_forward_max_concurrent_rejects_total{} 1\n") {
+		t.Errorf("it is not counted:\n%s", got)
+	}
 	close(release)
 	<-done
 	want(t, data(r.ask("a.example.", typeA)), "NOERROR a.example. A 192.0.2.80")
@@ -439,8 +487,16 @@ func TestAdopt(t *testing.T) {
 	old.ask("b.corp.example.", typeA)
 	old.ask("a.example.", typeA)
 
+	was := old.all[0].upstreams[0]
+	was.mangles.Store(true)
+	was.serial.Store(int64(time.Minute))
+	was.plain.Store(int64(time.Hour))
+
 	same := start(t, two, up)
 	same.Adopt(old.Forwarder)
+	if u := same.all[0].upstreams[0]; !u.mangles.Load() || u.serial.Load() != int64(time.Minute) || u.plain.Load() != int64(time.Hour) {
+		t.Error("what was learnt of the upstream is forgotten")
+	}
 	for _, name := range []string{"a.example.", "b.corp.example."} {
 		if _, ok := same.Append(header(name, typeA), question(name, typeA)); !ok {
 			t.Errorf("%s was forgotten", name)
@@ -449,6 +505,11 @@ func TestAdopt(t *testing.T) {
 	if s := same.Status(); s[0].Answered != 1 || s[1].Answered != 1 {
 		t.Errorf("counters %+v", s)
 	}
+	crossed := entryFor(t, question("to-corp.example.", typeA), 1, int64(time.Hour))
+	crossed.crossed = true
+	same.cache.put(crossed)
+	failed := question("failed.example.", typeA)
+	same.putFailure(failed, fail(2, 22, "no"), same.now())
 	// The corporate names are asked of another one now, and the cache is of another size.
 	other := start(t, func(o *Options) {
 		two(o)
@@ -459,8 +520,13 @@ func TestAdopt(t *testing.T) {
 	if _, ok := other.Append(header("a.example.", typeA), question("a.example.", typeA)); !ok {
 		t.Error("a.example. was forgotten")
 	}
-	if _, ok := other.Append(header("b.corp.example.", typeA), question("b.corp.example.", typeA)); ok {
-		t.Error("another upstream's answer was kept")
+	for _, name := range []string{"b.corp.example.", "to-corp.example."} {
+		if other.get(question(name, typeA), other.now(), false).fresh != nil {
+			t.Errorf("another upstream's answer to %s was kept", name)
+		}
+	}
+	if other.get(failed, other.now(), false).failed != nil {
+		t.Error("a failure was kept")
 	}
 	if s := other.Status(); s[0].Answered != 1 || s[1].Answered != 0 {
 		t.Errorf("counters %+v", s)

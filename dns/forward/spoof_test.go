@@ -153,6 +153,15 @@ func TestChangesCaseNoTCP(t *testing.T) {
 	if s := r.Status()[0]; s.ChangesCase || s.SuspectedSpoofs != 1 {
 		t.Errorf("status %+v", s)
 	}
+	// Nor do several that are not in a row.
+	for i := range casesForgiven {
+		r.ask("in-peace."+letters, typeAAAA)
+		r.clock.Add(int64(time.Hour))
+		r.ask(fmt.Sprintf("%d.%s", i, letters), typeA)
+	}
+	if s := r.Status()[0]; s.ChangesCase || s.SuspectedSpoofs != 1+casesForgiven {
+		t.Errorf("status %+v", s)
+	}
 }
 
 // Ports, ids and cases are not to be guessed from those before.
@@ -203,6 +212,44 @@ func TestUnpredictable(t *testing.T) {
 	if len(spellings) < n-1 {
 		t.Errorf("%d spellings in %d questions", len(spellings), n)
 	}
+}
+
+// A socket that is old is not used again.
+func TestOldSocket(t *testing.T) {
+	r := start(t, nil).untested()
+	for age, want := range map[time.Duration]int{0: 0, laneTime: 1} {
+		u := newUpstream(r.Forwarder, &pool{}, Upstream{Addr: netip.MustParseAddrPort("127.0.0.1:53")})
+		for i := range u.lanes {
+			u.lanes[i] = &link{u: u, born: time.Now().Add(-age)}
+		}
+		before := u.lanes
+		u.link(false).leave()
+		replaced := 0
+		for i, l := range u.lanes {
+			if l != before[i] {
+				replaced++
+				if !before[i].ended() {
+					t.Error("the old one goes on")
+				}
+			}
+		}
+		if replaced != want {
+			t.Errorf("%d sockets of age %s were replaced, want %d", replaced, age, want)
+		}
+		u.close()
+	}
+}
+
+// Below a zone with a very long name there is none that is nobody else's.
+func TestNoRoomForLoops(t *testing.T) {
+	zone := strings.Repeat(strings.Repeat("x", 60)+".", 4)
+	r := start(t, func(o *Options) { o.Pools[0].Zone = zone }, newResolver(t, addresses))
+	u := r.all[0].upstreams[0]
+	u.testLoop()
+	if n := u.f.watched; len(n) != 0 || u.lanes != [lanes]*link{} {
+		t.Errorf("it was asked for %v", n)
+	}
+	want(t, data(r.ask("a."+zone, typeA)), "NOERROR a."+zone+" A 192.0.2.80")
 }
 
 // An upstream that sends questions back is left out, says so, and is taken in again when it has stopped.

@@ -7,8 +7,10 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,6 +131,72 @@ func TestClosesAfterEach(t *testing.T) {
 		if s := r.Status()[0]; s.Failed != 0 || s.State != "up" {
 			t.Errorf("status %+v", s)
 		}
+	}
+}
+
+// One that hangs up on the questions behind the first is asked them one at a time, and again all at once after a while.
+func TestSerial(t *testing.T) {
+	var most atomic.Int64 // questions on a connection
+	up := listen(t, "127.0.0.1", addresses, func(r *resolver, conn net.Conn) {
+		q := r.read(conn)
+		if q == nil {
+			return
+		}
+		conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		n := int64(1)
+		for r.read(conn) != nil {
+			n++
+		}
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		conn.Write(framed(addresses(q, true)[0]))
+	}, nil)
+	r := start(t, func(o *Options) { forceTCP(o); o.Timeout, o.Caching.Size = 4*time.Second, -1 }, up).untested()
+	for i, want := range []bool{true, false, true} {
+		most.Store(0)
+		askMany(t, r, 5)
+		if got := most.Load() > 1; got != want {
+			t.Errorf("%d: %d questions on a connection", i, most.Load())
+		}
+		if i == 1 {
+			r.clock.Add(int64(serialFor))
+			u := r.all[0].upstreams[0]
+			eventually(t, "all connections end", func() bool {
+				u.mu.Lock()
+				defer u.mu.Unlock()
+				return !slices.ContainsFunc(u.streams, func(l *link) bool { return !l.ended() })
+			})
+		}
+	}
+}
+
+// A connection is not idle while an answer may come.
+func TestSlowStream(t *testing.T) {
+	up := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		time.Sleep(100 * time.Millisecond)
+		return addresses(q, tcp)
+	})
+	r := start(t, func(o *Options) { forceTCP(o); o.Timeout, o.Pools[0].Expire = 4*time.Second, 10*time.Millisecond }, up).untested()
+	want(t, data(r.ask("a.example.com.", typeA)), good)
+	if n := up.conns.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// Where a connection is silent, the next question has another one.
+func TestSilentStream(t *testing.T) {
+	var conns atomic.Int64
+	up := listen(t, "127.0.0.1", addresses, func(r *resolver, conn net.Conn) {
+		play := addresses
+		if conns.Add(1) == 1 {
+			play = silent
+		}
+		r.oneByOne(conn, play)
+	}, nil)
+	r := start(t, func(o *Options) { forceTCP(o); o.Timeout, o.Pools[0].Expire = 50*time.Millisecond, time.Minute }, up).untested()
+	want(t, data(r.ask("a.example.com.", typeA)), good)
+	if s := r.Status()[0]; s.Failed != 1 || s.Answered != 1 {
+		t.Errorf("status %+v", s)
 	}
 }
 
