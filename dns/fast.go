@@ -210,7 +210,7 @@ func (w *writer) account() {
 	w.answered[w.zoneOf]++
 	w.socketStats.meter.Observe(w.zoneOf, w.request, len(w.buf), w.asked.do)
 	w.clients.Count(w.who, w.from, int(w.rcode), false)
-	if w.clients.Logs(int(w.rcode)) || (w.Errors || len(w.Log) > 0) && w.logs(w.asked.text(), int(w.rcode), int(w.answers)) {
+	if w.clients.Logs(int(w.rcode)) || w.logs(w.asked.text, int(w.rcode), int(w.answers)) {
 		w.clients.Log(w.tick, client.Entry{Client: w.who, Addr: w.from, Name: w.asked.text(), Type: w.asked.qtype, Rcode: int(w.rcode), Took: w.Server.now().Sub(w.start), From: w.source})
 	}
 }
