@@ -83,13 +83,7 @@ func (s *Server) fast(d *desk, st *state, req, buf []byte) []byte {
 	if b == nil || b.rules.Concerns(q.name[:q.size], q.qtype, mdns.ClassINET) {
 		return nil
 	}
-	w := writer{desk: d, Server: s, served: b, state: st, buf: buf[:0], limit: d.limit(q), request: len(req)}
-	if cap(buf) < w.limit {
-		w.limit = cap(buf)
-	}
-	if w.limit < headerSize+q.size+4 {
-		return nil
-	}
+	w := writer{desk: d, Server: s, served: b, state: st, buf: buf[:0], limit: min(d.limit(q.offer), cap(buf)), request: len(req)}
 	w.question(req)
 	w.resolve(req)
 	if !w.done {
@@ -128,7 +122,7 @@ func (w *writer) cached(req []byte) {
 	}
 	w.buf = resp
 	w.buf[2] &^= 4 // another one's word
-	w.rcode, w.buf[3] = w.buf[3]&15, w.buf[3]&^15
+	w.rcode = w.buf[3] & 15
 	w.answers, w.denied, w.extra = binary.BigEndian.Uint16(resp[6:]), binary.BigEndian.Uint16(resp[8:]), binary.BigEndian.Uint16(resp[10:])
 	w.source = client.FromCache
 	w.fit()
@@ -143,14 +137,6 @@ func (w *writer) find() (before int) {
 		}
 	}
 	return 0
-}
-
-// limit is how long the answer to a query may be.
-func (c *socketStats) limit(q *plain) int {
-	if c.proto != "udp" {
-		return mdns.MaxMsgSize
-	}
-	return min(max(q.offer, mdns.MinMsgSize), maxUDP)
 }
 
 // writer writes an answer.
@@ -180,7 +166,6 @@ func (w *writer) question(req []byte) {
 	}
 	w.buf[2] = 0x84 | req[2]&1 // a response, authoritative, with RD of the query
 	w.buf[3] = flags | req[3]&0x10
-	clear(w.buf[6:headerSize])
 }
 
 // finish ends the answer.

@@ -246,15 +246,21 @@ func rotate(rrs []mdns.RR) {
 	copy(rrs, turned)
 }
 
+// limit is how long an answer may be. offer is what the client's EDNS allows, 0 without it.
+func (c *socketStats) limit(offer int) int {
+	if c.proto != "udp" {
+		return mdns.MaxMsgSize
+	}
+	return min(max(offer, mdns.MinMsgSize), maxUDP)
+}
+
 // pack writes the answer in no more octets than the client takes.
 func (q *query) pack(buf []byte, f *found) []byte {
-	size := mdns.MaxMsgSize
-	if q.socket.proto == "udp" {
-		size = mdns.MinMsgSize
-		if q.opt != nil {
-			size = min(max(size, int(q.opt.UDPSize())), maxUDP)
-		}
+	offer := 0
+	if q.opt != nil {
+		offer = int(q.opt.UDPSize())
 	}
+	size := q.socket.limit(offer)
 	m := q.message(f)
 	if m.Len() > size {
 		cut(m, size)
