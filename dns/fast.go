@@ -296,18 +296,15 @@ func (w *writer) clusterIP(svc *model.Service, origin, before int, k kind) {
 			return
 		}
 		w.addresses(svc)
-		w.orNoData(origin)
+		w.end(true, origin)
 		return
 	}
 	proto, _ := parseProtocol(view(q.label(1)))
 	port := view(q.label(0)[1:])
 	for i := range svc.Ports {
 		p := &svc.Ports[i]
-		if p.Name != port || p.Protocol != proto {
+		if port == "" || p.Name != port || p.Protocol != proto {
 			continue
-		}
-		if port == "" {
-			break
 		}
 		if q.qtype != mdns.TypeSRV {
 			w.deny(mdns.RcodeSuccess, origin)
@@ -353,12 +350,8 @@ func (w *writer) srv(svc *model.Service, port uint16, before int) {
 // endpoints answers for the name of a headless Service with its ready endpoints, beginning at a random one.
 func (w *writer) endpoints(svc *model.Service, origin int) {
 	ready, n := false, len(svc.Endpoints)
-	if n == 0 {
-		w.deny(mdns.RcodeNameError, origin)
-		return
-	}
 	first := 0
-	if w.Loadbalance {
+	if w.Loadbalance && n > 0 {
 		first = w.dice.below(n)
 	}
 	for i := range n {
@@ -375,18 +368,13 @@ func (w *writer) endpoints(svc *model.Service, origin int) {
 			w.answers++
 		}
 	}
-	if !ready {
-		w.deny(mdns.RcodeNameError, origin)
-		return
-	}
-	w.orNoData(origin)
+	w.end(ready, origin)
 }
 
 // endpoint answers for an endpoint's own name below its Service.
 func (w *writer) endpoint(svc *model.Service, origin int) {
-	name := view(w.asked.label(0))
+	name, exists := view(w.asked.label(0)), false
 	addr, _ := undash(name)
-	exists := false
 	for i := range svc.Endpoints {
 		e := &svc.Endpoints[i]
 		if e.Ready && (e.Hostname == "" && e.Addr == addr || e.Hostname != "" && len(e.Hostname) == len(name) && strings.EqualFold(e.Hostname, name)) {
@@ -397,11 +385,7 @@ func (w *writer) endpoint(svc *model.Service, origin int) {
 			}
 		}
 	}
-	if !exists {
-		w.deny(mdns.RcodeNameError, origin)
-		return
-	}
-	w.orNoData(origin)
+	w.end(exists, origin)
 }
 
 // reverse answers for the name of an address, as [zone.parseReverse] reads it. It reports whether the name may be one of the cluster's.
@@ -481,11 +465,7 @@ func (w *writer) pointer(addr netip.Addr, origin int) {
 			}
 		}
 	}
-	if !exists {
-		w.deny(mdns.RcodeNameError, origin)
-		return
-	}
-	w.orNoData(origin)
+	w.end(exists, origin)
 }
 
 // ptr adds the name of a Service, or of an endpoint of it.
@@ -549,13 +529,16 @@ func (w *writer) address(owner int, a netip.Addr) {
 	w.buf = append(w.buf, octets[:]...)
 }
 
-// orNoData ends an answer that exists: without a record it is the denial of the type.
-func (w *writer) orNoData(origin int) {
-	if w.answers == 0 {
+// end ends an answer: without a record it is the denial of the type, or of the name if that does not exist.
+func (w *writer) end(exists bool, origin int) {
+	switch {
+	case !exists:
+		w.deny(mdns.RcodeNameError, origin)
+	case w.answers == 0:
 		w.deny(mdns.RcodeSuccess, origin)
-		return
+	default:
+		w.fit()
 	}
-	w.fit()
 }
 
 // deny says that the name, or anything of the type, is not there (RFC 2308), by the SOA record of the zone at an offset of the message.
