@@ -258,12 +258,7 @@ func (t target) matches(p model.Port) bool {
 
 // vips are the virtual addresses that are the Service's to use: what another Service has is not this one's promise to make.
 func (r *reply) vips(svc *model.Service) []netip.Addr {
-	for _, a := range svc.ClusterIPs {
-		if !r.snap.Owns(a, svc) {
-			return slices.DeleteFunc(slices.Clone(svc.ClusterIPs), func(a netip.Addr) bool { return !r.snap.Owns(a, svc) })
-		}
-	}
-	return svc.ClusterIPs
+	return slices.DeleteFunc(slices.Clone(svc.ClusterIPs), func(a netip.Addr) bool { return !r.snap.Owns(a, svc) })
 }
 
 func (d *domain) serviceName(n model.Name) string {
@@ -344,9 +339,6 @@ func (z *zone) ownLabel(e *model.Endpoint) string {
 	}
 	return e.Hostname
 }
-
-// maxLabel is how long a label may be (RFC 1035, section 2.3.4).
-const maxLabel = 63
 
 // has reports whether names of a namespace are answered.
 func (z *zone) has(namespace string) bool {

@@ -393,7 +393,7 @@ func (q *plain) reverse(w *writer) bool {
 	if q.count < 2 || string(q.label(q.count-1)) != "arpa" {
 		return false
 	}
-	addr, width, ok := q.address()
+	addr, ok := q.address()
 	if !ok {
 		return true // perhaps it is above addresses
 	}
@@ -401,8 +401,8 @@ func (q *plain) reverse(w *writer) bool {
 		if !p.Contains(addr) {
 			continue
 		}
-		apex := (p.Bits() + width - 1) / width
-		all := addr.BitLen() / width
+		width := width(addr)
+		apex, all := apex(p).Bits()/width, addr.BitLen()/width
 		if apex == all || w.state.announced != w.state.published || !w.zone.usual() {
 			return true
 		}
@@ -423,31 +423,31 @@ var (
 	arpa6 = wireName(suffix6[1:])
 )
 
-// address is what a reverse name of full length stands for, and how many bits a label has.
-func (q *plain) address() (a netip.Addr, width int, ok bool) {
+// address is what a reverse name of full length stands for.
+func (q *plain) address() (a netip.Addr, ok bool) {
 	switch {
 	case q.count == 6 && bytes.HasSuffix(q.name[:q.size], arpa4) && q.size-len(arpa4) == int(q.labels[4]):
 		var octets [4]byte
 		for i := range octets {
 			v, ok := parseDigits(view(q.label(3-i)), 8)
 			if !ok {
-				return a, 0, false
+				return a, false
 			}
 			octets[i] = byte(v)
 		}
-		return netip.AddrFrom4(octets), 8, true
+		return netip.AddrFrom4(octets), true
 	case q.count == 34 && bytes.HasSuffix(q.name[:q.size], arpa6) && q.size-len(arpa6) == int(q.labels[32]):
 		var octets [16]byte
 		for i := range 32 {
 			v, ok := parseDigits(view(q.label(31-i)), 4)
 			if !ok {
-				return a, 0, false
+				return a, false
 			}
 			octets[i/2] |= byte(v << (4 * (1 - i%2)))
 		}
-		return netip.AddrFrom16(octets), 4, true
+		return netip.AddrFrom16(octets), true
 	}
-	return a, 0, false
+	return a, false
 }
 
 // pointer answers with the Service of an address, or with its names as an endpoint.
@@ -473,7 +473,7 @@ func (w *writer) ptr(name model.Name, e *model.Endpoint) {
 	if w.asked.qtype != mdns.TypePTR || len(w.buf) > w.limit {
 		return // of the wrong type, or too long already
 	}
-	var label [63]byte
+	var label [maxLabel]byte
 	text := label[:0]
 	size := 1 + len(name.Name) + 1 + len(name.Namespace) + len("\x03svc") + len(w.domain.wire)
 	if e != nil {
@@ -490,7 +490,7 @@ func (w *writer) ptr(name model.Name, e *model.Endpoint) {
 	w.answers++
 }
 
-// appendLabel appends what [label] says.
+// appendLabel appends what [zone.label] says, with the usual names.
 func appendLabel(to []byte, e *model.Endpoint) []byte {
 	if e.Hostname != "" {
 		for _, c := range []byte(e.Hostname) {
@@ -498,16 +498,7 @@ func appendLabel(to []byte, e *model.Endpoint) []byte {
 		}
 		return to
 	}
-	to = e.Addr.AppendTo(to)
-	for i, c := range to {
-		if c == '.' || c == ':' {
-			to[i] = '-'
-		}
-	}
-	if to[len(to)-1] == '-' {
-		to = append(to, '0')
-	}
-	return to
+	return appendDash(to, e.Addr)
 }
 
 // record begins a record of class IN whose owner is at an offset of the message. Its data, of that size, is to follow.

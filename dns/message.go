@@ -142,7 +142,7 @@ func (q *query) read(req []byte) int {
 func wholeQuestion(req []byte) bool {
 	at := headerSize
 	for at < len(req) && req[at] != 0 {
-		if req[at] > 63 || at-headerSize > 253 {
+		if req[at] > maxLabel || at-headerSize > 253 {
 			return false
 		}
 		at += 1 + int(req[at])

@@ -137,7 +137,7 @@ func checkDomain(domain string) error {
 		return errors.New("want 1 to 99 characters")
 	}
 	for label := range strings.SplitSeq(domain, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+		if label == "" || len(label) > maxLabel || label[0] == '-' || label[len(label)-1] == '-' {
 			return fmt.Errorf("label %q is empty, too long or has a dash at an end", label)
 		}
 		if strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
@@ -287,15 +287,21 @@ func parsePod(rest string) target {
 }
 
 // dash is an address as a label: its text form with dashes for dots and colons. A label does not end in a dash (RFC 1123), so fd00:: is fd00--0.
-func dash(a netip.Addr) string {
-	if a.Is4() {
-		return strings.ReplaceAll(a.String(), ".", "-")
+func dash(a netip.Addr) string { return string(appendDash(nil, a)) }
+
+// appendDash appends what [dash] says.
+func appendDash(to []byte, a netip.Addr) []byte {
+	begin := len(to)
+	to = a.AppendTo(to)
+	for i, c := range to[begin:] {
+		if c == '.' || c == ':' {
+			to[begin+i] = '-'
+		}
 	}
-	label := strings.ReplaceAll(a.String(), ":", "-")
-	if strings.HasSuffix(label, "-") {
-		label += "0"
+	if to[len(to)-1] == '-' {
+		to = append(to, '0')
 	}
-	return label
+	return to
 }
 
 // undash is the address that a label stands for, if it is the one label that [dash] makes of it.
@@ -333,14 +339,12 @@ func (z *zone) parseReverse(name, suffix string, most, width int) target {
 	var (
 		octets [16]byte
 		depth  int
-		odd    bool
 		rest   = name[:len(name)-len(suffix)]
 	)
-	for rest != "" && depth < most && !odd {
+	for rest != "" && depth < most {
 		before, label := cutLast(rest)
 		v, ok := parseDigits(label, width)
 		if !ok {
-			odd = true
 			break
 		}
 		bit := depth * width
@@ -354,8 +358,8 @@ func (z *zone) parseReverse(name, suffix string, most, width int) target {
 	}
 	bits := depth * width
 	for _, p := range z.reverse {
-		apex := (p.Bits() + width - 1) / width * width
-		if !p.Contains(addr) || bits < apex || p.Addr().Is4() != addr.Is4() {
+		apex := apex(p).Bits()
+		if !p.Contains(addr) || bits < apex {
 			continue
 		}
 		t := target{kind: kindBranch, zone: z, origin: reverseName(netip.PrefixFrom(addr, apex)), domain: z.main}

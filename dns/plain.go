@@ -10,8 +10,11 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// maxName is how long a name in wire form may be (RFC 1035, section 2.3.4).
-const maxName = 255
+// maxName and maxLabel are how long a name in wire form and one of its labels may be (RFC 1035, section 2.3.4).
+const (
+	maxName  = 255
+	maxLabel = 63
+)
 
 // maxLabels is how many labels a name may have to be usual: 32 of an IPv6 address, ip6 and arpa.
 const maxLabels = 34
@@ -85,7 +88,7 @@ func (q *plain) parseName(req []byte) bool {
 			return true
 		}
 		// A label, its length octet, and what must follow: another length octet.
-		if length > 63 || at+1+length >= len(req) || n+1+length >= len(q.name) || q.count == maxLabels {
+		if length > maxLabel || at+1+length >= len(req) || n+1+length >= len(q.name) || q.count == maxLabels {
 			return false
 		}
 		q.labels[q.count] = uint8(n)
@@ -146,7 +149,7 @@ func (q *plain) text() string {
 	return string(name)
 }
 
-// wireName is a name in wire form; "" for one that has none.
+// wireName is a name in wire form; nil for one that has none.
 func wireName(name string) []byte {
 	buf := make([]byte, maxName)
 	n, err := mdns.PackDomainName(name, buf, 0, nil, false)
