@@ -38,7 +38,8 @@ type served struct {
 
 // entry leads from a zone to its block.
 type entry struct {
-	wire   []byte
+	name   string
+	wire   []byte // the name, in lower case
 	labels int
 	*served
 }
@@ -66,7 +67,7 @@ func newPlan(o Options, old *plan) (*plan, error) {
 				p.close()
 				return nil, fmt.Errorf("block %s: %q is no name", strings.Join(b.Zones, " "), name)
 			}
-			p.entries = append(p.entries, entry{bytes.ToLower(wire), mdns.CountLabel(name), s})
+			p.entries = append(p.entries, entry{name, bytes.ToLower(wire), mdns.CountLabel(name), s})
 		}
 	}
 	for _, z := range p.zones {
@@ -176,10 +177,8 @@ func (p *plan) find(q *plain, at netip.AddrPort) *served {
 // findName is find for any name, in presentation form.
 func (p *plan) findName(name string, at netip.AddrPort) *served {
 	for _, e := range p.entries {
-		for _, z := range e.Zones {
-			if mdns.CountLabel(z) == e.labels && mdns.IsSubDomain(z, name) && e.at(at) {
-				return e.served
-			}
+		if mdns.IsSubDomain(e.name, name) && e.at(at) {
+			return e.served
 		}
 	}
 	return nil
