@@ -18,7 +18,8 @@
 // same: see docs/design/0007-answers-from-the-state.md. Queries lie in memory that outlives the process until they are answered (inbox.go).
 //
 // The way in is [New], then [Server.Announce] and [Server.Publish] from the agent's loop, and
-// [Server.Serve] or [Server.ServeSockets]. Announce and Publish may be called while serving; the query path takes no lock.
+// [Server.ServeSockets] with what [Server.Listen] or [Server.ListenInherited] opened. Announce and Publish may be called while serving; the query
+// path takes no lock.
 //
 // Where this differs from what the specification leaves open: unnamed endpoints are named by their address with
 // dashes; priorities are 0 and weights 100; SRV asked at a Service's own name lists all its ports; a

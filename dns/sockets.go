@@ -116,15 +116,6 @@ func (s *Sockets) Close() {
 	}
 }
 
-// Serve listens on the addresses and serves until the context ends, which is no error.
-func (s *Server) Serve(ctx context.Context, addrs []netip.AddrPort) error {
-	sockets, err := s.Listen(addrs)
-	if err != nil {
-		return err
-	}
-	return s.ServeSockets(ctx, sockets)
-}
-
 // ServeSockets serves on sockets that are open, until the context ends, which is no error. It closes them.
 func (s *Server) ServeSockets(ctx context.Context, sockets *Sockets) error {
 	var wg sync.WaitGroup

@@ -41,9 +41,6 @@ func emptyView(o Options) *View {
 	return &View{snap: &model.Snapshot{}, clients: client.NewTable(o.Clients)}
 }
 
-// Snapshot is what the view was made from.
-func (v *View) Snapshot() *model.Snapshot { return v.snap }
-
 // next prepares a later snapshot; what it costs is what changed.
 func (v *View) next(s *model.Snapshot) *View {
 	if s == v.snap {
