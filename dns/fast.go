@@ -22,7 +22,6 @@ import (
 // desk is what one goroutine answers queries at. Nothing on it is shared, so that the fast path neither allocates nor locks.
 type desk struct {
 	*socketStats
-	at    netip.AddrPort // the address that is asked
 	asked plain
 	dice  dice
 	from  netip.Addr
@@ -48,7 +47,7 @@ func (d *desk) sent(now time.Time) {
 
 // desk is a new one, whose queries are counted with a socket's.
 func (s *Server) desk(stats *socketStats) *desk {
-	d := &desk{socketStats: stats, at: stats.local, dice: dice(rand.Uint64())}
+	d := &desk{socketStats: stats, dice: dice(rand.Uint64())}
 	d.begin(s)
 	return d
 }
@@ -56,14 +55,14 @@ func (s *Server) desk(stats *socketStats) *desk {
 // begin notes the time of the queries that are answered next.
 func (d *desk) begin(s *Server) {
 	d.start = s.now()
-	d.tick = s.ticks(d.start)
+	d.tick = ticks(d.start)
 }
 
 // origin is where ticks begin.
 var origin = time.Now()
 
 // ticks is a time as clients are counted by: nanoseconds that never go back.
-func (s *Server) ticks(now time.Time) int64 { return int64(now.Sub(origin)) }
+func ticks(now time.Time) int64 { return int64(now.Sub(origin)) }
 
 // fast answers a query of the usual form about a usual name from the state as it is, written straight into buf; nil if that cannot be
 // done, and the slow path must. It gives the same answers as [View.Answer], which is the specification; the order of addresses is random in both.
@@ -79,7 +78,7 @@ func (s *Server) fast(d *desk, st *state, req, buf []byte) []byte {
 	if q.qtype == mdns.TypeNone || q.qtype == mdns.TypeOPT || q.qtype >= mdns.TypeTKEY && q.qtype <= mdns.TypeANY {
 		return nil
 	}
-	b := s.plan.Load().find(q, d.at)
+	b := s.plan.Load().find(q, d.local)
 	if b == nil || b.rules.Concerns(q.name[:q.size], q.qtype, mdns.ClassINET) {
 		return nil
 	}

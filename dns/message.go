@@ -28,7 +28,6 @@ const (
 type query struct {
 	s      *Server
 	socket *socketStats
-	at     netip.AddrPort // the address that was asked
 	who    client.Client
 	drawn  bool // as of the desk
 	from   netip.Addr
@@ -84,7 +83,7 @@ func (s *Server) slow(d *desk, req, buf []byte, admitted bool) (resp []byte, lat
 		d.dropped.Add(1)
 		return nil, nil
 	}
-	q := &query{s: s, socket: d.socketStats, at: d.at, who: d.who, drawn: d.drawn, from: d.from, start: d.start, size: len(req)}
+	q := &query{s: s, socket: d.socketStats, who: d.who, drawn: d.drawn, from: d.from, start: d.start, size: len(req)}
 	if rcode := q.read(req); rcode != mdns.RcodeSuccess {
 		return q.headerOnly(req, buf, rcode), nil
 	}
@@ -164,7 +163,7 @@ func (q *query) begin() *found {
 	case asked.Qtype >= mdns.TypeTKEY && asked.Qtype < mdns.TypeANY:
 		return failed(mdns.RcodeNotImplemented, 0, "")
 	}
-	if q.block = q.s.plan.Load().findName(asked.Name, q.at); q.block == nil {
+	if q.block = q.s.plan.Load().findName(asked.Name, q.socket.local); q.block == nil {
 		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, "no block is for this name")
 	}
 	var err error

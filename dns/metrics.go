@@ -49,7 +49,7 @@ type transport struct {
 // socketStats counts the queries at one socket, without a lock.
 type socketStats struct {
 	transport
-	local netip.AddrPort
+	local netip.AddrPort // the address that is asked
 	meter *meter.Socket
 
 	requests  [zones][len(countedTypes)]atomic.Uint64

@@ -232,7 +232,7 @@ func (q *query) account(f *found, size int) {
 	q.socket.meter.Observe(q.zone, q.size, size, q.opt != nil && q.opt.Do())
 	q.s.clients.Count(q.who, q.from, f.rcode, q.upstream)
 	if q.s.clients.Logs(f.rcode) || q.block != nil && q.block.logs(func() string { return name }, f.rcode, len(f.answer)) {
-		q.s.clients.Log(q.s.ticks(now), client.Entry{Client: q.who, Addr: q.from, Name: name, Type: qtype, Rcode: f.rcode, Took: now.Sub(q.start), From: q.source})
+		q.s.clients.Log(ticks(now), client.Entry{Client: q.who, Addr: q.from, Name: name, Type: qtype, Rcode: f.rcode, Took: now.Sub(q.start), From: q.source})
 	}
 }
 

@@ -31,8 +31,7 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 		return err
 	}
 	defer out.close()
-	local := u.conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	d := s.desk(s.newStats("udp", local))
+	d := s.desk(s.newStats("udp", localOf(u.conn)))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	answer := func(from *unix.RawSockaddrInet6, msg []byte) {
@@ -76,7 +75,7 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 			if err := closed(ctx, err); err == nil || errors.Is(err, net.ErrClosed) {
 				return err
 			}
-			s.log.Warn("read query", "addr", local, "err", err)
+			s.log.Warn("read query", "addr", d.local, "err", err)
 			if !sleep(ctx, 10*time.Millisecond) {
 				return nil
 			}
