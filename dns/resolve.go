@@ -5,7 +5,6 @@ package dns
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -133,11 +132,8 @@ func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 	}
 	q.source, q.upstream = client.FromUpstream, true
 	r, err := q.block.upstreams.Ask(ctx, asked)
-	if err != nil {
-		if errors.Is(err, forward.ErrClosed) || ctx.Err() != nil {
-			return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNotReady, "the server is ending")
-		}
-		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNoReachableAuthority, err.Error())
+	if err != nil { // nothing but the end of the context or of the forwarder
+		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNotReady, "the server is ending")
 	}
 	m := r.Msg()
 	f := &found{rcode: m.Rcode, answer: m.Answer, ns: m.Ns, extra: m.Extra, verified: m.AuthenticatedData && (asked.AD || asked.DO)}
@@ -156,17 +152,15 @@ func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 // complete goes on with a name that the pod's resolver has completed in vain, as that resolver would, if it is to be done and sure to lead to the same.
 // Otherwise it counts what that would have spared.
 func (q *query) complete(ctx context.Context, denied *found) *found {
+	mode := q.block.completion(q.s.clients)
+	if mode == client.Off || mode == client.CountOnly && !q.drawn {
+		return denied
+	}
 	asked := client.Question{Name: q.question.Name, Type: q.question.Qtype, DNSSEC: q.msg.CheckingDisabled || q.opt != nil && q.opt.Do(), Below: q.belowService()}
 	if _, ok := q.who.Pod.Completes(asked); !ok {
 		return denied
 	}
-	switch q.block.completion(q.s.clients) {
-	case client.Off:
-		return denied
-	case client.CountOnly:
-		if !q.drawn {
-			return denied
-		}
+	if mode == client.CountOnly {
 		c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
 			t := q.block.target(name)
 			if t.kind == kindOutside {
