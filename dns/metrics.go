@@ -104,7 +104,7 @@ var (
 	descResponses = desc("coredns_dns_responses_total", "DNS responses by zone and response code.", "server", "zone", "view", "rcode", "plugin")
 	descDuration  = desc("coredns_dns_request_duration_seconds", "Time to answer a DNS request.", "server", "zone", "view")
 
-	descDropped   = desc("fairlead_dns_dropped_total", "Messages that got no answer: too short, or responses.", "server", "proto")
+	descDropped   = desc("fairlead_dns_dropped_total", "Messages that got no answer: too short, responses, or more than their client may send.", "server", "proto")
 	descWaits     = desc("fairlead_dns_waits_total", "Queries that waited for what they ask for to be programmed.", "reason")
 	descTimeouts  = desc("fairlead_dns_wait_timeouts_total", "Queries that waited in vain.", "reason")
 	descWaiting   = desc("fairlead_dns_waiting", "Queries that wait now.")
