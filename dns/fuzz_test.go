@@ -14,9 +14,8 @@ import (
 	"github.com/fairlead/fairlead/test/queries"
 )
 
-// Whatever comes in, what goes out is silence or a message that parses, belongs to the query, and is no longer than the client
-// and, for a stranger, decency allow.
-func FuzzHandle(f *testing.F) {
+// addTable begins with the questions of the table.
+func addTable(f *testing.F) {
 	groups, err := queries.Groups()
 	if err != nil {
 		f.Fatal(err)
@@ -32,6 +31,12 @@ func FuzzHandle(f *testing.F) {
 			}
 		}
 	}
+}
+
+// Whatever comes in, what goes out is silence or a message that parses, belongs to the query, and is no longer than the client
+// and, for a stranger, decency allow.
+func FuzzHandle(f *testing.F) {
+	addTable(f)
 	s := dual(f, func(o *Options) { o.Blocks[0].Cluster.Pods = PodsInsecure })
 	stranger := netip.MustParseAddr("192.0.2.1")
 	f.Fuzz(func(t *testing.T, req []byte) {

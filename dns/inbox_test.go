@@ -177,17 +177,24 @@ func TestKilledLosesNothing(t *testing.T) {
 	wg.Wait()
 }
 
-// What is left in an inbox is yielded once: messages of the last batch that are not ticked off, and those that waited.
-func TestInboxLeft(t *testing.T) {
+// newInbox is an empty inbox and its file.
+func newInbox(t *testing.T) (*os.File, *inbox) {
+	t.Helper()
 	file, err := newInboxFile()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	t.Cleanup(func() { file.Close() })
 	in, err := openInbox(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return file, in
+}
+
+// What is left in an inbox is yielded once: messages of the last batch that are not ticked off, and those that waited.
+func TestInboxLeft(t *testing.T) {
+	file, in := newInbox(t)
 	in.prepare()
 	server, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("[::1]:0")))
 	if err != nil {
@@ -244,15 +251,7 @@ func TestInboxLeft(t *testing.T) {
 
 // More queries than there is room for wait without being remembered, and nothing is overwritten.
 func TestInboxFull(t *testing.T) {
-	file, err := newInboxFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	in, err := openInbox(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	file, in := newInbox(t)
 	defer in.close()
 	var done []func()
 	for i := range 2 * pendingSlots {

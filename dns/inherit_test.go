@@ -4,7 +4,6 @@
 package dns
 
 import (
-	"context"
 	"errors"
 	"maps"
 	"net"
@@ -97,18 +96,13 @@ func TestListenInherited(t *testing.T) {
 			t.Errorf("round %d: the next one's files are %q", round, got)
 		}
 		again := copies(t, sockets)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- next.ServeSockets(ctx, sockets) }()
+		stop := serve(t, next, sockets)
 		for _, c := range conns {
 			if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
 				t.Errorf("round %d: %s %s: %v, %v", round, c.RemoteAddr().Network(), c.RemoteAddr(), m, err)
 			}
 		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		stop()
 		if sockets, err = next.ListenInherited(addrs, again); err != nil {
 			t.Fatal(err)
 		}
@@ -157,9 +151,7 @@ func TestInheritWaiting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- first.ServeSockets(ctx, sockets) }()
+	stop := serve(t, first.Server, sockets)
 	addrs, held := sockets.Addrs(), copies(t, sockets)
 	const clients = 20
 	var conns []net.Conn
@@ -177,26 +169,18 @@ func TestInheritWaiting(t *testing.T) {
 	for first.gate.waiting.Load() < clients {
 		time.Sleep(time.Millisecond) // until all have arrived
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	next := dual(t, nil)
 	if sockets, err = next.ListenInherited(addrs, held); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel = context.WithCancel(t.Context())
-	go func() { done <- next.ServeSockets(ctx, sockets) }()
+	defer serve(t, next, sockets)()
 	deadline := time.Now().Add(20 * time.Second)
 	for _, conn := range conns {
 		conn.SetDeadline(deadline)
 		if m, err := (&mdns.Conn{Conn: conn}).ReadMsg(); err != nil || !m.Response {
 			t.Errorf("%v, %v", m, err)
 		}
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
 

@@ -14,17 +14,9 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-func TestMetrics(t *testing.T) {
-	start := time.Unix(0, 0)
-	s := dual(t, func(o *Options) { o.Now = func() time.Time { return start } })
-	for range 3 {
-		s.respond("udp", loopback, message(t, nil))
-	}
-	s.respond("tcp", loopback, message(t, nil))
-	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.SetQuestion("www.example.com.", mdns.TypeCAA) }))
-	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.SetQuestion("1.0.96.10.in-addr.arpa.", typePTR) }))
-	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.Opcode = mdns.OpcodeUpdate }))
-	s.respond("udp", loopback, nil)
+// gather is what a scrape of a server gets, by name and labels; of a histogram, the number of observations.
+func gather(t *testing.T, s *Server) map[string]float64 {
+	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(s.Collectors()...)
 	families, err := registry.Gather()
@@ -38,10 +30,24 @@ func TestMetrics(t *testing.T) {
 			for _, l := range m.GetLabel() {
 				labels = append(labels, l.GetName()+"="+l.GetValue())
 			}
-			v := m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
-			got[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = v
+			got[f.GetName()+"{"+strings.Join(labels, ",")+"}"] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
+	return got
+}
+
+func TestMetrics(t *testing.T) {
+	start := time.Unix(0, 0)
+	s := dual(t, func(o *Options) { o.Now = func() time.Time { return start } })
+	for range 3 {
+		s.respond("udp", loopback, message(t, nil))
+	}
+	s.respond("tcp", loopback, message(t, nil))
+	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.SetQuestion("www.example.com.", mdns.TypeCAA) }))
+	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.SetQuestion("1.0.96.10.in-addr.arpa.", typePTR) }))
+	s.respond("udp", loopback, message(t, func(m *mdns.Msg) { m.Opcode = mdns.OpcodeUpdate }))
+	s.respond("udp", loopback, nil)
+	got := gather(t, s)
 	for k, want := range map[string]float64{
 		"coredns_dns_requests_total{family=1,proto=udp,server=dns://127.0.0.1:53,type=A,view=,zone=cluster.local.}":      3,
 		"coredns_dns_requests_total{family=1,proto=tcp,server=dns://127.0.0.1:53,type=A,view=,zone=cluster.local.}":      1,
@@ -70,17 +76,11 @@ func TestMetricsOfBlocks(t *testing.T) {
 	one, two := block("cluster.local", upstream), block("cluster.local", upstream)
 	two.Port = 5353
 	s := newServer(t, of(one, two))
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(s.Collectors()...)
 	count := func() (n int) {
 		t.Helper()
-		families, err := registry.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range families {
-			if f.GetName() == "fairlead_dns_upstream_up" {
-				n += len(f.GetMetric())
+		for k := range gather(t, s) {
+			if strings.HasPrefix(k, "fairlead_dns_upstream_up{") {
+				n++
 			}
 		}
 		return n
@@ -106,21 +106,13 @@ func TestProgrammed(t *testing.T) {
 		s.Programmed(name(n), now.Add(-time.Second))
 		s.Programmed(name(n), now.Add(-2*time.Minute))
 	}
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(s.Collectors()...)
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := make(map[string]uint64)
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == "coredns_kubernetes_dns_programming_duration_seconds" {
-				got[m.GetLabel()[0].GetValue()] = m.GetHistogram().GetSampleCount()
-			}
+	got := make(map[string]float64)
+	for k, v := range gather(t, s) {
+		if kind, ok := strings.CutPrefix(k, "coredns_kubernetes_dns_programming_duration_seconds"); ok {
+			got[kind] = v
 		}
 	}
-	if len(got) != 2 || got["cluster_ip"] != 1 || got["headless_with_selector"] != 1 {
+	if len(got) != 2 || got["{service_kind=cluster_ip}"] != 1 || got["{service_kind=headless_with_selector}"] != 1 {
 		t.Errorf("counted: %v", got)
 	}
 }

@@ -191,16 +191,22 @@ func start(t testing.TB, s *Server, ip string) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(serve(t, s, sockets))
+	return sockets.Addrs()[0]
+}
+
+// serve serves on sockets until stop is called, which waits for the end.
+func serve(t testing.TB, s *Server, sockets *Sockets) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- s.ServeSockets(ctx, sockets) }()
-	t.Cleanup(func() {
+	return func() {
+		t.Helper()
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("serve: %v", err)
 		}
-	})
-	return sockets.Addrs()[0]
+	}
 }
 
 func newServer(t testing.TB, o Options) *Server {

@@ -4,7 +4,6 @@
 package dns
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -48,7 +47,6 @@ func TestVirtualAddressInNetns(t *testing.T) {
 		addrs = append(addrs, netip.MustParseAddrPort(a))
 	}
 	s := dual(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
 	var sockets *Sockets
 	node.Do(func() (err error) {
 		// The sockets come first: the route may follow.
@@ -61,17 +59,10 @@ func TestVirtualAddressInNetns(t *testing.T) {
 		}
 		return err
 	})
-	done := make(chan error)
-	go func() { done <- s.ServeSockets(ctx, sockets) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	defer serve(t, s, sockets)()
 	for _, to := range addrs {
 		for _, network := range []string{"udp", "tcp"} {
-			conn, err := pod.Dial(ctx, network, "", to)
+			conn, err := pod.Dial(t.Context(), network, "", to)
 			if err != nil {
 				t.Fatalf("%s %s: %v", network, to, err)
 			}
@@ -285,9 +276,7 @@ func TestShutdown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- c.ServeSockets(ctx, sockets) }()
+	stop := serve(t, c.Server, sockets)
 	addr := sockets.Addrs()[0]
 	idle, waiting := dialTCP(t, addr), dialTCP(t, addr)
 	waiting.Write(framed(message(t, nil)))
@@ -300,10 +289,7 @@ func TestShutdown(t *testing.T) {
 	for c.gate.waiting.Load() < 2 {
 		time.Sleep(time.Millisecond) // until both have arrived
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	if _, err := idle.Read(make([]byte, 1)); err == nil {
 		t.Error("an idle connection goes on")
 	}
