@@ -46,12 +46,8 @@ func isClosed(f *os.File) bool {
 
 // Queries that arrive while nobody answers are answered by the next server on the same sockets, over both transports and families, each from where it waits.
 func TestListenInherited(t *testing.T) {
-	loopback := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("[::1]:0")}
 	first := dual(t, func(o *Options) { o.UDPSockets = 3 })
-	sockets, err := first.ListenInherited(loopback, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sockets := listen(t, first, "127.0.0.1", "::1")
 	addrs := sockets.Addrs()
 	var want []string
 	for _, a := range addrs {
@@ -84,6 +80,7 @@ func TestListenInherited(t *testing.T) {
 			}
 		}
 		next := dual(t, func(o *Options) { o.UDPSockets = 1 })
+		var err error
 		if sockets, err = next.ListenInherited(addrs, held); err != nil {
 			t.Fatal(err)
 		}
@@ -114,10 +111,7 @@ func TestListenInherited(t *testing.T) {
 func TestListenInheritedInPart(t *testing.T) {
 	s := dual(t, func(o *Options) { o.UDPSockets = 2 })
 	for _, missing := range []string{"dns/tcp/", "dns/udp/"} {
-		sockets, err := s.ListenInherited([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("127.0.0.2:0")}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		sockets := listen(t, s, "127.0.0.1", "127.0.0.1")
 		wanted, other := sockets.Addrs()[0], sockets.Addrs()[1]
 		held := copies(t, sockets)
 		for name, f := range held {
@@ -127,7 +121,8 @@ func TestListenInheritedInPart(t *testing.T) {
 			}
 		}
 		sockets.Close()
-		if sockets, err = s.ListenInherited([]netip.AddrPort{wanted}, held); err != nil {
+		sockets, err := s.ListenInherited([]netip.AddrPort{wanted}, held)
+		if err != nil {
 			t.Fatal(err)
 		}
 		if files := sockets.Files(); len(files) != 5 {
@@ -147,10 +142,7 @@ func TestListenInheritedInPart(t *testing.T) {
 // A query that waits for the kernel when its server ends, in whatever way, is answered by the next one, once that knows.
 func TestInheritWaiting(t *testing.T) {
 	first := newCluster(t, Options{Wait: time.Hour, UDPSockets: 2})
-	sockets, err := first.Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	sockets := listen(t, first.Server, "127.0.0.1")
 	stop := serve(t, first.Server, sockets)
 	addrs, held := sockets.Addrs(), copies(t, sockets)
 	const clients = 20
@@ -171,7 +163,8 @@ func TestInheritWaiting(t *testing.T) {
 	}
 	stop()
 	next := dual(t, nil)
-	if sockets, err = next.ListenInherited(addrs, held); err != nil {
+	sockets, err := next.ListenInherited(addrs, held)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer serve(t, next, sockets)()
@@ -187,10 +180,7 @@ func TestInheritWaiting(t *testing.T) {
 // A file that is not what its name says is an error, and nothing stays open.
 func TestListenInheritedRefuses(t *testing.T) {
 	s := dual(t, func(o *Options) { o.UDPSockets = 1 })
-	sockets, err := s.ListenInherited([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sockets := listen(t, s, "127.0.0.1")
 	defer sockets.Close()
 	a := sockets.Addrs()[0]
 	for i, wrong := range []map[string]string{

@@ -175,22 +175,34 @@ func judgePure(t *testing.T, g queries.Group, world *model.Snapshot, o Options) 
 
 var started atomic.Int32
 
+// listen opens sockets at loopback addresses. Instead of 127.0.0.1 it takes one that no other has, each time another one.
+func listen(t testing.TB, s *Server, ips ...string) *Sockets {
+	t.Helper()
+	var addrs []netip.AddrPort
+	for _, ip := range ips {
+		if ip == "127.0.0.1" {
+			// Of this process's own: the sockets share their port with whoever may, and other tests run beside this one.
+			pid := os.Getpid()
+			ip = fmt.Sprintf("127.%d.%d.%d", 1+pid>>8%250, pid%256, 1+started.Add(1)%250)
+		}
+		addrs = append(addrs, netip.AddrPortFrom(netip.MustParseAddr(ip), 0))
+	}
+	for try := 0; ; try++ {
+		sockets, err := s.Listen(addrs)
+		if err == nil {
+			return sockets
+		}
+		// The port that was free for UDP was not for TCP: clients of tests before may have left theirs in the state TIME-WAIT.
+		if try == 10 || !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // start serves on a loopback port until the test ends.
 func start(t testing.TB, s *Server, ip string) netip.AddrPort {
 	t.Helper()
-	if ip == "127.0.0.1" {
-		// An address of this process's own: the sockets share their port with whoever may, and other tests run beside this one.
-		pid := os.Getpid()
-		ip = fmt.Sprintf("127.%d.%d.%d", 1+pid>>8%250, pid%256, 1+started.Add(1)%250)
-	}
-	sockets, err := s.Listen([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 0)})
-	for try := 0; try < 10 && errors.Is(err, unix.EADDRINUSE); try++ {
-		// The port that was free for UDP was not for TCP.
-		sockets, err = s.Listen([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(ip), 0)})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	sockets := listen(t, s, ip)
 	t.Cleanup(serve(t, s, sockets))
 	return sockets.Addrs()[0]
 }

@@ -272,10 +272,7 @@ func TestFlood(t *testing.T) {
 // A shutdown ends everything: open connections, queries that wait, sockets.
 func TestShutdown(t *testing.T) {
 	c := newCluster(t, Options{Wait: time.Hour})
-	sockets, err := c.Listen([]netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	sockets := listen(t, c.Server, "127.0.0.1")
 	stop := serve(t, c.Server, sockets)
 	addr := sockets.Addrs()[0]
 	idle, waiting := dialTCP(t, addr), dialTCP(t, addr)
