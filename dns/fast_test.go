@@ -6,6 +6,8 @@ package dns
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -104,6 +106,7 @@ func TestRandomFast(t *testing.T) {
 	fast, asked := 0, 0
 	for range 6 {
 		w := newRandomWorld(r)
+		w.options.Settle, w.options.NegativeTTL = time.Hour, time.Duration(r.IntN(20))*time.Second
 		s := newServer(t, w.options)
 		last := w.Build()
 		s.Publish(last)
@@ -175,7 +178,7 @@ func TestFastTooLong(t *testing.T) {
 		n    int
 		edns uint16
 		fast bool
-	}{{20, 0, true}, {30, 0, false}, {30, 1232, true}, {70, 4096, true}, {80, 4096, false}} {
+	}{{20, 0, true}, {30, 0, false}, {30, 1232, true}, {73, 4096, true}, {74, 4096, false}, {80, 4096, false}} { // of 74, all but the OPT record would fit
 		c.endpoints("shop/many", addrs[:tt.n]...)
 		c.step()
 		req := message(t, func(m *mdns.Msg) {
@@ -190,7 +193,116 @@ func TestFastTooLong(t *testing.T) {
 	}
 }
 
-// The addresses of a headless Service begin at each of them.
+// Both paths count and log a query in the same way.
+func TestFastCounts(t *testing.T) {
+	questions := []struct {
+		name  string
+		qtype uint16
+	}{{"orders.shop.svc.cluster.local.", typeA}, {"orders.shop.svc.cluster.local.", mdns.TypeTXT}, {"nothing.shop.svc.cluster.local.", typeA}, {"nothing.default.svc.cluster.local.", typeAAAA},
+		{"_http._tcp.orders.shop.svc.cluster.local.", typeSRV}, {"20.0.96.10.in-addr.arpa.", typePTR},
+		{"4.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.", typePTR}}
+	for _, settings := range []client.LogSettings{{}, {Every: 1}} {
+		account := func(fast bool) (map[string]float64, string) {
+			var lines strings.Builder
+			s := dual(t, func(o *Options) {
+				o.Now = func() time.Time { return origin }
+				o.Blocks[0].Log = []Log{{Zone: "shop.svc.cluster.local.", Denial: true}, {Zone: "arpa.", Success: true}}
+				o.Asking.Log = settings
+				o.Logger = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+					if a.Key == slog.TimeKey {
+						return slog.Attr{}
+					}
+					return a
+				}}))
+			})
+			d, st := s.desk(s.testStats("udp")), s.gate.state.Load()
+			d.from, d.who = loopback, st.announced.clients.Lookup(loopback)
+			for i, q := range questions {
+				req := packed(t, new(mdns.Msg).SetQuestion(q.name, q.qtype).SetEdns0(1232, i%2 == 0))
+				if fast {
+					if s.fast(d, st, req, make([]byte, slotSize)) == nil {
+						t.Errorf("%s is not fast", q.name)
+					}
+					d.sent(s.now())
+				} else if resp, _ := s.slow(d, req, make([]byte, slotSize), true); resp == nil {
+					t.Errorf("%s has to wait", q.name)
+				}
+			}
+			return gather(t, s), lines.String()
+		}
+		counted, logged := account(true)
+		wantCounted, wantLogged := account(false)
+		if !maps.Equal(counted, wantCounted) {
+			t.Errorf("the fast path counts\n%v\nand the slow one\n%v", counted, wantCounted)
+		}
+		if n := strings.Count(logged, "\n"); logged != wantLogged || n != map[uint32]int{0: 4, 1: len(questions)}[settings.Every] {
+			t.Errorf("the fast path logs %d lines:\n%s\nand the slow one\n%s", n, logged, wantLogged)
+		}
+	}
+}
+
+// What an upstream has said is answered from the cache on the fast path as it was the first time, and is the answer to that very question only.
+func TestFastFromCache(t *testing.T) {
+	var lines strings.Builder
+	up := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		return says(func(m *mdns.Msg) {
+			m.Authoritative, m.AuthenticatedData = true, true
+			if strings.HasPrefix(strings.ToLower(q.Question[0].Name), "none.") {
+				m.Rcode, m.Ns = mdns.RcodeNameError, []mdns.RR{rr("example.com. 60 IN SOA a. b. 1 2 3 4 60")}
+				return
+			}
+			m.Answer = []mdns.RR{rr(fmt.Sprintf("%s 60 IN TXT \"CD %t DO %t\"", q.Question[0].Name, q.CheckingDisabled, q.IsEdns0() != nil && q.IsEdns0().Do()))}
+		})(q, tcp)
+	})
+	now := time.Now()
+	s := forwarding(t, func(o *Options) {
+		o.Now = func() time.Time { return now }
+		o.Blocks[0].Log = []Log{{Zone: ".", Success: true, Denial: true}}
+		o.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+	}, up)
+	asked := 0
+	for _, name := range []string{"www.example.com.", "none.example.com."} {
+		for _, flags := range []struct{ rd, cd, ad, do, edns bool }{{rd: true}, {cd: true}, {ad: true}, {edns: true}, {do: true, edns: true}, {rd: true, cd: true, ad: true, do: true, edns: true}} {
+			q := new(mdns.Msg).SetQuestion(name, mdns.TypeTXT)
+			q.RecursionDesired, q.CheckingDisabled, q.AuthenticatedData = flags.rd, flags.cd, flags.ad
+			if flags.edns {
+				q.SetEdns0(1232, flags.do)
+			}
+			req := packed(t, q)
+			first := comparable(t, s.respond("udp", loopback, req))
+			d, st := s.desk(s.testStats("udp")), s.gate.state.Load()
+			d.from, d.who = loopback, st.announced.clients.Lookup(loopback)
+			quick := s.fast(d, st, req, make([]byte, slotSize))
+			if quick == nil {
+				t.Fatalf("%s %+v is not fast", name, flags)
+			}
+			if got := comparable(t, quick); got != first {
+				t.Errorf("%s %+v: at first\n%s\nfrom the cache\n%s", name, flags, first, got)
+			}
+			m := new(mdns.Msg)
+			if err := m.Unpack(quick); err != nil {
+				t.Fatal(err)
+			}
+			if name == "www.example.com." {
+				if got, want := data(m), fmt.Sprintf(`NOERROR %s TXT "CD %t DO %t"`, name, flags.cd, flags.do); got != want {
+					t.Errorf("%+v: %s, want %s", flags, got, want)
+				}
+			}
+			if m.Authoritative || !m.RecursionAvailable || m.AuthenticatedData != (flags.ad || flags.do) {
+				t.Errorf("%s %+v: flags %+v", name, flags, m.MsgHdr)
+			}
+			asked++
+		}
+	}
+	if n := gather(t, s.Server)["coredns_dns_responses_total{plugin=fairlead,rcode=NXDOMAIN,server=dns://127.0.0.1:53,view=,zone=.}"]; n != float64(asked) {
+		t.Errorf("%v denials are counted, want %d", n, asked)
+	}
+	if n := strings.Count(lines.String(), "from=cache"); n < asked {
+		t.Errorf("%d lines of the log are from the cache, want at least %d:\n%s", n, asked, lines.String())
+	}
+}
+
+// The addresses of a headless Service begin at each of them, if they are to.
 func TestFastRotates(t *testing.T) {
 	c := newCluster(t, Options{})
 	c.service("shop/many")
@@ -211,6 +323,16 @@ func TestFastRotates(t *testing.T) {
 	for a, n := range first {
 		if n < 50 {
 			t.Errorf("%s is first %d times of 400", a, n)
+		}
+	}
+	b := block("cluster.local")
+	b.Loadbalance = false
+	if err := c.Reload([]Block{b}); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := m.Unpack(c.fast(d, c.gate.state.Load(), req, make([]byte, 512))); err != nil || m.Answer[0].(*mdns.A).A.String() != "10.244.1.1" {
+			t.Fatalf("without Loadbalance: %v, %v", m, err)
 		}
 	}
 }

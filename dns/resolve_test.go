@@ -368,7 +368,8 @@ func TestRules(t *testing.T) {
 	up := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")} }))
 	b := block("cluster.local", up.addr)
 	b.Rules = rules.Rules{
-		Rewrites:  []rules.Rewrite{rules.NameRewrite{On: rules.On{Kind: rules.Exact, Pattern: "db.example."}, To: "orders.shop.svc.cluster.local."}},
+		Rewrites: []rules.Rewrite{rules.NameRewrite{On: rules.On{Kind: rules.Exact, Pattern: "db.example."}, To: "orders.shop.svc.cluster.local."},
+			rules.NameRewrite{On: rules.On{Kind: rules.Exact, Pattern: "old.shop.svc.cluster.local."}, To: "orders.shop.svc.cluster.local."}},
 		Templates: []rules.Template{{Class: mdns.ClassINET, Type: typeA, Zones: []string{"made.example."}, Answer: []string{"{{ .Name }} 60 IN A 192.0.2.9"}, Fallthrough: []string{"."}}},
 		Hosts:     &rules.Hosts{Zones: []string{"."}, Fallthrough: []string{"."}, TTL: 3600, Inline: []rules.Host{{Addr: netip.MustParseAddr("192.0.2.7"), Names: []string{"printer.example."}}}},
 	}
@@ -376,6 +377,7 @@ func TestRules(t *testing.T) {
 	for name, want := range map[string]string{
 		"db.example.":                    "NOERROR db.example. A 10.96.0.20",
 		"DB.example.":                    "NOERROR DB.example. A 10.96.0.20",
+		"old.shop.svc.cluster.local.":    "NOERROR old.shop.svc.cluster.local. A 10.96.0.20",
 		"x.made.example.":                "NOERROR x.made.example. A 192.0.2.9",
 		"printer.example.":               "NOERROR printer.example. A 192.0.2.7",
 		"other.example.":                 "NOERROR other.example. A 192.0.2.1",
@@ -612,6 +614,11 @@ func TestCompletionCounted(t *testing.T) {
 	}
 	if n := up.asked[0].Load(); n != 0 {
 		t.Errorf("the upstream was asked %d times", n)
+	}
+	d := s.desk(s.testStats("udp"))
+	d.drawn = true
+	if s.fast(d, s.gate.state.Load(), message(t, func(m *mdns.Msg) { m.SetQuestion("odd\\000.shop.svc.cluster.local.", typeA) }), nil) != nil || d.drawn {
+		t.Error("a question is counted because the one before was drawn")
 	}
 }
 

@@ -145,6 +145,9 @@ func (w *randomWorld) step(r *rand.Rand) {
 		w.DeleteSlice(n)
 	case 2, 3, 4:
 		s := model.ServiceSpec{Name: n, Type: model.ServiceType(r.IntN(3))}
+		if r.IntN(4) == 0 {
+			s.Arrived = time.Now()
+		}
 		switch s.Type {
 		case model.ClusterIP:
 			for range r.IntN(3) {
