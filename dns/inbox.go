@@ -54,11 +54,12 @@ type inboxMemory struct {
 	iovecs  [batchSize]unix.Iovec
 	names   [batchSize]unix.RawSockaddrInet6
 	slots   [batchSize][slotSize]byte
+	// lengths are 0 for the free ones of waiting, and otherwise those of their queries. They are written last, and read first. They are together because
+	// all are looked at when an inbox is opened, and a page of the file that is looked at takes memory.
+	lengths [pendingSlots]atomic.Uint32
 	waiting [pendingSlots]struct {
-		// length is 0 if the slot is free, and otherwise that of the query. It is written last, and read first.
-		length atomic.Uint32
-		name   unix.RawSockaddrInet6
-		slot   [slotSize]byte
+		name unix.RawSockaddrInet6
+		slot [slotSize]byte
 	}
 }
 
@@ -84,7 +85,7 @@ func openInbox(f *os.File) (*inbox, error) {
 	}
 	in := &inbox{inboxMemory: (*inboxMemory)(unsafe.Pointer(unsafe.SliceData(mem)))}
 	for i := pendingSlots - 1; i >= 0; i-- {
-		if in.waiting[i].length.Load() == 0 {
+		if in.lengths[i].Load() == 0 {
 			in.vacant = append(in.vacant, uint16(i))
 		} else {
 			in.waited = append(in.waited, uint16(i))
@@ -126,7 +127,7 @@ func (in *inbox) left() iter.Seq2[*unix.RawSockaddrInet6, []byte] {
 		for len(in.waited) > 0 {
 			i := in.waited[0]
 			w := &in.waiting[i]
-			if n := w.length.Load(); n <= slotSize && !yield(&w.name, w.slot[:n]) {
+			if n := in.lengths[i].Load(); n <= slotSize && !yield(&w.name, w.slot[:n]) {
 				return
 			}
 			in.waited = in.waited[1:]
@@ -186,12 +187,12 @@ func (in *inbox) wait(from *unix.RawSockaddrInet6, msg []byte) (done func()) {
 	w := &in.waiting[i]
 	w.name = *from
 	copy(w.slot[:], msg)
-	w.length.Store(uint32(len(msg)))
+	in.lengths[i].Store(uint32(len(msg)))
 	return func() { in.vacate(i) }
 }
 
 func (in *inbox) vacate(i uint16) {
-	in.waiting[i].length.Store(0)
+	in.lengths[i].Store(0)
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.vacant = append(in.vacant, i)

@@ -288,3 +288,29 @@ func TestKernelLayout(t *testing.T) {
 		t.Errorf("the address is %v", got)
 	}
 }
+
+// TestInboxMemory: an inbox takes memory for what was received in it, and not for all that could be.
+func TestInboxMemory(t *testing.T) {
+	file, err := newInboxFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	in, err := openInbox(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.close()
+	in.prepare()
+	for range in.left() {
+		t.Error("something is left in a new inbox")
+	}
+	in.wait(new(unix.RawSockaddrInet6), []byte("query"))()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		t.Fatal(err)
+	}
+	if most := int64(32 << 10); stat.Blocks*512 > most {
+		t.Errorf("an inbox that one query waited in takes %d octets, want %d at most", stat.Blocks*512, most)
+	}
+}

@@ -21,14 +21,14 @@ import (
 const Inheritance = "dns/"
 
 // inboxKind is the kind of an inbox in its name. Its number is to be changed when the layout of inboxMemory is.
-const inboxKind = "inbox1"
+const inboxKind = "inbox2"
 
 func fileName(kind string, a netip.AddrPort, index int) string {
 	return fmt.Sprintf("%s%s/%s/%d", Inheritance, kind, a, index)
 }
 
 // Files are what the next process needs to answer in the place of this one, by names that say what each is: "dns/udp/10.96.0.10:53/0" is the first UDP
-// socket of an address, of which there may be several, "dns/inbox1/10.96.0.10:53/0" the memory of what was received there and is not answered, and
+// socket of an address, of which there may be several, "dns/inbox2/10.96.0.10:53/0" the memory of what was received there and is not answered, and
 // "dns/tcp/10.96.0.10:53/0" the TCP listener. They remain the Sockets' own.
 func (s *Sockets) Files() map[string]syscall.Conn {
 	files := make(map[string]syscall.Conn)

@@ -51,7 +51,7 @@ func TestListenInherited(t *testing.T) {
 	addrs := sockets.Addrs()
 	var want []string
 	for _, a := range addrs {
-		for _, n := range []string{"dns/tcp/%/0", "dns/udp/%/0", "dns/udp/%/1", "dns/udp/%/2", "dns/inbox1/%/0", "dns/inbox1/%/1", "dns/inbox1/%/2"} {
+		for _, n := range []string{"dns/tcp/%/0", "dns/udp/%/0", "dns/udp/%/1", "dns/udp/%/2", "dns/inbox2/%/0", "dns/inbox2/%/1", "dns/inbox2/%/2"} {
 			want = append(want, strings.ReplaceAll(n, "%", a.String()))
 		}
 	}
@@ -189,7 +189,7 @@ func TestListenInheritedRefuses(t *testing.T) {
 		{"dns/udp/127.0.0.9:53/0": "dns/udp/%/0"},
 		{"dns/tcp/127.0.0.9:53/0": "dns/tcp/%/0"},
 		{"dns/udp/%/0": ""},
-		{"dns/udp/%/0": "dns/udp/%/0", "dns/inbox1/%/0": ""},
+		{"dns/udp/%/0": "dns/udp/%/0", "dns/inbox2/%/0": ""},
 	} {
 		addr := a
 		have := copies(t, sockets)
