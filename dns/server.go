@@ -106,7 +106,7 @@ func (s *Server) Upstreams() (out []forward.UpstreamStatus) {
 }
 
 // Top are the n clients that ask most, by a measure.
-func (s *Server) Top(n int, m client.Measure) client.Talkers {
+func (s *Server) Top(n int, m client.Measure) []client.Talker {
 	return s.clients.Top(s.gate.state.Load().announced.clients, n, m)
 }
 

@@ -5,12 +5,10 @@ package client
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -105,11 +103,11 @@ func TestTopOfPods(t *testing.T) {
 	ask("10.244.1.1", 2, mdns.RcodeServerFailure, false)
 	ask("192.0.2.7", 4, mdns.RcodeNameError, true)
 	for m, want := range map[Measure]string{
-		Queries:  "[{shop/web own_pod 7 0 5 0} {192.0.2.7 stranger 4 4 4 0} {shop/db own_pod 3 3 0 0}]",
-		Denials:  "[{192.0.2.7 stranger 4 4 4 0} {shop/db own_pod 3 3 0 0}]",
-		Upstream: "[{shop/web own_pod 7 0 5 0} {192.0.2.7 stranger 4 4 4 0}]",
+		Queries:  "[{shop/web 7 0 5 0} {192.0.2.7 4 4 4 0} {shop/db 3 3 0 0}]",
+		Denials:  "[{192.0.2.7 4 4 4 0} {shop/db 3 3 0 0}]",
+		Upstream: "[{shop/web 7 0 5 0} {192.0.2.7 4 4 4 0}]",
 	} {
-		if got := fmt.Sprint([]Talker(c.Top(table, 10, m))); got != want {
+		if got := fmt.Sprint(c.Top(table, 10, m)); got != want {
 			t.Errorf("by %s\ngot  %s\nwant %s", m, got, want)
 		}
 	}
@@ -121,31 +119,8 @@ func TestTopOfPods(t *testing.T) {
 	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "web"}, Addrs: addrs("10.244.1.1")})
 	table = table.Next(b.Build())
 	ask("10.244.1.1", 1, mdns.RcodeSuccess, false)
-	if got := fmt.Sprint([]Talker(c.Top(table, 9, Queries))); !strings.Contains(got, "{shop/web own_pod 1 0 0 0}") {
+	if got := fmt.Sprint(c.Top(table, 9, Queries)); !strings.Contains(got, "{shop/web 1 0 0 0}") {
 		t.Errorf("a pod that came again counts as another: %s", got)
-	}
-}
-
-// TestTalkersText: what status prints, and what programs read.
-func TestTalkersText(t *testing.T) {
-	top := Talkers{{"shop/web", "own_pod", 12, 3, 4, 0}, {"192.0.2.7", "other_pod", 7, 0, 0, 2}}
-	const want = "" +
-		"CLIENT     KIND       QUERIES  DENIALS  UPSTREAM\n" +
-		"shop/web   own_pod    12       3        4\n" +
-		"192.0.2.7  other_pod  ~7       0        0\n"
-	if got := top.String(); got != want {
-		t.Errorf("got\n%s", got)
-	}
-	var back Talkers
-	if err := json.Unmarshal(top.JSON(), &back); err != nil || !reflect.DeepEqual(back, top) {
-		t.Errorf("%s: %v", top.JSON(), err)
-	}
-	const one = `[{"client":"shop/web","kind":"own_pod","queries":12,"denials":3,"upstream":4}]`
-	if got := string(top[:1].JSON()); got != one {
-		t.Error(got)
-	}
-	if got := string(Talkers(nil).JSON()); got != "[]" {
-		t.Error(got)
 	}
 }
 

@@ -5,14 +5,10 @@ package client
 
 import (
 	"cmp"
-	"encoding/json"
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"text/tabwriter"
 
 	mdns "github.com/miekg/dns"
 )
@@ -37,50 +33,15 @@ func (m Measure) String() string { return [...]string{"queries", "denials", "ups
 // counts are a pod's own, exact since the pod was first seen.
 type counts [measures]atomic.Uint64
 
-// Talker is one client and how much it asked. Over is how much of each number may be somebody else's: nothing with pods of this node, whose
+// Talker is one client and how much it asked. Over is how many of the Queries may be somebody else's: none with pods of this node, whose
 // numbers are exact.
 type Talker struct {
 	// Name is the pod's, NAMESPACE/NAME, or an address.
-	Name     string `json:"client"`
-	Kind     string `json:"kind"`
-	Queries  uint64 `json:"queries"`
-	Denials  uint64 `json:"denials"`
-	Upstream uint64 `json:"upstream"`
-	Over     uint64 `json:"over,omitempty"`
+	Name                             string
+	Queries, Denials, Upstream, Over uint64
 }
 
 func (t *Talker) by(m Measure) uint64 { return [...]uint64{t.Queries, t.Denials, t.Upstream}[m] }
-
-// Talkers are some clients, those who asked most first.
-type Talkers []Talker
-
-// String is a table with a line for each.
-func (t Talkers) String() string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "CLIENT\tKIND\tQUERIES\tDENIALS\tUPSTREAM")
-	for _, e := range t {
-		about := ""
-		if e.Over > 0 {
-			about = "~"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s%d\t%d\t%d\n", e.Name, e.Kind, about, e.Queries, e.Denials, e.Upstream)
-	}
-	w.Flush()
-	return b.String()
-}
-
-// JSON is the same for programs, an array.
-func (t Talkers) JSON() []byte {
-	if t == nil {
-		t = Talkers{}
-	}
-	out, err := json.Marshal(t)
-	if err != nil {
-		panic(err) // strings and numbers always can be
-	}
-	return out
-}
 
 // Count takes in a query that was answered. It costs a pod of this node one to three additions to words of its own, and others a place in a
 // table of fixed size.
@@ -103,14 +64,14 @@ func (c *Clients) Count(cl Client, a netip.Addr, rcode int, upstream bool) {
 	if upstream {
 		n[Upstream] = 1
 	}
-	c.talkers.add(a, cl.Kind, n)
+	c.talkers.add(a, n)
 }
 
 // Top are the n clients of which the measure is largest; only of clients that have any. t is the table of the last snapshot.
-func (c *Clients) Top(t *Table, n int, m Measure) Talkers {
+func (c *Clients) Top(t *Table, n int, m Measure) []Talker {
 	out := c.talkers.all()
 	for p := range t.Pods {
-		out = append(out, Talker{Name: p.Name.String(), Kind: OwnPod.String(), Queries: p.counts[Queries].Load(),
+		out = append(out, Talker{Name: p.Name.String(), Queries: p.counts[Queries].Load(),
 			Denials: p.counts[Denials].Load(), Upstream: p.counts[Upstream].Load()})
 	}
 	out = slices.DeleteFunc(out, func(e Talker) bool { return e.by(m) == 0 })
@@ -126,7 +87,7 @@ const (
 
 // talkers keeps the clients without a pod that ask most, by the Space-Saving algorithm (Metwally, Agrawal and El Abbadi, 2005): who has no
 // place takes that of the one with the least queries, and their number with it. A client that sends more than a sixteenth of its share's queries
-// is always there, and no number is too small, or too large by more than Over says.
+// is always there, and no number of queries is too small, or too large by more than Over says.
 type talkers [talkerShares]struct {
 	mu     sync.Mutex
 	places [talkerPlaces]talker
@@ -134,12 +95,11 @@ type talkers [talkerShares]struct {
 
 type talker struct {
 	addr netip.Addr
-	kind Kind
 	n    [measures]uint64
 	over uint64
 }
 
-func (t *talkers) add(a netip.Addr, kind Kind, n [measures]uint64) {
+func (t *talkers) add(a netip.Addr, n [measures]uint64) {
 	share := &t[keyOf(a).hash()%talkerShares]
 	if !share.mu.TryLock() {
 		return // somebody else counts here right now: a sample is enough, waiting is not worth it
@@ -149,7 +109,6 @@ func (t *talkers) add(a netip.Addr, kind Kind, n [measures]uint64) {
 	for i := range share.places {
 		p := &share.places[i]
 		if p.addr == a {
-			p.kind = kind
 			for m := range n {
 				p.n[m] += n[m]
 			}
@@ -161,17 +120,17 @@ func (t *talkers) add(a netip.Addr, kind Kind, n [measures]uint64) {
 	}
 	p := &share.places[least]
 	over := p.n[Queries]
-	*p = talker{addr: a, kind: kind, n: n, over: over}
+	*p = talker{addr: a, n: n, over: over}
 	p.n[Queries] += over
 }
 
-func (t *talkers) all() (out Talkers) {
+func (t *talkers) all() (out []Talker) {
 	for i := range t {
 		share := &t[i]
 		share.mu.Lock()
 		for _, p := range share.places {
 			if p.addr.IsValid() {
-				out = append(out, Talker{p.addr.String(), p.kind.String(), p.n[Queries], p.n[Denials], p.n[Upstream], p.over})
+				out = append(out, Talker{p.addr.String(), p.n[Queries], p.n[Denials], p.n[Upstream], p.over})
 			}
 		}
 		share.mu.Unlock()
