@@ -301,6 +301,17 @@ func pidOf(t *testing.T, line string) int {
 	return pid
 }
 
+// end tells a holder to end, and wants that to be no failure.
+func end(t *testing.T, holder *exec.Cmd) {
+	t.Helper()
+	if err := holder.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Wait(); err != nil {
+		t.Errorf("the end of holder %d: %v", holder.Process.Pid, err)
+	}
+}
+
 // TestKilled: what is asked while no agent lives is answered by the next one, in order and all of it.
 func TestKilled(t *testing.T) {
 	s := newStand(t)
@@ -322,12 +333,7 @@ func TestKilled(t *testing.T) {
 		}
 		pid = next
 	}
-	if err := holder.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := holder.Wait(); err != nil {
-		t.Errorf("the holder's end: %v", err)
-	}
+	end(t, holder)
 	if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
 		t.Errorf("the agent outlived its holder: %v", err)
 	}
@@ -408,10 +414,7 @@ func TestReplaced(t *testing.T) {
 	if pid, _ := s.answer("after"); pid == old {
 		t.Error("answered by the dead")
 	}
-	holder.Process.Signal(syscall.SIGTERM)
-	if err := holder.Wait(); err != nil {
-		t.Errorf("the holder's end: %v", err)
-	}
+	end(t, holder)
 }
 
 // TestReplacementFails: a next agent that ends before it answers, or is killed while it may write, leaves the old one as it was.
@@ -479,23 +482,14 @@ func TestTakenOver(t *testing.T) {
 	if next, _ := s.answer("three"); next == pid {
 		t.Error("answered by the dead")
 	}
-	first.Process.Signal(syscall.SIGTERM)
-	if err := first.Wait(); err != nil {
-		t.Errorf("the first holder's end: %v", err)
-	}
+	end(t, first)
 	s.await("serves")
 	third := s.start("")
 	s.await("nothing is left to do")
-	second.Process.Signal(syscall.SIGTERM)
-	if err := second.Wait(); err != nil {
-		t.Errorf("the second holder's end: %v", err)
-	}
+	end(t, second)
 	s.ask("four")
 	s.answer("four")
-	third.Process.Signal(syscall.SIGTERM)
-	if err := third.Wait(); err != nil {
-		t.Errorf("the third holder's end: %v", err)
-	}
+	end(t, third)
 }
 
 // sockets are the UDP sockets among a process's descriptors.

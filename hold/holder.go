@@ -42,7 +42,7 @@ func init() {
 	if _, ok := os.LookupEnv(variable); ok {
 		return // this is the agent
 	}
-	os.Exit(Run())
+	os.Exit(run())
 }
 
 func asksForHelp(arg string) bool { return arg == "-h" || arg == "--help" }
@@ -87,9 +87,9 @@ type event struct {
 	err error
 }
 
-// Run is the holder: it runs the agent, with the process's own arguments and environment, until SIGTERM or until there is nothing left to do for it. It returns
+// run is the holder: it runs the agent, with the process's own arguments and environment, until SIGTERM or until there is nothing left to do for it. It returns
 // the exit code. It is to be called by the process's first thread, from an init function, and once.
-func Run() int {
+func run() int {
 	runtime.LockOSThread()
 	h := &holder{
 		log:   slog.New(slog.NewTextHandler(os.Stderr, nil)).With("holder", os.Getpid()),
