@@ -355,8 +355,16 @@ type listener struct {
 	drop sync.Once
 }
 
-// Close closes the listener here and, while the agent lives, at the holder.
+// Close closes the listener here and, while the agent lives, at the holder. As that closes its copy a moment later, the socket itself is told
+// to listen no more: its port is free at once.
 func (l *listener) Close() error {
-	l.drop.Do(func() { l.held.Drop(l.name) })
+	l.drop.Do(func() {
+		if c, ok := l.Listener.(syscall.Conn); ok && l.held.holder != nil && l.held.life.Err() == nil {
+			if raw, err := c.SyscallConn(); err == nil {
+				raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+			}
+		}
+		l.held.Drop(l.name)
+	})
 	return l.Listener.Close()
 }

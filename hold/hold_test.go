@@ -147,6 +147,18 @@ func testAgent(dir, mode string) int {
 			}()
 		case "drop":
 			held.Drop("pipe")
+		case "reopen":
+			var failures []error
+			for range 500 {
+				l, err := held.Listen(life, "tcp", conn.LocalAddr().String())
+				if err == nil {
+					err = l.Close()
+				}
+				if err != nil {
+					failures = append(failures, err)
+				}
+			}
+			say("reopened with %d failures %v", len(failures), failures[:min(1, len(failures))])
 		default:
 			conn.WriteTo(fmt.Appendf(nil, "%d %s %s", os.Getpid(), version, order), from)
 		}
@@ -175,11 +187,11 @@ type stand struct {
 func newStand(t *testing.T) *stand {
 	t.Helper()
 	s := &stand{t: t, dir: t.TempDir(), more: make(chan struct{}, 1)}
-	probe, err := net.ListenPacket("udp", "127.0.0.1:0")
+	probe, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := probe.LocalAddr().String()
+	addr := probe.Addr().String()
 	probe.Close()
 	s.write("address", addr)
 	s.write("version", "v1")
@@ -614,6 +626,17 @@ func TestKeepAndDrop(t *testing.T) {
 	}
 	s.ask("drop")
 	s.await("pipe closed")
+}
+
+// TestReopen: a port that was closed can be opened again at once, although the holder may not have closed its copy yet.
+func TestReopen(t *testing.T) {
+	s := newStand(t)
+	s.start("")
+	s.await("serves")
+	s.ask("reopen")
+	if line := s.await("reopened"); !strings.Contains(line, "with 0 failures") {
+		t.Error(line)
+	}
 }
 
 // TestAlone: without a holder nothing is kept, and everything is allowed.
