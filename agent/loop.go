@@ -108,7 +108,14 @@ func (l *Loop) Run(ctx context.Context) {
 		round := l.Metrics.Begin()
 		triggers = append(triggers, l.Source.Triggers()...)
 		snap := l.Source.Snapshot()
-		if snap == nil || snap == l.State.Acknowledged() && failing == "" {
+		if snap == nil {
+			continue
+		}
+		if snap == l.State.Acknowledged() && failing == "" {
+			// What happened changes nothing in the kernel: a slice of a Service that is gone, for one.
+			round.Spare()
+			l.observe(triggers)
+			triggers = nil
 			continue
 		}
 		if first && l.Turn != nil {

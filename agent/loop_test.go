@@ -345,8 +345,39 @@ func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
 	})
 }
 
+// TestNothingToProgram: a change of endpoints that changes nothing in the kernel is done with at once, and does not wait for one that does.
+func TestNothingToProgram(t *testing.T) {
+	s := newStage()
+	playMeasured(t, s, func(t *testing.T, _ *State, m *metrics.Proxy) {
+		s.change()
+		synctest.Wait()
+		time.Sleep(time.Second)
+		done := len(s.done)
+		s.triggers = []kube.Trigger{{At: time.Now()}}
+		m.EndpointsChanged()
+		s.signal()
+		synctest.Wait()
+		if len(s.done) > done {
+			t.Errorf("programmed %q", s.done[done:])
+		}
+		if _, _, pending := gathered(t, m, "kubeproxy_sync_proxy_rules_endpoint_changes_pending", ""); pending != 0 {
+			t.Errorf("%v changes are pending", pending)
+		}
+		if n, sum := observed(t, m, "kubeproxy_network_programming_duration_seconds", "IPv4"); n != 1 || sum != 0 || len(s.answered) != 1 {
+			t.Errorf("%d observations of %.2f s; the names were told of %v", n, sum, s.answered)
+		}
+	})
+}
+
 // observed is what a histogram has counted for an address family.
 func observed(t *testing.T, m *metrics.Proxy, name, family string) (n uint64, sum float64) {
+	t.Helper()
+	n, sum, _ = gathered(t, m, name, family)
+	return n, sum
+}
+
+// gathered is what a histogram has counted, or a gauge shows, that has a label of this value; with an empty one it may have any.
+func gathered(t *testing.T, m *metrics.Proxy, name, label string) (n uint64, sum, gauge float64) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(m.Collectors()...)
@@ -356,14 +387,16 @@ func observed(t *testing.T, m *metrics.Proxy, name, family string) (n uint64, su
 	}
 	for _, f := range all {
 		for _, metric := range f.GetMetric() {
+			values := []string{""}
 			for _, l := range metric.GetLabel() {
-				if f.GetName() == name && l.GetValue() == family {
-					return metric.GetHistogram().GetSampleCount(), metric.GetHistogram().GetSampleSum()
-				}
+				values = append(values, l.GetValue())
+			}
+			if f.GetName() == name && slices.Contains(values, label) {
+				return metric.GetHistogram().GetSampleCount(), metric.GetHistogram().GetSampleSum(), metric.GetGauge().GetValue()
 			}
 		}
 	}
-	return 0, 0
+	return 0, 0, 0
 }
 
 // turns is a holder that another agent has something to say at too.

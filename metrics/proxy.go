@@ -141,14 +141,26 @@ func (r Round) End(full bool, err error) {
 		kind[f].Observe(took)
 		if err != nil {
 			p.failures[f].Inc()
-		} else {
-			p.last.WithLabelValues(f.String()).Set(seconds(now))
 		}
 	}
 	if err == nil {
-		p.pendingServices.Add(-r.services)
-		p.pendingEndpoints.Add(-r.endpoints)
+		r.done(now)
 	}
+}
+
+// Spare says instead that the round was not needed: the kernel has all that the events say.
+func (r Round) Spare() {
+	if r.services+r.endpoints > 0 {
+		r.done(r.p.o.Now())
+	}
+}
+
+func (r Round) done(now time.Time) {
+	for f := range families {
+		r.p.last.WithLabelValues(f.String()).Set(seconds(now))
+	}
+	r.p.pendingServices.Add(-r.services)
+	r.p.pendingEndpoints.Add(-r.endpoints)
 }
 
 // Programmed says that the kernel has acknowledged a change of endpoints which happened at that time. It is to be called once for

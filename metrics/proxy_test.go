@@ -174,7 +174,7 @@ func TestBuckets(t *testing.T) {
 	}
 }
 
-// TestRounds: a round takes away the events it took up if the kernel acknowledged it, and only those.
+// TestRounds: a round takes away the events it took up if the kernel acknowledged it or has them already, and only those.
 func TestRounds(t *testing.T) {
 	c := newClock()
 	p := New(Options{Now: c.Now})
@@ -210,6 +210,13 @@ func TestRounds(t *testing.T) {
 		full+v4, "1", partial+v4, "1", all+v4, "2", failed+v4, "1", last+v4, "1.00000000002e+09")
 	p.Begin().End(false, nil)
 	check("rest", endpoints+"pending", "0")
+	p.EndpointsChanged()
+	c.pass(10 * time.Millisecond)
+	p.Begin().Spare()
+	check("not needed", endpoints+"pending", "0", all+v4, "3", partial+v4, "2", last+v4, "1.00000000003e+09")
+	c.pass(10 * time.Millisecond)
+	p.Begin().Spare()
+	check("nothing happened", last+v4, "1.00000000003e+09")
 }
 
 // TestProgrammed: what happened before the start, and what has no time, is not measured.
