@@ -21,13 +21,12 @@ func (n *Node) balance(ctx context.Context) error {
 	defer n.ports.Close()
 	b := newBalancing()
 	for {
-		if err := n.state.Wait(ctx, func(s *model.Snapshot) bool { return s != b.last }); err != nil {
+		n.waitForNext(ctx, b)
+		if ctx.Err() != nil {
 			return nil
 		}
 		snap := n.state.Acknowledged()
-		if b.update(snap) {
-			n.ports.Set(n.healthAddrs(snap), b.checks)
-		}
+		n.answerChecks(snap, b)
 		for _, f := range []metrics.Family{metrics.IPv4, metrics.IPv6} {
 			n.proxy.NoLocalEndpoints(f, b.total[f].internal, b.total[f].external)
 		}
@@ -35,9 +34,34 @@ func (n *Node) balance(ctx context.Context) error {
 	}
 }
 
+// waitForNext returns with the next snapshot. If checks are answered at certain addresses, it also returns after a while without: addresses come
+// and go with no word of the API server.
+func (n *Node) waitForNext(ctx context.Context, b *balancing) {
+	if len(n.cfg.NodePortAddrs) > 0 && len(b.checks) > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, verifyEvery)
+		defer cancel()
+	}
+	_ = n.state.Wait(ctx, func(s *model.Snapshot) bool { return s != b.last })
+}
+
+// answerChecks opens and closes what differs in the checks, or in the addresses that they are answered at.
+func (n *Node) answerChecks(snap *model.Snapshot, b *balancing) {
+	changed := b.update(snap)
+	var addrs []netip.Addr
+	if len(b.checks) > 0 { // or else nobody asks, and reading them is for nothing
+		addrs = n.healthAddrs(snap)
+	}
+	if changed || !slices.Equal(addrs, b.addrs) {
+		b.addrs = addrs
+		n.ports.Set(addrs, b.checks)
+	}
+}
+
 // balancing is what was told last.
 type balancing struct {
 	last   *model.Snapshot
+	addrs  []netip.Addr // where the checks are answered
 	checks map[model.Name]health.Check
 	local  map[model.Name]noLocal
 	total  noLocal

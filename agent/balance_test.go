@@ -4,19 +4,26 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/health"
 	"github.com/fairlead/fairlead/metrics"
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nft"
+	"github.com/fairlead/fairlead/testnet"
 )
 
 func parseAddrs(list string) (out []netip.Addr) {
@@ -223,6 +230,75 @@ func TestHealthAddrs(t *testing.T) {
 		t.Errorf("answered at %v, want %v", got, want)
 	}
 }
+
+// TestHealthAddrsAreFollowed: an address that comes or goes later is one where checks are answered, or is one no more, though the API server knows of no change.
+func TestHealthAddrsAreFollowed(t *testing.T) {
+	host := testnet.New(t).Host("node")
+	host.Addr("lo", "10.9.0.1/32")
+	synctest.Test(t, func(t *testing.T) {
+		ranges := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
+		open := make(map[string]bool)
+		n := &Node{cfg: &config.Agent{NodePortAddrs: ranges}, state: NewState(), plane: nft.New(nft.Options{}), proxy: metrics.New(metrics.Options{})}
+		n.ports = health.NewPorts(health.PortsOptions{Healthy: func() bool { return true }, Listen: func(_ context.Context, _, addr string) (net.Listener, error) {
+			open[addr] = true
+			return &deaf{closed: make(chan struct{}), gone: func() { delete(open, addr) }}, nil
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			host.Do(func() error { return n.balance(ctx) })
+		}()
+		b := model.NewBuilder(model.Config{Self: "n1", NodePortAddrs: ranges})
+		want := func(when, list string) {
+			t.Helper()
+			synctest.Wait()
+			if got := strings.Join(slices.Sorted(maps.Keys(open)), " "); got != list {
+				t.Errorf("%s: answered at %q, want %q", when, got, list)
+			}
+		}
+		n.state.acknowledge(b.Build(), 0)
+		want("without a check", "")
+		s := model.ServiceSpec{Name: serviceName, ClusterIPs: parseAddrs("10.96.0.1"), Exposure: &model.Exposure{LocalOnly: true, HealthPort: 32000}}
+		b.SetService(s)
+		n.state.acknowledge(b.Build(), 0)
+		want("at first", "10.9.0.1:32000")
+		host.Addr("lo", "10.9.0.2/32")
+		time.Sleep(verifyEvery)
+		want("a while later", "10.9.0.1:32000 10.9.0.2:32000")
+		host.Addr("lo", "10.9.0.3/32", "10.8.0.1/32")
+		b.SetNode(model.Node{Name: "n2"})
+		n.state.acknowledge(b.Build(), 0)
+		want("with a change of something else", "10.9.0.1:32000 10.9.0.2:32000 10.9.0.3:32000")
+		host.Do(func() error { return exec.Command("ip", "addr", "del", "10.9.0.1/32", "dev", "lo").Run() })
+		time.Sleep(verifyEvery)
+		want("when one is gone", "10.9.0.2:32000 10.9.0.3:32000")
+		b.DeleteService(serviceName)
+		n.state.acknowledge(b.Build(), 0)
+		want("without the Service", "")
+		cancel()
+		<-ended
+	})
+}
+
+// deaf is a listener that nobody reaches.
+type deaf struct {
+	once   sync.Once
+	closed chan struct{}
+	gone   func()
+}
+
+func (d *deaf) Accept() (net.Conn, error) {
+	<-d.closed
+	return nil, net.ErrClosed
+}
+
+func (d *deaf) Close() error {
+	d.once.Do(func() { close(d.closed); d.gone() })
+	return nil
+}
+
+func (d *deaf) Addr() net.Addr { return &net.TCPAddr{} }
 
 // A node takes itself out of its load balancers when it is gone or leaving, and not because nothing is known yet.
 func TestEligible(t *testing.T) {
