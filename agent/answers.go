@@ -46,7 +46,7 @@ func (n *Node) Report() *status.Report {
 		r.DNS.Upstreams = append(r.DNS.Upstreams, status.Upstream{Zone: u.Zone, Addr: addr, State: u.State, Why: u.Why, Answered: u.Answered, Failed: u.Failed, Spoofs: u.SuspectedSpoofs})
 	}
 	if len(r.DNS.Upstreams) == 0 {
-		r.Off = append(r.Off, "names outside the cluster are refused: no --upstream is configured")
+		r.Off = append(r.Off, "names outside the cluster are refused: no upstream is configured")
 	}
 	for _, t := range n.names.Top(topClients, client.Queries) {
 		r.DNS.Top = append(r.DNS.Top, status.Asker{Name: t.Name, Queries: t.Queries, Denials: t.Denials, Upstream: t.Upstream})

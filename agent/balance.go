@@ -198,14 +198,13 @@ func (n *Node) warn(ctx context.Context, b *balancing) {
 func disputes(snap *model.Snapshot) (out []string) {
 	for _, svc := range snap.Services.All() {
 		snap.Claims(svc, func(f model.Frontend) {
-			owner, ok := snap.Frontends.Get(f)
-			if line := fmt.Sprintf("%s: %s belongs to %s", svc.Name, f, owner); ok && owner != svc.Name && !slices.Contains(out, line) {
-				out = append(out, line)
+			if owner, ok := snap.Frontends.Get(f); ok && owner != svc.Name {
+				out = append(out, fmt.Sprintf("%s: %s belongs to %s", svc.Name, f, owner))
 			}
 		})
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // passingOn names the frontends that stand for pods that are ending.
