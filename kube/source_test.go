@@ -1,0 +1,231 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// heard counts what a source tells.
+type heard struct{ services, endpoints, queued int }
+
+func (h *heard) ServiceChanged()   { h.services++ }
+func (h *heard) EndpointsChanged() { h.endpoints++ }
+func (h *heard) Queued()           { h.queued++ }
+
+// feed plays a reflector's part for a source: whatever comes, it comes by the methods of the store that client-go calls.
+type feed struct {
+	t     *testing.T
+	s     *Source
+	heard heard
+	log   strings.Builder
+}
+
+func newFeed(t *testing.T) *feed {
+	t.Helper()
+	client, err := NewClientFor(&rest.Config{Host: "http://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &feed{t: t}
+	f.s = New(Options{Client: client, Config: model.Config{Self: "n1"}, Events: &f.heard, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
+	return f
+}
+
+// store is what the reflector of a resource writes to.
+func (f *feed) store(resource string) *watched {
+	for _, w := range append(slices.Clone(f.s.watches), f.s.ranges) {
+		if w.resource == resource {
+			return w
+		}
+	}
+	f.t.Fatalf("nobody watches %s", resource)
+	return nil
+}
+
+// stream lists objects as client-go does it by a watch: into a store of its own, with the source's Transformer, which then replaces all.
+func (f *feed) stream(resource string, list ...runtime.Object) {
+	f.t.Helper()
+	w := f.store(resource)
+	temporary := cache.NewStore(cache.DeletionHandlingMetaNamespaceKeyFunc, cache.WithTransformer(w.Transformer()))
+	for _, o := range list {
+		if err := temporary.Add(o); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for _, o := range temporary.List() {
+		if _, whole := o.(*shrunk); !whole {
+			f.t.Errorf("%T is kept whole while %s stream in", o, resource)
+		}
+	}
+	if err := w.Replace(temporary.List(), "1"); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// page lists objects as client-go does it where lists cannot be streamed.
+func (f *feed) page(resource string, list ...runtime.Object) {
+	f.t.Helper()
+	var all []any
+	for _, o := range list {
+		all = append(all, o)
+	}
+	if err := f.store(resource).Replace(all, "1"); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// changed reports whether there is a signal, and takes it.
+func (f *feed) changed() bool {
+	select {
+	case <-f.s.Changed():
+		return true
+	default:
+		return false
+	}
+}
+
+func (f *feed) services() string {
+	snap := f.s.Snapshot()
+	if snap == nil {
+		return "nothing"
+	}
+	var out []string
+	for n, svc := range snap.Services.All() {
+		out = append(out, fmt.Sprintf("%s %v with %d", n.Name, svc.ClusterIPs, len(svc.Endpoints)))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+func serviceAt(name, vip string) *corev1.Service {
+	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name}, Spec: corev1.ServiceSpec{ClusterIP: vip, Ports: []corev1.ServicePort{{Port: 80}}}}
+}
+
+// sliceOf is an EndpointSlice of a Service, named like it.
+func sliceOf(service string, endpoints ...string) *discoveryv1.EndpointSlice {
+	sl := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4, ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: service,
+		Labels: map[string]string{discoveryv1.LabelServiceName: service}}}
+	for _, a := range endpoints {
+		sl.Endpoints = append(sl.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}})
+	}
+	return sl
+}
+
+// TestLists: the first lists give nothing before the last of them; a later one, streamed or not, brings what is new, takes what is gone, and leaves alone what is
+// known. Only what differs is told.
+func TestLists(t *testing.T) {
+	for name, list := range map[string]func(*feed, string, ...runtime.Object){"streamed": (*feed).stream, "in pages": (*feed).page} {
+		t.Run(name, func(t *testing.T) {
+			f := newFeed(t)
+			want := func(when, services string, told heard) {
+				t.Helper()
+				if got := f.services(); got != services {
+					t.Errorf("%s: Services %s, want %s", when, got, services)
+				}
+				if f.heard != told {
+					t.Errorf("%s: told %+v, want %+v", when, f.heard, told)
+				}
+				f.heard = heard{}
+			}
+			list(f, "services", serviceAt("a", "10.96.0.1"), serviceAt("b", "10.96.0.2"), serviceAt("c", "10.96.0.3"))
+			list(f, "endpointslices", sliceOf("a", "10.244.0.2", "10.244.0.1"), sliceOf("b", "10.244.0.3"), sliceOf("c", "10.244.0.4"))
+			list(f, "servicecidrs")
+			list(f, "nodes", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
+			if got := f.s.Waiting(); !slices.Equal(got, []string{"pods"}) {
+				t.Errorf("waits for %v", got)
+			}
+			want("before the last list", "nothing", heard{})
+			list(f, "pods")
+			want("at first", "a [10.96.0.1] with 2, b [10.96.0.2] with 1, c [10.96.0.3] with 1", heard{})
+			if !f.changed() || len(f.s.Waiting()) > 0 {
+				t.Errorf("no signal, or it waits for %v", f.s.Waiting())
+			}
+			before := f.s.Snapshot()
+
+			list(f, "services", serviceAt("a", "10.96.0.1"), serviceAt("b", "10.96.0.2"), serviceAt("c", "10.96.0.3"))
+			list(f, "endpointslices", sliceOf("a", "10.244.0.2", "10.244.0.1"), sliceOf("b", "10.244.0.3"), sliceOf("c", "10.244.0.4"))
+			want("the same again", "a [10.96.0.1] with 2, b [10.96.0.2] with 1, c [10.96.0.3] with 1", heard{})
+			if f.s.Snapshot() != before {
+				t.Error("the same again makes another snapshot")
+			}
+
+			list(f, "services", serviceAt("a", "10.96.0.1"), serviceAt("b", "10.96.0.9"), serviceAt("d", "10.96.0.4"))
+			want("one changed, one gone, one new", "a [10.96.0.1] with 2, b [10.96.0.9] with 1, d [10.96.0.4] with 0", heard{services: 3, queued: 3})
+			list(f, "endpointslices", sliceOf("a", "10.244.0.1"), sliceOf("d", "10.244.0.5", "10.244.0.6"))
+			want("and their slices", "a [10.96.0.1] with 1, b [10.96.0.9] with 0, d [10.96.0.4] with 2", heard{endpoints: 4, queued: 4})
+			a, _ := f.s.Snapshot().Services.Get(model.Name{Namespace: "x", Name: "a"})
+			d, _ := f.s.Snapshot().Services.Get(model.Name{Namespace: "x", Name: "d"})
+			if !a.Arrived.IsZero() || d.Arrived.IsZero() {
+				t.Errorf("a arrived %v, which was there; d %v, which was not", a.Arrived, d.Arrived)
+			}
+			if list(f, "nodes"); f.s.Snapshot().Node() != nil {
+				t.Error("a node that is gone is still there")
+			}
+			if f.log.Len() == 0 || strings.Count(f.log.String(), "\n") != 1 {
+				t.Errorf("logged, where only the first lists are worth a line:\n%s", &f.log)
+			}
+		})
+	}
+}
+
+// TestListThatChanges: an object that changes while its list streams in is there as it was last, be it as it was known before.
+func TestListThatChanges(t *testing.T) {
+	f := newFeed(t)
+	for _, resource := range []string{"endpointslices", "nodes", "pods"} {
+		f.stream(resource)
+	}
+	f.stream("services", serviceAt("a", "10.96.0.1"), serviceAt("b", "10.96.0.2"))
+	f.stream("services", serviceAt("a", "10.96.0.9"), serviceAt("b", "10.96.0.2"), serviceAt("a", "10.96.0.1"), serviceAt("b", "10.96.0.8"))
+	if got := f.services(); got != "a [10.96.0.1] with 0, b [10.96.0.8] with 0" {
+		t.Error(got)
+	}
+}
+
+// TestWatch: what a watch says after the lists is there at once and told, but for what says nothing new.
+func TestWatch(t *testing.T) {
+	f := newFeed(t)
+	for _, resource := range []string{"services", "endpointslices", "nodes", "pods"} {
+		f.stream(resource)
+	}
+	f.changed()
+	services, endpoints := f.store("services"), f.store("endpointslices")
+	fqdn := sliceOf("a")
+	fqdn.AddressType = discoveryv1.AddressTypeFQDN
+	for _, tt := range []struct {
+		does string
+		do   func(any) error
+		o    any
+		want string
+		told heard
+	}{
+		{"add", services.Add, serviceAt("a", "10.96.0.1"), "a [10.96.0.1] with 0", heard{1, 0, 1}},
+		{"add its endpoints", endpoints.Add, sliceOf("a", "10.244.0.1"), "a [10.96.0.1] with 1", heard{0, 1, 1}},
+		{"say it again", services.Update, serviceAt("a", "10.96.0.1"), "a [10.96.0.1] with 1", heard{}},
+		{"say that again", endpoints.Update, sliceOf("a", "10.244.0.1"), "a [10.96.0.1] with 1", heard{}},
+		{"change", services.Update, serviceAt("a", "10.96.0.2"), "a [10.96.0.2] with 1", heard{1, 0, 1}},
+		{"change its endpoints", endpoints.Update, sliceOf("a", "10.244.0.2", "10.244.0.3"), "a [10.96.0.2] with 2", heard{0, 1, 1}},
+		{"make its endpoints names", endpoints.Update, fqdn, "a [10.96.0.2] with 0", heard{0, 1, 1}},
+		{"delete", services.Delete, serviceAt("a", "10.96.0.2"), "", heard{1, 0, 1}},
+		{"delete what was missed", endpoints.Delete, cache.DeletedFinalStateUnknown{Key: "x/a", Obj: sliceOf("a")}, "", heard{0, 1, 1}},
+	} {
+		f.heard = heard{}
+		if err := tt.do(tt.o); err != nil || f.services() != tt.want || f.heard != tt.told || !f.changed() {
+			t.Errorf("%s: %v; Services %s, want %s; told %+v, want %+v", tt.does, err, f.services(), tt.want, f.heard, tt.told)
+		}
+	}
+}
