@@ -42,7 +42,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "[-http ADDR,...] [-udp ADDR] [-version V] [-upstream URL,...]", serveMain},
-		{"get", "[-n N] [-rate R] [-duration D] [-c WORKERS] [-fresh-conn] URL...", getMain},
+		{"get", "[-n N] [-rate R] [-duration D] [-c WORKERS] [-fresh-conn] [-plain] URL...", getMain},
 		{"udp", "[-n N] [-rate R] [-duration D] [-c WORKERS] HOST:PORT...", udpMain},
 		{"watch-name", "[-timeout D] [-rate R] NAME:PORT...", watchMain},
 		{"dns", "[-rate R] [-duration D] [-server ADDR] [-type T] NAME", dnsMain},

@@ -24,25 +24,40 @@ type steady struct {
 	sent  [1 << 16]time.Time // by id; zero: answered, or never sent
 	s     *sighting
 	first chan netip.Addr
-	done  chan struct{} // closed when no more answers are read
 }
 
-// steadily begins to ask for a name, rate times a second, until ctx or end ends
-// it. It writes what it sees to s, which is the caller's after end.
-func (c resolver) steadily(ctx context.Context, name string, rate int, s *sighting) (*steady, error) {
-	query, err := packQuery(0, name, typeA)
+// awaitSteadily asks for the first candidate name, rate times a second, until
+// there is an address, and on until end is called, which waits for what can
+// still be answered.
+func (c resolver) awaitSteadily(ctx context.Context, host string, rate int, s *sighting) (addr netip.Addr, end func(), err error) {
+	query, err := packQuery(0, c.candidates(host)[0], typeA)
 	if err != nil {
-		return nil, err
+		return addr, nil, err
 	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", c.server)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", c.server, err)
+		return addr, nil, fmt.Errorf("ask %s: %w", c.server, err)
 	}
-	q := &steady{conn: conn, query: query, s: s, first: make(chan netip.Addr, 1), done: make(chan struct{})}
-	context.AfterFunc(ctx, func() { conn.Close() })
-	go q.read()
-	go q.send(ctx, rate)
-	return q, nil
+	q := &steady{conn: conn, query: query, s: s, first: make(chan netip.Addr, 1)}
+	asking, stop := context.WithCancel(ctx)
+	var sender, reader sync.WaitGroup
+	sender.Go(func() { q.send(asking, rate) })
+	reader.Go(q.read)
+	end = func() {
+		stop()
+		sender.Wait()
+		lost := q.settle(ctx)
+		conn.Close()
+		reader.Wait()
+		s.Lost += lost
+	}
+	select {
+	case addr := <-q.first:
+		return addr, end, nil
+	case <-ctx.Done():
+		end()
+		return addr, nil, fmt.Errorf("no address for %s: %w", host, ctx.Err())
+	}
 }
 
 // send keeps the rate over any time longer than a millisecond.
@@ -54,11 +69,12 @@ func (q *steady) send(ctx context.Context, rate int) {
 		for due := int(time.Since(start).Seconds() * float64(rate)); n < due; n++ {
 			binary.BigEndian.PutUint16(q.query, id)
 			q.mu.Lock()
+			if !q.sent[id].IsZero() {
+				q.s.Lost++ // ids go round in seconds
+			}
 			q.sent[id] = time.Now()
 			q.mu.Unlock()
-			if _, err := q.conn.Write(q.query); err != nil && ctx.Err() != nil {
-				return
-			}
+			_, _ = q.conn.Write(q.query) // what is not sent is not answered
 			id++
 		}
 		select {
@@ -70,7 +86,6 @@ func (q *steady) send(ctx context.Context, rate int) {
 }
 
 func (q *steady) read() {
-	defer close(q.done)
 	buf := make([]byte, 4096)
 	for {
 		n, err := q.conn.Read(buf)
@@ -119,26 +134,25 @@ func (q *steady) answered(id uint16, r reply) {
 	}
 }
 
-// connect makes the connection that the answer promised, while the asking goes on.
-func (q *steady) connect(ctx context.Context, addr netip.Addr, port string) {
-	result := sighting{Name: q.s.Name}
-	result.connect(ctx, net.JoinHostPort(addr.String(), port))
-	sleepUntil(ctx, time.Now().Add(afterglow))
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.s.Addr, q.s.ConnectMS, q.s.FirstOK, q.s.Pod = addr.String(), result.ConnectMS, result.FirstOK, result.Pod
-	q.s.Outcome, q.s.Error = result.Outcome, result.Error
-}
-
-// end ends the asking, and counts what has not been answered a second before as lost.
-func (q *steady) end() {
-	q.conn.Close()
-	<-q.done
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, sent := range q.sent {
-		if !sent.IsZero() && time.Since(sent) > time.Second {
-			q.s.Lost++
+// settle waits until every query is answered or, a second after it was sent,
+// lost, and counts the latter.
+func (q *steady) settle(ctx context.Context) (lost int) {
+	for {
+		young := 0
+		lost = 0
+		q.mu.Lock()
+		for _, sent := range q.sent {
+			switch {
+			case sent.IsZero():
+			case time.Since(sent) < time.Second:
+				young++
+			default:
+				lost++
+			}
+		}
+		q.mu.Unlock()
+		if young == 0 || !sleepUntil(ctx, time.Now().Add(time.Millisecond)) {
+			return lost
 		}
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"sync/atomic"
 	"time"
 )
 
@@ -28,13 +27,13 @@ type sighting struct {
 	Addr        string    `json:"addr,omitempty"`
 	Asked       int       `json:"asked"`        // queries sent until the first answer
 	Missing     int       `json:"missing"`      // of them answered "not found" or without records
-	Lost        int       `json:"lost"`         // of them not answered in a second
+	Lost        int       `json:"lost"`         // of them, with -rate of all, not answered in a second
 	LastMissing time.Time `json:"last_missing"` // with -rate: when the last query was sent that was answered "not found"
 	FirstAnswer time.Time `json:"first_answer"` // when the first answer with an address arrived
 	FirstOK     time.Time `json:"first_ok"`     // when the answer to the HTTP request at that address was read
 	ConnectMS   float64   `json:"connect_ms"`   // time for the connection and the request
-	AskedAfter  int64     `json:"asked_after"`  // queries answered after the first answer
-	TakenBack   int64     `json:"taken_back"`   // of them answered otherwise than with an address
+	AskedAfter  int       `json:"asked_after"`  // queries answered after the first answer
+	TakenBack   int       `json:"taken_back"`   // of them answered otherwise than with an address
 	Outcome     string    `json:"outcome"`      // "ok", or the kind of failure
 	Error       string    `json:"error,omitempty"`
 	Pod         string    `json:"pod,omitempty"`
@@ -77,51 +76,35 @@ func watchMain(ctx context.Context, args []string, out io.Writer) error {
 	return failed
 }
 
-// watch waits for one name and connects to it.
+// watch waits for one name and connects to it, while the asking goes on.
 func (c resolver) watch(ctx context.Context, host, port string, timeout time.Duration, rate int) sighting {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	s := sighting{Name: host}
+	await := c.await
 	if rate > 0 {
-		q, err := c.steadily(ctx, c.candidates(host)[0], rate, &s)
-		if err != nil {
-			s.Outcome, s.Error = "error", err.Error()
-			return s
+		await = func(ctx context.Context, host string, s *sighting) (netip.Addr, func(), error) {
+			return c.awaitSteadily(ctx, host, rate, s)
 		}
-		select {
-		case addr := <-q.first:
-			q.connect(ctx, addr, port)
-			q.end()
-		case <-ctx.Done():
-			q.end()
-			s.Outcome, s.Error = "timeout", fmt.Sprintf("no address for %s: %v", host, ctx.Err())
-		}
-		return s
 	}
-	name, addr, err := c.await(ctx, host, &s)
+	addr, end, err := await(ctx, host, &s)
 	if err != nil {
 		s.Outcome, s.Error = "timeout", err.Error()
+		if ctx.Err() == nil {
+			s.Outcome = "error"
+		}
 		return s
 	}
-	s.FirstAnswer, s.Addr = time.Now(), addr.String()
-
-	// Someone else asks on while this one connects.
-	asking, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c.askOn(asking, name, &s)
-	}()
-	s.connect(ctx, net.JoinHostPort(addr.String(), port))
+	s.Addr = addr.String()
+	s.connect(ctx, net.JoinHostPort(s.Addr, port))
 	sleepUntil(ctx, time.Now().Add(afterglow))
-	stop()
-	<-done
+	end()
 	return s
 }
 
 // await asks for every candidate name, round after round without a pause,
-// until one has an address.
-func (c resolver) await(ctx context.Context, host string, s *sighting) (string, netip.Addr, error) {
+// until one has an address. It goes on asking for that one until end is called.
+func (c resolver) await(ctx context.Context, host string, s *sighting) (addr netip.Addr, end func(), err error) {
 	names := c.candidates(host)
 	for {
 		for _, name := range names {
@@ -129,14 +112,21 @@ func (c resolver) await(ctx context.Context, host string, s *sighting) (string, 
 			r, err := ask(one, c.server, name, typeA)
 			cancel()
 			if ctx.Err() != nil {
-				return "", netip.Addr{}, fmt.Errorf("no address for %s: %w", host, ctx.Err())
+				return addr, nil, fmt.Errorf("no address for %s: %w", host, ctx.Err())
 			}
 			s.Asked++
 			switch {
 			case err != nil:
 				s.Lost++
 			case len(r.addrs) > 0:
-				return name, r.addrs[0], nil
+				s.FirstAnswer = time.Now()
+				asking, stop := context.WithCancel(ctx)
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					c.askOn(asking, name, s)
+				}()
+				return r.addrs[0], func() { stop(); <-done }, nil
 			default:
 				s.Missing++
 			}
@@ -154,14 +144,15 @@ func (c resolver) askOn(ctx context.Context, name string, s *sighting) {
 		if err != nil {
 			continue
 		}
-		atomic.AddInt64(&s.AskedAfter, 1)
+		s.AskedAfter++
 		if len(r.addrs) == 0 {
-			atomic.AddInt64(&s.TakenBack, 1)
+			s.TakenBack++
 		}
 	}
 }
 
-// connect makes the one request that the answer promised would work.
+// connect makes the one request that the answer promised would work. It writes
+// nothing that those who ask meanwhile write.
 func (s *sighting) connect(ctx context.Context, target string) {
 	start := time.Now()
 	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
