@@ -26,6 +26,8 @@ type figure struct {
 	Met     *bool   `json:"met,omitempty"`
 	// Missing says why something was not measured.
 	Missing string `json:"missing,omitempty"`
+	// Quick says that a quick run measured it: not to be used.
+	Quick bool `json:"quick,omitempty"`
 	// X is the number of Services, for plots.
 	X int `json:"x,omitempty"`
 	// Spread is of Fairlead's rounds: the least and the most.
@@ -99,6 +101,7 @@ func (s *suite) state(f figure) {
 			*v = 0 // JSON has no word for it
 		}
 	}
+	f.Quick = s.quick
 	s.figures = append(s.figures, f)
 	_ = s.out.Encode(f)
 }

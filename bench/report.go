@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -21,7 +22,6 @@ import (
 
 // results are what docs/benchmarks keeps as JSON: the last figures of each section, and on what they were measured.
 type results struct {
-	Quick    bool              `json:"quick,omitempty"` // not to be used
 	Machine  string            `json:"machine"`
 	Kernel   string            `json:"kernel"`
 	Versions map[string]string `json:"versions"`
@@ -42,7 +42,7 @@ func (s *suite) writeDocs(dir string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read earlier results: %w", err)
 	}
-	now := results{Quick: s.quick, Machine: machine(), Kernel: kernel(), Versions: s.chapter.versions(s.programs), Figures: merge(s.chapter.experiments, old.Figures, s.figures)}
+	now := results{Machine: machine(), Kernel: kernel(), Versions: s.chapter.versions(s.programs), Figures: merge(s.chapter.experiments, old.Figures, s.figures)}
 	if text, err = json.MarshalIndent(now, "", "  "); err != nil {
 		return fmt.Errorf("encode results: %w", err)
 	}
@@ -201,7 +201,8 @@ func (c *chapter) write(r results) ([]byte, error) {
 			}
 			return out
 		},
-		"yes": func(b *bool) bool { return b != nil && *b },
+		"quick": func(all []figure) bool { return slices.ContainsFunc(all, func(f figure) bool { return f.Quick }) },
+		"yes":   func(b *bool) bool { return b != nil && *b },
 	}).Parse(c.template)
 	if err != nil {
 		return nil, fmt.Errorf("parse the page's template: %w", err)

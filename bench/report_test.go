@@ -66,7 +66,11 @@ func TestWriteDocs(t *testing.T) {
 		}
 	}
 
-	again := &suite{chapter: serviceChapter, out: json.NewEncoder(io.Discard)}
+	const warning = "From a quick run"
+	if strings.Contains(page, warning) {
+		t.Error("the page says that it is of a quick run")
+	}
+	again := &suite{chapter: serviceChapter, quick: true, out: json.NewEncoder(io.Discard)}
 	again.contrast(figure{Section: "memory", Figure: "memory", Unit: "MiB", Value: 5}, proxy.name, 20, share, atMost(0.25))
 	if err := again.writeDocs(dir); err != nil {
 		t.Fatal(err)
@@ -77,6 +81,18 @@ func TestWriteDocs(t *testing.T) {
 	}
 	if !strings.Contains(page, "cold start after listing at 10000 Services") {
 		t.Error("the sections that were not measured again are gone")
+	}
+	// A quick run marks what it has measured, and a later one that is not leaves the mark there.
+	final := &suite{chapter: serviceChapter, out: json.NewEncoder(io.Discard)}
+	final.state(figure{Section: "start", Figure: "floor", Unit: "ms", Value: 2})
+	if err := final.writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range []string{page, readDocs(t, dir)} {
+		_, memory, _ := strings.Cut(page, "\n## Memory")
+		if strings.Count(page, warning) != 1 || !strings.Contains(memory, warning) || strings.Count(page, "(quick run)") != 1 || !strings.Contains(page, "goal ≤ 0.25 (quick run)") {
+			t.Errorf("what a quick run measured is not marked, or something else is:\n%s", page)
+		}
 	}
 }
 
