@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -223,13 +222,12 @@ func settled(ctx context.Context, pid int) (memory, error) {
 
 // forgetPeak lets the most that a process and those it has started ever had begin anew with what it has now, proc_pid_clear_refs(5).
 func forgetPeak(pid int) error {
-	members, err := familyOf(pid)
-	for _, member := range members {
-		if e := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", member), []byte("5"), 0); e != nil {
-			err = errors.Join(err, fmt.Errorf("reset peak memory of %d: %w", member, e))
+	return ofFamily(pid, func(member int) error {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", member), []byte("5"), 0); err != nil {
+			return fmt.Errorf("reset peak memory of %d: %w", member, err)
 		}
-	}
-	return err
+		return nil
+	})
 }
 
 // partOfDNS is what an agent that answers, and was asked for every name, holds more than one whose Node does not exist, which programs every Service

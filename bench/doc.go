@@ -30,7 +30,8 @@
 // ratios, with the interval in which 95 % of the medians of resampled rounds lie (bootstrap), and a goal is judged at the bad end of that
 // interval. A round with an error, or in which the hypervisor took more than 1 % of the processors, is repeated.
 //
-// Processor time is the kernel's account of the process, plus that of the children it has waited for: kube-proxy does its work through the nft tool.
+// Processor time and memory are the kernel's account of a process and of those it has started, also those that have ended: kube-proxy does its work through
+// the nft tool, and the agent is started by the process that holds its sockets.
 //
 // Beside the figures, compare-dns (compare.go) asks Fairlead and CoreDNS the same questions and looks how the answers differ.
 //

@@ -37,7 +37,6 @@ func memories(ctx context.Context, s *suite) error {
 			return err
 		}
 	}
-	const mib = 1 << 20
 	s.contrast(figure{Section: "memory", Figure: "resident memory of the process" + at, Unit: "MiB", Value: held[0].RSS / mib},
 		proxy.name, held[1].RSS/mib, share, atMost(0.25))
 	s.contrast(figure{Section: "memory", Figure: "most memory it ever had" + at, Unit: "MiB", Value: held[0].Peak / mib},

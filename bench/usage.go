@@ -24,20 +24,23 @@ const clockTick = 10 * time.Millisecond
 // cpuTime is the processor time that a process, those it has started, and those of them that have ended have used: a contender may be of several
 // processes, or call a tool. What runs is exact; what has ended is known in steps of 10 ms.
 func cpuTime(pid int) (sum time.Duration, err error) {
-	members, err := familyOf(pid)
-	if err != nil {
-		return 0, err
-	}
-	for _, member := range members {
+	err = ofFamily(pid, func(member int) error {
 		used, err := ownTime(member)
-		switch {
-		case err == nil:
-			sum += used
-		case member == pid || !gone(err):
-			return 0, err
+		sum += used
+		return err
+	})
+	return sum, err
+}
+
+// ofFamily does something about a process and each of those it has started. That one of the latter ends meanwhile is no error.
+func ofFamily(pid int, do func(member int) error) error {
+	members, err := familyOf(pid)
+	for _, member := range members {
+		if e := do(member); e != nil && (member == pid || !gone(e)) {
+			err = errors.Join(err, e)
 		}
 	}
-	return sum, nil
+	return err
 }
 
 // gone reports whether an error is that a process has ended.
@@ -148,11 +151,7 @@ func family(parents map[int]int, pid int) []int {
 
 // confine keeps a process and those it has started on one processor.
 func confine(pid, cpu int) error {
-	members, err := familyOf(pid)
-	for _, member := range members {
-		err = errors.Join(err, confineOne(member, cpu))
-	}
-	return err
+	return ofFamily(pid, func(member int) error { return confineOne(member, cpu) })
 }
 
 // confineOne keeps all threads of a process on one processor.
@@ -175,8 +174,9 @@ func confineOne(pid, cpu int) error {
 	return nil
 }
 
-// memory is what a process, and those it has started, hold, in bytes. The contenders are static programs that share pages with nobody but other instances of themselves, of which there are
-// several here and one on a node: what is resident is what the proportional set size would be there.
+// memory is what a process, and those it has started, hold, in bytes. The contenders are static programs that share pages with nobody but other instances of
+// themselves, of which there are several here and one on a node: what is resident is what the proportional set size would be there. The agent is two processes
+// of one program, so that what is resident counts their common pages twice.
 type memory struct {
 	RSS  float64
 	PSS  float64
@@ -184,12 +184,11 @@ type memory struct {
 }
 
 func memoryOf(pid int) (sum memory, err error) {
-	members, err := familyOf(pid)
-	for _, member := range members {
-		m, e := memoryOfOne(member)
-		err = errors.Join(err, e)
+	err = ofFamily(pid, func(member int) error {
+		m, err := memoryOfOne(member)
 		sum = memory{sum.RSS + m.RSS, sum.PSS + m.PSS, sum.Peak + m.Peak}
-	}
+		return err
+	})
 	return sum, err
 }
 

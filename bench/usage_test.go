@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestChildrenTime(t *testing.T) {
@@ -92,6 +94,36 @@ func TestFamilyOf(t *testing.T) {
 	}
 	if n := count(); n != 1 {
 		t.Errorf("%d processes after the end of the others", n)
+	}
+}
+
+// What a process has started is confined with it.
+func TestConfine(t *testing.T) {
+	child := exec.Command("sh", "-c", "cat; true")
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer stdin.Close()
+	var members []int
+	for len(members) < 2 {
+		time.Sleep(time.Millisecond) // until the shell has started it
+		if members, err = familyOf(child.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := confine(child.Process.Pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range members {
+		var set unix.CPUSet
+		if err := unix.SchedGetaffinity(pid, &set); err != nil || set.Count() != 1 || !set.IsSet(0) {
+			t.Errorf("process %d may run on %d processors (%v), want the first alone", pid, set.Count(), err)
+		}
 	}
 }
 
