@@ -26,7 +26,6 @@ need node nodejs
 servers="gdnsd knot nsd unbound"
 if [ "${1-}" = bench-dns ]; then
 	PATH=$PATH:/usr/sbin
-	need cc gcc
 	need dnsperf dnsperf
 	need gdnsd gdnsd
 	need knotd knot
