@@ -47,11 +47,7 @@ func nameChanged(ctx context.Context, s *suite) error {
 	defer func() { closeAll(nodes) }()
 	var names []string
 	for _, r := range []resolver{fairleadDNS, coreDNS, coreDNSCached} {
-		w, err := s.usualWorld(ctx, r)
-		if err != nil {
-			return err
-		}
-		n, err := s.newDNSNode(ctx, r, w)
+		n, err := s.usualNode(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -200,12 +196,8 @@ func (n *dnsNode) prepareService(ctx context.Context, id string) (c nameChange, 
 // prepareEndpoint has a headless Service of two endpoints, of which one gets another address.
 func (n *dnsNode) prepareEndpoint(ctx context.Context, id string) (c nameChange, err error) {
 	w, name := n.w, "moves-"+id
-	_, err = w.client.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec:       corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Ports: []corev1.ServicePort{{Port: servicePort}}},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return c, fmt.Errorf("create service %s: %w", name, err)
+	if err := w.createHeadless(ctx, name, nil); err != nil {
+		return c, err
 	}
 	slice, err := w.addSlice(ctx, name, name+"-1", 2)
 	if err != nil {
@@ -228,14 +220,8 @@ func (n *dnsNode) prepareEndpoint(ctx context.Context, id string) (c nameChange,
 // preparePod has a headless Service with a selector, and its pod, which is not ready.
 func (n *dnsNode) preparePod(ctx context.Context, id string) (c nameChange, err error) {
 	w, name := n.w, "ready-"+id
-	_, err = w.client.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: corev1.ServiceSpec{
-			ClusterIP: corev1.ClusterIPNone, Selector: map[string]string{"app": name}, Ports: []corev1.ServicePort{{Port: servicePort}},
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return c, fmt.Errorf("create service %s: %w", name, err)
+	if err := w.createHeadless(ctx, name, map[string]string{"app": name}); err != nil {
+		return c, err
 	}
 	addr := w.newEndpoint()
 	if err := w.addPod(ctx, name, name, remoteNode, addr.String()); err != nil {

@@ -55,17 +55,13 @@ func externalLookups(ctx context.Context, s *suite) error {
 	nodes := map[string]*dnsNode{}
 	defer func() { closeAll(nodes) }()
 	for _, r := range []resolver{fairleadDNS, coreDNS} {
-		w, err := s.usualWorld(ctx, r)
-		if err != nil {
-			return err
-		}
-		n, err := s.newDNSNode(ctx, r, w)
+		n, err := s.usualNode(ctx, r)
 		if err != nil {
 			return err
 		}
 		nodes[r.name] = n
 		// The client is a pod that the API knows.
-		if err := w.addPod(ctx, "client-"+strconv.Itoa(r.number), "client", fairlead.name, n.podAddr()); err != nil {
+		if err := n.w.addPod(ctx, "client-"+strconv.Itoa(r.number), "client", fairlead.name, n.podAddr()); err != nil {
 			return err
 		}
 	}
@@ -186,7 +182,7 @@ func (n *dnsNode) upstreamAsked() (count uint32, err error) {
 		if err != nil {
 			return fmt.Errorf("ask the upstream for its count: %w", err)
 		}
-		if err := q.echoed(msg); err != nil || len(msg) < 4 {
+		if err := q.echoed(msg); err != nil {
 			return fmt.Errorf("read the upstream's count: %w", err)
 		}
 		count = binary.BigEndian.Uint32(msg[len(msg)-4:])

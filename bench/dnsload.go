@@ -41,14 +41,13 @@ func dnsLoads(ctx context.Context, s *suite) error {
 		return err
 	}
 	defer closeAll(nodes)
-	for name, why := range missing {
-		s.state(figure{Section: "load", Figure: name + " is not measured", Missing: why})
-	}
 	var names []string
 	for _, r := range resolvers {
-		if nodes[r.name] != nil {
-			names = append(names, r.name)
+		if why, ok := missing[r.name]; ok {
+			s.state(figure{Section: "load", Figure: r.name + " is not measured", Missing: why})
+			continue
 		}
+		names = append(names, r.name)
 	}
 	turns := func(measure func(*dnsNode) (served, error)) (map[string][]served, error) {
 		quiet(ctx)
@@ -111,11 +110,7 @@ func (s *suite) serveAll(ctx context.Context, all []resolver) (nodes map[string]
 			progress("without %s: %v", r.name, err)
 			continue
 		}
-		w, err := s.usualWorld(ctx, r)
-		if err != nil {
-			return nodes, nil, err
-		}
-		n, err := s.newDNSNode(ctx, r, w)
+		n, err := s.usualNode(ctx, r)
 		if err != nil {
 			return nodes, nil, err
 		}
@@ -151,6 +146,15 @@ func (s *suite) usualWorld(ctx context.Context, r resolver) (*dnsWorld, error) {
 		s.dnsWorlds[name] = w
 	}
 	return w, err
+}
+
+// usualNode makes a rig for a resolver, with the world of the usual shape.
+func (s *suite) usualNode(ctx context.Context, r resolver) (*dnsNode, error) {
+	w, err := s.usualWorld(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return s.newDNSNode(ctx, r, w)
 }
 
 // ask asks from the client pod with further flags, and counts what that costs the server.

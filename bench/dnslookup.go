@@ -57,7 +57,7 @@ func lookup(args []string, out io.Writer) error {
 	var running sync.WaitGroup
 	for i := range stubs {
 		s := &stubs[i]
-		s.to = unix.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}
+		s.to = addr
 		running.Go(func() {
 			runtime.LockOSThread()
 			for n := 0; *most == 0 || n < *most; n++ {
@@ -72,7 +72,7 @@ func lookup(args []string, out io.Writer) error {
 				case err != nil:
 					s.result.Errors++
 					s.result.FirstError = fmt.Sprintf("look up %s: %v", name, err)
-				case now.After(begin) || now.Equal(begin):
+				case !now.Before(begin):
 					s.result.Lookups++
 				}
 			}
@@ -106,7 +106,7 @@ func candidates(name string, search []string, ndots int) []string {
 
 // stub is one thread of a stub resolver.
 type stub struct {
-	to     unix.SockaddrInet4
+	to     netip.AddrPort
 	id     uint16
 	result lookedUp
 }
@@ -124,18 +124,11 @@ func (s *stub) find(names []string) error {
 
 // try asks for both families. A name is found when either has an address; which must be the right one.
 func (s *stub) try(name string) (found bool, err error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := dialUDP(s.to, time.Second)
 	if err != nil {
-		return false, fmt.Errorf("open socket: %w", err)
+		return false, err
 	}
 	defer unix.Close(fd)
-	timeout := unix.NsecToTimeval(time.Second.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		return false, fmt.Errorf("set timeout: %w", err)
-	}
-	if err := unix.Connect(fd, &s.to); err != nil {
-		return false, fmt.Errorf("connect: %w", err)
-	}
 	var asked [2]question
 	for i, qtype := range []uint16{typeA, typeAAAA} {
 		if asked[i], err = newQuestion(name, qtype, rcodeSuccess); err != nil {

@@ -87,14 +87,22 @@ func (w *dnsWorld) populate(ctx context.Context, h shape) error {
 	return group.Wait()
 }
 
-// addHeadless makes a Service without address and without selector, and one slice with its endpoints.
-func (w *world) addHeadless(ctx context.Context, name string, endpoints int) (question, error) {
+// createHeadless makes a Service without address.
+func (w *world) createHeadless(ctx context.Context, name string, selector map[string]string) error {
 	_, err := w.client.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec:       corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Ports: []corev1.ServicePort{{Port: servicePort}}},
+		Spec:       corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, Selector: selector, Ports: []corev1.ServicePort{{Port: servicePort}}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return question{}, fmt.Errorf("create service %s: %w", name, err)
+		return fmt.Errorf("create service %s: %w", name, err)
+	}
+	return nil
+}
+
+// addHeadless makes a Service without address and without selector, and one slice with its endpoints.
+func (w *world) addHeadless(ctx context.Context, name string, endpoints int) (question, error) {
+	if err := w.createHeadless(ctx, name, nil); err != nil {
+		return question{}, err
 	}
 	slice, err := w.addSlice(ctx, name, name+"-1", endpoints)
 	if err != nil {
@@ -143,20 +151,30 @@ func (s *suite) saveQuestions(name string, questions []question) (string, error)
 	return path, nil
 }
 
+// dialUDP opens a socket to a server, in the calling thread's namespace. To wait for an answer there takes at most so long.
+func dialUDP(to netip.AddrPort, wait time.Duration) (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, fmt.Errorf("open socket: %w", err)
+	}
+	timeout := unix.NsecToTimeval(wait.Nanoseconds())
+	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		err = fmt.Errorf("set timeout: %w", err)
+	} else if err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+		err = fmt.Errorf("connect: %w", err)
+	}
+	if err != nil {
+		unix.Close(fd)
+	}
+	return fd, err
+}
+
 // exchangeDNS asks once, from the calling thread's namespace, and gives the whole answer.
 func exchangeDNS(to netip.AddrPort, packet []byte, wait time.Duration) ([]byte, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := dialUDP(to, wait)
 	if err != nil {
-		return nil, fmt.Errorf("open socket: %w", err)
+		return nil, err
 	}
 	defer unix.Close(fd)
-	timeout := unix.NsecToTimeval(wait.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		return nil, fmt.Errorf("set timeout: %w", err)
-	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
-	}
 	if _, err := unix.Write(fd, packet); err != nil {
 		return nil, fmt.Errorf("send: %w", err)
 	}
