@@ -201,7 +201,7 @@ type example struct {
 	fairlead, coredns view
 }
 
-// dnsOf are the servers of a comparison and what they run on.
+// dnsPair are the servers of a comparison and what they run on.
 type dnsPair struct {
 	w        *world
 	nodes    [2]*host
@@ -228,9 +228,10 @@ const (
 	dnsIP6        = "fd00:96::a"
 )
 
-// corefile is kubeadm's (v1.37), with two places for what is elsewhere in this world: how CoreDNS finds the API server, and the resolver for
-// what is outside.
+// corefile is kubeadm's (v1.37), with places for what is elsewhere in these worlds: where CoreDNS listens if not everywhere, how it finds the API server, the
+// resolver for what is outside, and what of the cache is not kubeadm's.
 const corefile = `.:53 {
+    %s
     errors
     health {
        lameduck 5s
@@ -246,15 +247,18 @@ const corefile = `.:53 {
     forward . %s {
        max_concurrent 1000
     }
-    cache 30 {
-       disable success cluster.local
-       disable denial cluster.local
-    }
+    cache 30%s
     loop
     reload
     loadbalance
 }
 `
+
+// uncached keeps the cluster's own names out of the cache, as kubeadm does.
+const uncached = ` {
+       disable success cluster.local
+       disable denial cluster.local
+    }`
 
 // compareDNS asks Fairlead and CoreDNS the same questions and reports how they differ. It is an error if they do in a way that docs/dns.md does not have.
 func compareDNS(ctx context.Context, args []string) error {
@@ -289,7 +293,7 @@ func compareDNS(ctx context.Context, args []string) error {
 	defer pair.close()
 	progress("asking")
 	c := &comparison{world: nw, about: map[string]int{}, known: map[string]int{}, unknown: map[string]int{}, examples: map[string][]example{}, first: map[string]example{}}
-	if err := c.run(ctx, pair, nw, *seed, *questions); err != nil {
+	if err := c.run(ctx, pair, *seed, *questions); err != nil {
 		return err
 	}
 	return c.report(os.Stdout)
@@ -303,7 +307,7 @@ func newDNSPair(ctx context.Context, root, dir string, nw *nameWorld, read bool)
 			p.close()
 		}
 	}()
-	bin := programs{fairlead: filepath.Join(root, "bin", "fairlead"), fairleadServer: filepath.Join(root, "bin", "fairlead-server")}
+	bin := programsOf(root)
 	progress("starting the API server")
 	p.w, err = newWorld(ctx, bin, dir, "--service-cidr", serviceCIDR+","+serviceCIDR6, "--pod-cidr", podCIDR+","+podCIDR6)
 	if err != nil {
@@ -336,7 +340,7 @@ func newDNSPair(ctx context.Context, root, dir string, nw *nameWorld, read bool)
 	progress("starting the servers")
 	conf, plain := filepath.Join(dir, "Corefile"), filepath.Join(dir, "Corefile.plain")
 	for path, apiServer := range map[string]string{conf: "kubeconfig " + p.w.kubeconfig, plain: ""} {
-		if err := os.WriteFile(path, fmt.Appendf(nil, corefile, apiServer, fabricIP), 0o644); err != nil {
+		if err := os.WriteFile(path, fmt.Appendf(nil, corefile, "", apiServer, fabricIP, uncached), 0o644); err != nil {
 			return p, fmt.Errorf("write Corefile: %w", err)
 		}
 	}
@@ -347,7 +351,7 @@ func newDNSPair(ctx context.Context, root, dir string, nw *nameWorld, read bool)
 	} else {
 		agent = append(agent, "--upstream", fabricIP)
 	}
-	for i, argv := range [][]string{agent, {filepath.Join(root, "bench", "bin", "coredns"), "-conf", conf}} {
+	for i, argv := range [][]string{agent, {bin.coreDNS, "-conf", conf}} {
 		if p.servers[i], err = start(p.nodes[i], anyCPU, dir, filepath.Base(argv[0])+"-dns", argv...); err != nil {
 			return p, err
 		}
@@ -482,7 +486,7 @@ func answerUpstream(w dns.ResponseWriter, q *dns.Msg) {
 // workers ask at a time. Each has its own questions, so that they do not depend on who is faster.
 const workers = 8
 
-func (c *comparison) run(ctx context.Context, p *dnsPair, nw *nameWorld, seed uint64, questions int) error {
+func (c *comparison) run(ctx context.Context, p *dnsPair, seed uint64, questions int) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range workers {
 		group.Go(func() error {
@@ -491,7 +495,7 @@ func (c *comparison) run(ctx context.Context, p *dnsPair, nw *nameWorld, seed ui
 			defer both[0].close()
 			defer both[1].close()
 			for n := i; n < questions && ctx.Err() == nil; n += workers {
-				q := nw.ask(r)
+				q := c.world.ask(r)
 				e, err := put(n, q, both)
 				if err == nil {
 					c.judge(e)

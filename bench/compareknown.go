@@ -74,7 +74,7 @@ func (w *nameWorld) find(namespace, name string) *named {
 
 func (x exchanged) reverse() bool { return strings.HasSuffix(x.name, ".arpa.") }
 
-// ours reports whether a reverse name is in one of the cluster's ranges, or at its beginning.
+// inRanges reports whether a reverse name is in one of the cluster's ranges, or at its beginning.
 func (x exchanged) inRanges() bool {
 	for _, suffix := range []string{"96.10.in-addr.arpa.", "6.9.0.0.0.0.d.f.ip6.arpa.", "0.0.0.0.8.2.1.0.0.0.d.f.ip6.arpa."} {
 		if strings.HasSuffix("."+x.name, "."+suffix) {
@@ -124,7 +124,7 @@ func ofType(records []string, kind string) (out []string) {
 	return out
 }
 
-// Records that differ only by the weights of SRV records.
+// weightless are records without the weights of SRV records.
 func weightless(records []string) []string {
 	out := slices.Clone(records)
 	for i, r := range out {

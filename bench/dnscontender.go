@@ -192,13 +192,11 @@ func agentCommand(flags ...string) func(*dnsNode, string) ([]string, error) {
 // lines that keep the cluster's own names out of the cache.
 func coreDNSCommand(cached bool) func(*dnsNode, string) ([]string, error) {
 	return func(n *dnsNode, dir string) ([]string, error) {
-		cache := "cache 30"
-		if !cached {
-			cache += " {\n disable success cluster.local\n disable denial cluster.local\n }"
+		without := uncached
+		if cached {
+			without = ""
 		}
-		text := ".:53 {\n bind " + nodeAt + "\n errors\n health {\n lameduck 5s\n }\n ready\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n kubeconfig " +
-			n.w.kubeconfig + "\n pods insecure\n fallthrough in-addr.arpa ip6.arpa\n ttl 30\n }\n prometheus :9153\n forward . " + upstreamAt +
-			" {\n max_concurrent 1000\n }\n " + cache + "\n loop\n reload\n loadbalance\n}\n"
+		text := fmt.Sprintf(corefile, "bind "+nodeAt, "kubeconfig "+n.w.kubeconfig, upstreamAt, without)
 		return writeConfig(dir, "Corefile", text, "-conf")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -66,6 +67,19 @@ type programs struct {
 	bench, fairlead, fairleadServer, kubeProxy, kubeControllerManager, coreDNS string
 
 	built string // the folder with the rivals that are built here
+}
+
+// programsOf are those that are built in the repository at root.
+func programsOf(root string) programs {
+	bin, built := filepath.Join(root, "bin"), filepath.Join(root, "bench", "bin")
+	return programs{
+		fairlead:              filepath.Join(bin, "fairlead"),
+		fairleadServer:        filepath.Join(bin, "fairlead-server"),
+		kubeProxy:             filepath.Join(built, "kube-proxy"),
+		kubeControllerManager: filepath.Join(built, "kube-controller-manager"),
+		coreDNS:               filepath.Join(built, "coredns"),
+		built:                 built,
+	}
 }
 
 // experiment is a section of a page.

@@ -35,22 +35,15 @@ func newSuite(c *chapter, root string, quick bool) (*suite, error) {
 		return nil, fmt.Errorf("find the repository: %w", err)
 	}
 	s := &suite{
-		chapter: c,
-		programs: programs{
-			bench:                 self,
-			fairlead:              filepath.Join(root, "bin", "fairlead"),
-			fairleadServer:        filepath.Join(root, "bin", "fairlead-server"),
-			kubeProxy:             filepath.Join(root, "bench", "bin", "kube-proxy"),
-			kubeControllerManager: filepath.Join(root, "bench", "bin", "kube-controller-manager"),
-			coreDNS:               filepath.Join(root, "bench", "bin", "coredns"),
-			built:                 filepath.Join(root, "bench", "bin"),
-		},
+		chapter:   c,
+		programs:  programsOf(root),
 		quick:     quick,
 		worlds:    map[place]*world{},
 		dnsWorlds: map[string]*dnsWorld{},
 		running:   map[place]*running{},
 		out:       json.NewEncoder(os.Stdout),
 	}
+	s.programs.bench = self
 	for _, path := range c.needs(s.programs) {
 		if _, err := os.Stat(path); err != nil {
 			return nil, fmt.Errorf("find what to measure (make %s builds it): %w", c.target, err)
