@@ -173,6 +173,12 @@ func (n *dnsNode) run(ctx context.Context, s *suite, cpu int) error {
 	if err := awaitAnswers(bounded, n.client, n.addr, ends, n.echo, n.process.gone); err != nil {
 		return fmt.Errorf("start %s: %w; it said: %s", n.resolver.name, err, tail(n.process.log))
 	}
+	if cpu != anyCPU {
+		// Knot gives its threads to processors of its own choice: the first to the client's.
+		if err := confine(n.process.pid(), cpu); err != nil {
+			return err
+		}
+	}
 	_, err = cpuWhenIdle(bounded, n.process.pid())
 	return err
 }
