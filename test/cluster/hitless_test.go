@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -94,9 +93,7 @@ func (w *world) next(t testing.TB, node string, pid int) int {
 // judge fails the test if a query was lost, and states the worst latency.
 func (a asked) judge(t *testing.T, what string, rate int, back []time.Duration) {
 	t.Helper()
-	slices.Sort(back)
-	t.Logf("%s at %d queries/s: %s; the next agent was ready after %.0f ms in the median, %.0f ms at most", what, rate, a,
-		back[len(back)/2].Seconds()*1000, back[len(back)-1].Seconds()*1000)
+	t.Logf("%s at %d queries/s: %s; the next agent was ready after %s", what, rate, a, spread(back))
 	if a.Lost+a.Refused+a.Wrong > 0 {
 		t.Errorf("%s: of %d queries, %d were lost, %d refused, %d answered wrongly", what, a.Sent, a.Lost, a.Refused, a.Wrong)
 	}

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -150,69 +151,75 @@ type sighting struct {
 	TakenBack                       int       `json:"taken_back"`
 }
 
+// sightings has a pod of n2 watch names, one after the other, creates a Service
+// of each, and yields what the pod saw of it and when the API server had answered
+// the creation. Before that it waits: a name must be asked for in vain first.
+func (w *world) sightings(t *testing.T, scenario string, count int, wait time.Duration, flags ...string) iter.Seq2[sighting, time.Time] {
+	return func(yield func(sighting, time.Time) bool) {
+		services := w.kube.CoreV1().Services(namespace)
+		t.Cleanup(func() {
+			w.kubectl(t, "-n", namespace, "delete", "service", "-l", "scenario="+scenario)
+		})
+		args := append([]string{"exec", namespace + "/" + w.clientOn(t, "n2"), "--", "shop", "watch-name"}, flags...)
+		for i := range count {
+			args = append(args, fmt.Sprintf("%s-%03d:80", scenario, i))
+		}
+		cmd := w.command(t.Context(), "fairlead", args...)
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+		seen := bufio.NewScanner(out)
+		time.Sleep(300 * time.Millisecond) // the pod's program begins
+		for i := range count {
+			name := fmt.Sprintf("%s-%03d", scenario, i)
+			time.Sleep(wait)
+			_, err := services.Create(t.Context(), &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"scenario": scenario}},
+				Spec: corev1.ServiceSpec{
+					Selector: map[string]string{"app": "catalog"},
+					Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
+				},
+			}, metav1.CreateOptions{})
+			created := time.Now()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !seen.Scan() {
+				t.Fatalf("the watching pod ended at %s: %v", name, seen.Err())
+			}
+			var s sighting
+			if err := json.Unmarshal(seen.Bytes(), &s); err != nil || s.Name != name {
+				t.Fatalf("%s, want that of %s: %v", seen.Text(), name, err)
+			}
+			if !yield(s, created) {
+				return
+			}
+		}
+	}
+}
+
 // TestAnswerIsAPromise: a Service is created while a pod on another node asks for
 // its name without a pause and connects to the first answer. 200 times over, the
 // first connection works and the name is not taken back.
 func TestAnswerIsAPromise(t *testing.T) {
-	const count = 200
 	w := shared(t)
-	services := w.kube.CoreV1().Services(namespace)
-	t.Cleanup(func() {
-		w.kubectl(t, "-n", namespace, "delete", "service", "-l", "scenario=promise")
-	})
-	args := []string{"exec", namespace + "/" + w.clientOn(t, "n2"), "--", "shop", "watch-name"}
-	for i := range count {
-		args = append(args, fmt.Sprintf("promise-%03d:80", i))
-	}
-	cmd := w.command(t.Context(), "fairlead", args...)
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
-	seen := bufio.NewScanner(out)
-
 	var took []time.Duration
 	asked, after := 0, 0
-	for i := range count {
-		name := fmt.Sprintf("promise-%03d", i)
-		if i == 0 {
-			time.Sleep(300 * time.Millisecond) // the first name must be asked for in vain, too
-		}
-		_, err := services.Create(t.Context(), &corev1.Service{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"scenario": "promise"}},
-			Spec: corev1.ServiceSpec{
-				Selector: map[string]string{"app": "catalog"},
-				Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
-			},
-		}, metav1.CreateOptions{})
-		created := time.Now()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !seen.Scan() {
-			t.Fatalf("the watching pod ended at %s: %v", name, seen.Err())
-		}
-		var s sighting
-		if err := json.Unmarshal(seen.Bytes(), &s); err != nil {
-			t.Fatalf("%s: %v", seen.Text(), err)
-		}
-		if s.Name != name || s.Outcome != "ok" || s.TakenBack != 0 {
-			t.Errorf("%s", seen.Text())
+	for s, created := range w.sightings(t, "promise", 200, 0) {
+		if s.Outcome != "ok" || s.TakenBack != 0 {
+			t.Errorf("%+v", s)
 			continue
 		}
 		asked, after = asked+s.Asked, after+s.AskedAfter
 		took = append(took, s.FirstOK.Sub(created))
 	}
-	slices.Sort(took)
-	if len(took) > 0 {
-		t.Logf("%d names; from the API's response to the first success on another node: median %v, p99 %v, maximum %v; asked %d times before and %d times after the first answer",
-			len(took), took[len(took)/2].Round(10*time.Microsecond), took[len(took)*99/100].Round(10*time.Microsecond), took[len(took)-1].Round(10*time.Microsecond), asked, after)
-	}
+	t.Logf("from the API's response to the first success on another node: %s; asked %d times before and %d times after the first answer", spread(took), asked, after)
 }
 
 // propagation is how long after the API's response a name may still be answered
@@ -224,52 +231,12 @@ const propagation = 250 * time.Millisecond
 // stated propagation after the API's response is denied, none is lost, and who
 // connects to the first answer is served.
 func TestQueryBeforeCreate(t *testing.T) {
-	const count, rate = 100, 5000
 	w := shared(t)
-	services := w.kube.CoreV1().Services(namespace)
-	t.Cleanup(func() {
-		w.kubectl(t, "-n", namespace, "delete", "service", "-l", "scenario=before")
-	})
-	args := []string{"exec", namespace + "/" + w.clientOn(t, "n2"), "--", "shop", "watch-name", "-rate", fmt.Sprint(rate)}
-	for i := range count {
-		args = append(args, fmt.Sprintf("before-%03d:80", i))
-	}
-	cmd := w.command(t.Context(), "fairlead", args...)
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
-	seen := bufio.NewScanner(out)
 	var took, denied []time.Duration
 	asked, missing := 0, 0
-	for i := range count {
-		name := fmt.Sprintf("before-%03d", i)
-		time.Sleep(20 * time.Millisecond) // it must be asked for in vain first
-		_, err := services.Create(t.Context(), &corev1.Service{
-			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"scenario": "before"}},
-			Spec: corev1.ServiceSpec{
-				Selector: map[string]string{"app": "catalog"},
-				Ports:    []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
-			},
-		}, metav1.CreateOptions{})
-		created := time.Now()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !seen.Scan() {
-			t.Fatalf("the watching pod ended at %s: %v", name, seen.Err())
-		}
-		var s sighting
-		if err := json.Unmarshal(seen.Bytes(), &s); err != nil {
-			t.Fatalf("%s: %v", seen.Text(), err)
-		}
-		if s.Name != name || s.Outcome != "ok" || s.TakenBack != 0 || s.Lost != 0 || s.LastMissing.After(created.Add(propagation)) {
-			t.Errorf("created %v: %s", created, seen.Text())
+	for s, created := range w.sightings(t, "before", 100, 20*time.Millisecond, "-rate", "5000") {
+		if s.Outcome != "ok" || s.TakenBack != 0 || s.Lost != 0 || s.LastMissing.After(created.Add(propagation)) {
+			t.Errorf("created %v: %+v", created, s)
 			continue
 		}
 		asked, missing = asked+s.Asked+s.AskedAfter, missing+s.Missing
@@ -278,12 +245,8 @@ func TestQueryBeforeCreate(t *testing.T) {
 	if missing == 0 {
 		t.Error("no name was asked for before it existed")
 	}
-	slices.Sort(took)
-	slices.Sort(denied)
-	if n := len(took); n > 0 {
-		t.Logf("%d names, asked for %d times, %d of them too early; from the API's response to the first answer: median %v, maximum %v; to the last query denied: median %v, maximum %v",
-			n, asked, missing, took[n/2].Round(10*time.Microsecond), took[n-1].Round(10*time.Microsecond), denied[n/2].Round(10*time.Microsecond), denied[n-1].Round(10*time.Microsecond))
-	}
+	t.Logf("names asked for %d times, %d of them too early; from the API's response to the first answer: %s; to the last query denied: %s",
+		asked, missing, spread(took), spread(denied))
 }
 
 // TestNothingReady: a Service without a ready endpoint says no at once, over TCP
