@@ -28,6 +28,8 @@ type desk struct {
 	who   client.Client
 	// drawn says that the query is one of those looked at to count what completion would spare.
 	drawn bool
+	// missed says that the cache has been asked in vain.
+	missed bool
 	// start is when the query came, for the metrics, and tick the same as a number; answered are the fast answers whose time is not yet
 	// counted.
 	start    time.Time
@@ -117,6 +119,7 @@ func (w *writer) cached(req []byte) {
 	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}
 	resp, ok := w.upstreams.Append(w.buf, asked)
 	if !ok {
+		w.missed = true
 		return
 	}
 	w.buf = resp

@@ -44,6 +44,7 @@ type query struct {
 	zone     int // of the metrics
 	source   client.Source
 	upstream bool // an upstream was asked, or might have been
+	missed   bool // the cache has been asked in vain
 }
 
 // handle answers one message. It returns the answer in buf or in memory of its own; nil means silence. If the answer is not to
@@ -55,7 +56,7 @@ func (s *Server) handle(d *desk, from netip.Addr, req, buf []byte) (resp []byte,
 		}
 	}()
 	st := s.gate.state.Load()
-	d.from = from.Unmap()
+	d.from, d.missed = from.Unmap(), false
 	d.who = st.announced.clients.Lookup(d.from)
 	switch s.clients.Admit(d.who, d.from, d.tick) {
 	case client.Answer:
@@ -83,7 +84,7 @@ func (s *Server) slow(d *desk, req, buf []byte, admitted bool) (resp []byte, lat
 		d.dropped.Add(1)
 		return nil, nil
 	}
-	q := &query{s: s, socket: d.socketStats, who: d.who, drawn: d.drawn, from: d.from, start: d.start, size: len(req)}
+	q := &query{s: s, socket: d.socketStats, who: d.who, drawn: d.drawn, missed: d.missed, from: d.from, start: d.start, size: len(req)}
 	if rcode := q.read(req); rcode != mdns.RcodeSuccess {
 		return q.headerOnly(req, buf, rcode), nil
 	}

@@ -41,7 +41,7 @@ func (q *query) resolve(ctx context.Context) *found {
 	return q.complete(ctx, f)
 }
 
-// byBlock answers the question by the block: its rules, the cluster's zones, the upstreams.
+// byBlock answers the question, or is nil as resolve is, by the block: its rules, the cluster's zones, the upstreams.
 func (q *query) byBlock(ctx context.Context) *found {
 	if a, err := q.block.rules.Answer(q.question); err != nil {
 		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, err.Error())
@@ -63,7 +63,7 @@ func (q *query) byBlock(ctx context.Context) *found {
 	return q.look(ctx, q.question.Name, q.question.Qtype)
 }
 
-// instead is what the client would be answered if it asked for another name: by the block that is for it, and its rules.
+// instead is what the client would be answered if it asked for another name, or nil as resolve is: by the block that is for it, and its rules.
 func (q *query) instead(ctx context.Context, name string, qtype uint16) *found {
 	other := *q
 	other.msg.Question = []mdns.Question{{Name: name, Qtype: qtype, Qclass: mdns.ClassINET}}
@@ -71,16 +71,16 @@ func (q *query) instead(ctx context.Context, name string, qtype uint16) *found {
 	if f == nil {
 		f = other.byBlock(ctx)
 	}
-	if other.undo != nil {
+	if other.undo != nil && f != nil {
 		m := &mdns.Msg{Answer: f.answer, Ns: f.ns, Extra: f.extra}
 		other.undo.Apply(m)
 		f.answer, f.ns, f.extra = m.Answer, m.Ns, m.Extra
 	}
-	q.source, q.upstream = other.source, other.upstream
+	q.source, q.upstream, q.missed = other.source, other.upstream, other.missed
 	return f
 }
 
-// look is what there is at a name for a type.
+// look is what there is at a name for a type, or nil as resolve is.
 func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
 	t := q.block.target(name)
 	if t.kind == kindOutside {
@@ -114,7 +114,7 @@ func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
 	return f
 }
 
-// forward has the upstreams answer.
+// forward has the upstreams answer, or the cache alone if it is not to wait.
 func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 	if q.block.upstreams == nil {
 		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, q.block.refusal)
@@ -123,17 +123,16 @@ func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 		// The pod has no address to reach one from.
 		return &found{suppressed: true}
 	}
-	if ctx == nil {
-		return nil
-	}
 	asked := forward.Question{Name: wireName(strings.ToLower(name)), Type: qtype, CD: q.msg.CheckingDisabled, AD: q.msg.AuthenticatedData, DO: q.opt != nil && q.opt.Do()}
 	if asked.Name == nil {
 		return failed(mdns.RcodeFormatError, 0, "")
 	}
-	q.source, q.upstream = client.FromUpstream, true
-	r, err := q.block.upstreams.Ask(ctx, asked)
+	r, err := q.reply(ctx, asked)
 	if err != nil { // nothing but the end of the context or of the forwarder
 		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNotReady, "the server is ending")
+	}
+	if r == nil {
+		return nil
 	}
 	m := r.Msg()
 	f := &found{rcode: m.Rcode, answer: m.Answer, ns: m.Ns, extra: m.Extra, verified: m.AuthenticatedData && (asked.AD || asked.DO)}
@@ -147,6 +146,19 @@ func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 		}
 	}
 	return f
+}
+
+// reply is what the upstreams say; without a context what they have said, or nil.
+func (q *query) reply(ctx context.Context, asked forward.Question) (r *forward.Reply, err error) {
+	if ctx != nil {
+		q.source, q.upstream = client.FromUpstream, true
+		return q.block.upstreams.Ask(ctx, asked)
+	}
+	if !q.missed {
+		q.source, r = client.FromCache, q.block.upstreams.Cached(asked)
+		q.missed = r == nil
+	}
+	return r, nil
 }
 
 // complete goes on with a name that the pod's resolver has completed in vain, as that resolver would, if it is to be done and sure to lead to the same.
@@ -172,13 +184,18 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		client.CountCompletion(q.s.clients, client.Sample, c, ok)
 		return denied
 	}
-	if ctx == nil {
-		return nil
-	}
+	waits := false
 	c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
 		f := q.instead(ctx, name, qtype)
+		if f == nil {
+			waits = true
+			return client.Outcome{Rcode: mdns.RcodeServerFailure}, nil
+		}
 		return client.Outcome{Rcode: f.rcode, Records: len(f.answer) > 0, Ours: f.ours, Suppressed: f.suppressed}, f
 	})
+	if waits {
+		return nil
+	}
 	client.CountCompletion(q.s.clients, 1, c, ok)
 	if !ok {
 		return denied

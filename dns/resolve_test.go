@@ -36,7 +36,7 @@ type resolver struct {
 // script makes the messages that answer a query, in order; none is silence.
 type script func(q *mdns.Msg, tcp bool) [][]byte
 
-func newResolver(t *testing.T, play script) *resolver {
+func newResolver(t testing.TB, play script) *resolver {
 	t.Helper()
 	r := &resolver{}
 	for try := 0; ; try++ {
@@ -509,6 +509,58 @@ func TestCompletion(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// What is completed is answered at once if the cache has what it leads to, as it was the first time; it counts as the cache's, and as a question to it.
+func TestCompletionFromCache(t *testing.T) {
+	var lines strings.Builder
+	up := newResolver(t, says(func(m *mdns.Msg) {
+		if m.Question[0].Qtype == typeA {
+			m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")}
+		} else {
+			m.Ns = []mdns.RR{rr("example.com. 60 IN SOA a. b. 1 2 3 4 60")}
+		}
+	}))
+	now := time.Now()
+	s := forwarding(t, func(o *Options) {
+		o.Now = func() time.Time { return now }
+		o.Clients.Domain, o.Asking.Completion = "cluster.local", client.On
+		o.Blocks[0].Log = []Log{{Zone: ".", Success: true}}
+		o.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+	}, up)
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	pod := netip.MustParseAddr("10.244.1.77")
+	b.SetPod(model.Pod{Name: name("shop/web"), Addrs: []netip.Addr{pod}})
+	b.SetService(model.ServiceSpec{Name: name("shop/away"), Type: model.ExternalName, ExternalName: "www.example.com"})
+	s.Publish(b.Build())
+	d := s.desk(s.testStats("udp"))
+	for _, q := range []string{"www.example.com.shop.svc.cluster.local.", "away.shop.svc.cluster.local.", "Away.shop.Shop.svc.cluster.local."} {
+		req := packed(t, new(mdns.Msg).SetQuestion(q, typeA))
+		s.respond("udp", pod, req)
+		want, asked, before := comparable(t, s.respond("udp", pod, req)), up.asked[0].Load(), gather(t, s.Server)
+		resp, later := s.handle(d, pod, req, make([]byte, slotSize))
+		if resp == nil || later != nil {
+			t.Fatalf("%s is not answered at once", q)
+		}
+		if got := comparable(t, resp); got != want {
+			t.Errorf("%s: at first\n%s\nat once\n%s", q, want, got)
+		}
+		if n := up.asked[0].Load() - asked; n > 0 {
+			t.Errorf("%s: the upstream was asked %d times more", q, n)
+		}
+		hits := 0.0
+		for name, v := range gather(t, s.Server) {
+			if strings.HasPrefix(name, "coredns_cache_hits_total{") {
+				hits += v - before[name]
+			}
+		}
+		if hits < 1 || hits > 2 {
+			t.Errorf("%s: %v hits of the cache, want one for each name and type", q, hits)
+		}
+	}
+	if n := strings.Count(lines.String(), "from=cache"); n < 3 {
+		t.Errorf("%d lines of the log are from the cache:\n%s", n, lines.String())
 	}
 }
 

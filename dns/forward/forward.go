@@ -241,6 +241,23 @@ func (f *Forwarder) Append(dst []byte, q Question) (resp []byte, ok bool) {
 	return h.fresh.append(dst, q, h.fresh.remaining(now), f.o.Rotate), true
 }
 
+// Cached is the reply to a client's question if [Forwarder.Append] could give it; otherwise nil. The question's name becomes the reply's.
+func (f *Forwarder) Cached(q Question) *Reply {
+	now := f.now()
+	h := f.get(q, now, true)
+	if h.refresh {
+		f.refresh(q, h)
+	}
+	if h.fresh == nil {
+		return nil
+	}
+	return f.fresh(q, h.fresh, now)
+}
+
+func (f *Forwarder) fresh(q Question, e *entry, now int64) *Reply {
+	return &Reply{e: e, q: q, ttl: e.remaining(now), rotate: f.o.Rotate}
+}
+
 // refresh asks anew in the background.
 func (f *Forwarder) refresh(q Question, h hit) {
 	q.Name = slices.Clone(q.Name)
@@ -271,7 +288,7 @@ func (f *Forwarder) Ask(ctx context.Context, q Question) (*Reply, error) {
 	h := f.get(q, now, false)
 	switch {
 	case h.fresh != nil:
-		return &Reply{e: h.fresh, q: q, ttl: h.fresh.remaining(now), rotate: f.o.Rotate}, nil
+		return f.fresh(q, h.fresh, now), nil
 	case h.stale != nil && (h.failed != nil || f.o.Caching.StaleAtOnce):
 		if h.refresh {
 			f.refresh(q, h)
