@@ -300,6 +300,9 @@ var known = []difference{
 		func(x exchanged) bool {
 			return x.q.qtype == dns.TypePTR && x.f.rcode == "NXDOMAIN" && x.inRanges() && x.morePointers((*named).virtual)
 		}},
+	{"rcode", "addresses with two names", "NXDOMAIN for the one that is not answered", "both names, when a Service has one address with two hostnames",
+		"An address is one endpoint. No controller makes such slices; who writes them by hand can give the second name a Service of its own.",
+		func(x exchanged) bool { return x.twoNames() && x.f.rcode == "NXDOMAIN" && x.c.rcode == "NOERROR" }},
 
 	// What is in the answer.
 	{"answer", "reverse names of pods behind ClusterIPs", "only the names below headless Services", "also names below every other Service that has the pod",
