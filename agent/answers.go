@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/explain"
@@ -33,10 +34,17 @@ func (n *Node) Report() *status.Report {
 			r.Endpoints += len(svc.Endpoints)
 		}
 		if snap.Node() == nil {
-			r.Off = append(r.Off, fmt.Sprintf("DNS and pod network are off: the API server has no Node %q", n.cfg.Node))
-		} else if n.cfg.CNIConfDir != "" && len(snap.Node().PodCIDRs) == 0 {
-			r.Off = append(r.Off, fmt.Sprintf("DNS and pod network are off: Node %q has no pod CIDR yet", n.cfg.Node))
+			r.Off = append(r.Off, fmt.Sprintf("%s off: the API server has no Node %q", n.wanting(), n.cfg.Node))
+		} else if !n.cfg.Left.Has(model.Network) && len(snap.Node().PodCIDRs) == 0 {
+			r.Off = append(r.Off, fmt.Sprintf("%s off: Node %q has no pod CIDR yet; kube-controller-manager gives it one with --allocate-node-cidrs", n.wanting(), n.cfg.Node))
 		}
+	}
+	r.Left = n.left()
+	if n.limits != nil {
+		r.Off = append(r.Off, fmt.Sprintf("connections are tracked within the kernel's own limits: %s", oneLine(n.limits)))
+	}
+	if problem := n.asProxy.Problem(); problem != "" {
+		r.Off = append(r.Off, problem)
 	}
 	for _, u := range n.names.Upstreams() {
 		addr := u.Addr.String()
@@ -45,7 +53,7 @@ func (n *Node) Report() *status.Report {
 		}
 		r.DNS.Upstreams = append(r.DNS.Upstreams, status.Upstream{Zone: u.Zone, Addr: addr, State: u.State, Why: u.Why, Answered: u.Answered, Failed: u.Failed, Spoofs: u.SuspectedSpoofs})
 	}
-	if len(r.DNS.Upstreams) == 0 {
+	if len(r.DNS.Upstreams) == 0 && len(n.cfg.DNS) > 0 {
 		r.Off = append(r.Off, "names outside the cluster are refused: no upstream is configured")
 	}
 	for _, t := range n.names.Top(topClients, client.Queries) {
@@ -62,6 +70,40 @@ func (n *Node) Report() *status.Report {
 	n.count(r)
 	return r
 }
+
+// wanting are the roles that wait for the Node, as the beginning of a sentence.
+func (n *Node) wanting() string {
+	var roles []string
+	if len(n.cfg.DNS) > 0 {
+		roles = append(roles, "DNS")
+	}
+	if !n.cfg.Left.Has(model.Network) {
+		roles = append(roles, "pod network")
+	}
+	switch len(roles) {
+	case 0:
+		return "the node's readiness is"
+	case 1:
+		return roles[0] + " is"
+	}
+	return strings.Join(roles, " and ") + " are"
+}
+
+// left are the roles that other programs have.
+func (n *Node) left() (roles []string) {
+	if n.cfg.Left.Has(model.Proxy) {
+		roles = append(roles, "service proxy")
+	}
+	if len(n.cfg.DNS) == 0 {
+		roles = append(roles, "cluster DNS")
+	}
+	if n.cfg.Left.Has(model.Network) {
+		roles = append(roles, "pod network")
+	}
+	return roles
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // topClients is how many of those who ask most a report names.
 const topClients = 5

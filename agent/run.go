@@ -5,7 +5,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -52,6 +51,8 @@ type Node struct {
 	proxy   *metrics.Proxy
 	health  *health.Proxy
 	ports   *health.Ports
+	asProxy *health.Port
+	limits  error // why the kernel's limits are not as configured
 
 	ready chan struct{} // closed when the node can deliver
 	mu    sync.Mutex
@@ -110,6 +111,12 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	if cfg.Healthz != "" {
 		part(func(ctx context.Context) error { n.health.Serve(ctx, cfg.Healthz); return nil })
 	}
+	if cfg.Metrics != "" {
+		part(func(ctx context.Context) error {
+			n.asProxy.Serve(ctx, cfg.Metrics, proxyHandler(cfg, n.metricsHandler()))
+			return nil
+		})
+	}
 	<-ctx.Done()
 	wg.Wait()
 	if told.Err() == nil {
@@ -127,7 +134,8 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	}
 	n.proxy = metrics.New(metrics.Options{Dataplane: n.dataplane, Dropped: dropped})
 	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: model.Config{
-		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, NodePortAddrs: cfg.NodePortAddrs, PassOn: cfg.PassOn,
+		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, PodCIDRs: cfg.PodCIDRs, NodePortAddrs: cfg.NodePortAddrs,
+		KeepSource: cfg.KeepSource, Left: cfg.Left, PassOn: cfg.PassOn,
 	}})
 	n.routes = nodenet.New(nodenet.Options{Logger: log})
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
@@ -135,10 +143,18 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	}})
 	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Listen: held.Listen, Logger: log})
 	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed, Listen: held.Listen})
+	n.asProxy = health.NewPort("metrics are not served", held.Listen, log)
+	if !cfg.Left.Has(model.Proxy) {
+		if n.limits = limitConnections(cfg.Conntrack); n.limits != nil {
+			log.Warn("connections are tracked within the kernel's own limits", "err", n.limits)
+		}
+	}
 	if n.names, err = n.newNames(); err != nil {
 		return nil, err
 	}
-	n.metrics.MustRegister(n.names.Collectors()...)
+	if len(cfg.DNS) > 0 {
+		n.metrics.MustRegister(n.names.Collectors()...)
+	}
 	n.metrics.MustRegister(n.proxy.Collectors()...)
 	n.explain = n.explainer()
 	return n, nil
@@ -190,16 +206,18 @@ func (n *Node) portFailed(f health.Failure) {
 func (n *Node) afterFirst(ctx context.Context) error {
 	usable := func(s *model.Snapshot) bool {
 		self := s.Node()
-		return self != nil && len(self.Addrs) > 0 && (n.cfg.CNIConfDir == "" || len(self.PodCIDRs) > 0)
+		return self != nil && len(self.Addrs) > 0 && (n.cfg.Left.Has(model.Network) || len(self.PodCIDRs) > 0)
 	}
 	if err := n.state.Wait(ctx, usable); err != nil {
 		return err
 	}
 	self := n.state.Acknowledged().Node()
 	var addrs []netip.AddrPort
-	for _, a := range slices.Concat(n.cfg.DNS, self.Addrs) {
-		for _, port := range n.names.Ports() {
-			addrs = append(addrs, netip.AddrPortFrom(a, port))
+	if len(n.cfg.DNS) > 0 {
+		for _, a := range slices.Concat(n.cfg.DNS, self.Addrs) {
+			for _, port := range n.names.Ports() {
+				addrs = append(addrs, netip.AddrPortFrom(a, port))
+			}
 		}
 	}
 	if err := n.held.Answer(ctx); err != nil {
@@ -224,12 +242,15 @@ func (n *Node) afterFirst(ctx context.Context) error {
 	if err := n.held.Serving(); err != nil {
 		return err
 	}
-	for _, a := range self.Addrs {
-		if err := n.serveMetrics(ctx, netip.AddrPortFrom(a, metricsPort)); err != nil {
-			return err
+	if len(n.cfg.DNS) > 0 {
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", n.metricsHandler())
+		for _, a := range self.Addrs {
+			port := health.NewPort("metrics of the DNS are not served", n.held.Listen, n.log)
+			go port.Serve(ctx, netip.AddrPortFrom(a, metricsPort).String(), mux)
 		}
 	}
-	if n.cfg.CNIConfDir != "" {
+	if !n.cfg.Left.Has(model.Network) {
 		if err := writeCNIConf(n.cfg, self.PodCIDRs); err != nil {
 			return err
 		}
@@ -254,38 +275,30 @@ func settleMemory() {
 // metricsPort is where the Service kube-dns leads those who collect its metrics.
 const metricsPort = 9153
 
-func (n *Node) serveMetrics(ctx context.Context, on netip.AddrPort) error {
-	l, err := n.held.Listen(ctx, "tcp", on.String())
-	if err != nil {
-		return fmt.Errorf("open metrics port: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", n.metricsHandler())
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	context.AfterFunc(ctx, func() { _ = srv.Close() })
-	go func() {
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			n.log.Error("metrics port closed", "addr", on, "err", err)
-		}
-	}()
-	return nil
-}
-
 func (n *Node) metricsHandler() http.Handler {
 	return promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{})
 }
 
-// announceReady tells the API server, and goes on telling it until it has heard.
+// announceReady tells the API server, and goes on telling it until it has heard: pods' network is there, if that is this agent's to say, and what is
+// to keep pods away until now can go.
 func (n *Node) announceReady(ctx context.Context) {
-	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
-		err := n.client.SetNetworkAvailable(ctx, n.cfg.Node)
-		if err == nil || ctx.Err() != nil {
-			return
+	tell := func(what string, f func(context.Context) error) {
+		for pause := retryFirst; ; pause = min(2*pause, retryMost) {
+			err := f(ctx)
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			n.log.Warn("cannot "+what+", trying again", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
 		}
-		n.log.Warn("cannot say in the Node's status that the network is available, trying again", "err", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+	}
+	if !n.cfg.Left.Has(model.Network) {
+		tell("say in the Node's status that the network is available", func(ctx context.Context) error { return n.client.SetNetworkAvailable(ctx, n.cfg.Node) })
+	}
+	if taint := n.cfg.StartupTaint; taint != "" {
+		tell("remove the Node's taint "+taint, func(ctx context.Context) error { return n.client.RemoveTaint(ctx, n.cfg.Node, taint) })
 	}
 }

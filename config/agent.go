@@ -16,9 +16,11 @@ import (
 
 	mdns "github.com/miekg/dns"
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/model"
 )
 
 // Agent is the configuration of a node's agent.
@@ -29,11 +31,13 @@ type Agent struct {
 	Kubeconfig string
 	// State is the directory for the socket and for address leases.
 	State string
-	// CNIConfDir is where the CNI configuration is written once the node can deliver; empty to leave the pod network to others.
+	// Left are the parts of the node's work that other programs do; the pod network is, without a CNIConfDir.
+	Left model.Roles
+	// CNIConfDir is where the CNI configuration is written once the node can deliver.
 	CNIConfDir string
 	// ClusterDomains have no trailing dots; the first is the one that reverse names lead to and explain asks in.
 	ClusterDomains []string
-	// DNS are the cluster DNS's virtual addresses, at most one of a family.
+	// DNS are the cluster DNS's virtual addresses, at most one of a family; none: it is left to others.
 	DNS []netip.Addr
 	// ServiceCIDRs and PodCIDRs are the cluster's ranges, for which the DNS has the reverse zones.
 	ServiceCIDRs, PodCIDRs []netip.Prefix
@@ -50,8 +54,16 @@ type Agent struct {
 	NodeSearch []string
 	// Asking is what the DNS does about who asks. Its Logger is not set.
 	Asking client.Settings
-	// Healthz is where /healthz and /livez are served, as ADDR:PORT; empty: nowhere.
-	Healthz string
+	// KeepSource are ranges outside the cluster that pods reach under their own addresses.
+	KeepSource []netip.Prefix
+	// Healthz is where /healthz and /livez are served, and Metrics where /metrics, /proxyMode and /configz, as ADDR:PORT; empty: nowhere.
+	Healthz, Metrics string
+	// Conntrack are the kernel's limits.
+	Conntrack Conntrack
+	// StartupTaint is the key of the Node's taint that is removed when the node can deliver; empty: none is.
+	StartupTaint string
+	// Flags are all settings by their flags' names, as they are in force.
+	Flags map[string]string
 }
 
 // Socket is where the agent can be asked.
@@ -73,7 +85,11 @@ type Flags struct {
 	dns, serviceCIDR, podCIDR, upstreams []string
 	nodePortAddrs                        []string
 	passOn                               bool
-	healthz                              string
+	proxy                                bool
+	keepSource                           []string
+	healthz, metrics, startupTaint       string
+	conntrack                            Conntrack
+	set                                  *pflag.FlagSet
 	dnsClients, nodeSearch               []string
 	completion, aaaa, clientRate, dnsLog string
 	dnsPods, corefile                    string
@@ -81,21 +97,26 @@ type Flags struct {
 
 // AddFlags registers the agent's flags.
 func AddFlags(fs *pflag.FlagSet) *Flags {
-	f := new(Flags)
+	f := &Flags{set: fs}
+	fs.BoolVar(&f.proxy, "proxy", true, "carry the traffic of Services; =false leaves that to another program, such as kube-proxy")
 	fs.StringVar(&f.node, "node", "", "name of this node, as the API server knows it (required)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it, the in-cluster configuration")
 	fs.StringVar(&f.state, "state", DefaultState, "`directory` for the agent's socket and address leases")
 	fs.StringVar(&f.cniConfDir, "cni-conf-dir", "", "`directory` to write the CNI configuration to; without it, the pod network is left to others")
 	fs.StringSliceVar(&f.domains, "cluster-domain", []string{"cluster.local"}, "DNS `domains` of the cluster; reverse names lead to the first")
-	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family (required)")
+	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family; without them, the cluster DNS is left to others")
 	fs.StringSliceVar(&f.serviceCIDR, "service-cidr", nil, "`ranges` of Services' virtual addresses, one of each family")
 	fs.StringSliceVar(&f.podCIDR, "pod-cidr", nil, "`ranges` of all pods' addresses, one of each family")
+	fs.StringSliceVar(&f.keepSource, "non-masquerade-cidr", nil, "`ranges` outside the cluster that pods reach under their own addresses; 0.0.0.0/0 and ::/0 for all")
 	fs.StringSliceVar(&f.upstreams, "upstream", nil, "DNS `servers` for names outside the cluster, the one to prefer first: ADDR or ADDR:PORT, tls://ADDR#NAME for DNS over TLS, ZONE=ADDR for the names below a zone")
 	fs.StringVar(&f.dnsPods, "dns-pods", "disabled", "names of pods by their addresses: disabled, verified (of pods known here), insecure (of any address)")
 	fs.StringVar(&f.corefile, "dns-corefile", "", "CoreDNS Corefile, or `directory` that has one, to take what the DNS answers from, instead of --cluster-domain, --upstream and --dns-pods")
 	fs.StringSliceVar(&f.nodePortAddrs, "nodeport-addresses", nil, "`ranges` in which addresses of this node serve node ports (default: all but loopback)")
 	fs.BoolVar(&f.passOn, "pass-on-terminating", true, "send new connections that still arrive for a pod being ended on to another endpoint of its Service")
-	fs.StringVar(&f.healthz, "healthz-bind-address", "0.0.0.0:10256", "`ADDR:PORT` of /healthz and /livez; empty for none")
+	fs.StringVar(&f.healthz, healthzFlag, "0.0.0.0:10256", "`ADDR:PORT` of /healthz and /livez; empty for none, as by default with --proxy=false")
+	fs.StringVar(&f.metrics, metricsFlag, "127.0.0.1:10249", "`ADDR:PORT` of /metrics, /proxyMode and /configz; empty for none, as by default with --proxy=false")
+	fs.StringVar(&f.startupTaint, "startup-taint", "fairlead.io/agent-not-ready", "`key` of the Node's taint to remove when this node can deliver; empty for none")
+	f.conntrack.addFlags(fs)
 	fs.StringSliceVar(&f.dnsClients, "dns-clients", nil, "`ranges` of clients that the DNS answers beside the cluster's pods and nodes")
 	fs.StringVar(&f.completion, "dns-search-completion", "count", "go through a pod's search `domains` on the server: off, count (what it would spare), on")
 	fs.StringSliceVar(&f.nodeSearch, "dns-node-search", nil, "search `domains` of the node's resolv.conf, which the kubelet gives to pods too")
@@ -107,7 +128,8 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 
 // Agent validates the settings. Its error holds everything that is wrong, a line each.
 func (f *Flags) Agent() (*Agent, error) {
-	a := &Agent{Node: f.node, Kubeconfig: f.kubeconfig, CNIConfDir: f.cniConfDir}
+	a := &Agent{Node: f.node, Kubeconfig: f.kubeconfig, CNIConfDir: f.cniConfDir, StartupTaint: f.startupTaint, Flags: map[string]string{}}
+	f.set.VisitAll(func(flag *pflag.Flag) { a.Flags[flag.Name] = flag.Value.String() })
 	var errs []error
 	fail := func(flag, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
@@ -129,9 +151,6 @@ func (f *Flags) Agent() (*Agent, error) {
 	if a.State, err = filepath.Abs(f.state); err != nil {
 		fail("state", "%v", err)
 	}
-	if len(f.dns) == 0 {
-		fail("dns-ip", "the cluster DNS's address is required")
-	}
 	for _, s := range f.dns {
 		addr, err := netip.ParseAddr(s)
 		if err != nil || addr.Zone() != "" {
@@ -146,13 +165,44 @@ func (f *Flags) Agent() (*Agent, error) {
 	a.ServiceCIDRs = prefixes(f.serviceCIDR, "service-cidr", fail)
 	a.PodCIDRs = prefixes(f.podCIDR, "pod-cidr", fail)
 	a.Block, a.Corefile = f.block(a, fail), f.corefile
+	if f.corefile != "" && len(f.dns) == 0 {
+		fail("dns-corefile", "without --dns-ip the cluster DNS is left to others")
+	}
 	a.NodePortAddrs = ranges(f.nodePortAddrs, "nodeport-addresses", fail)
 	f.asking(a, fail)
-	a.PassOn, a.Healthz = f.passOn, f.healthz
-	if _, err := netip.ParseAddrPort(f.healthz); err != nil && f.healthz != "" {
-		fail("healthz-bind-address", "%q is not ADDR:PORT", f.healthz)
+	a.KeepSource = ranges(f.keepSource, "non-masquerade-cidr", fail)
+	if !f.proxy {
+		a.Left |= model.Proxy
+	}
+	if f.cniConfDir == "" {
+		a.Left |= model.Network
+	}
+	if a.Left == model.Proxy|model.Network && len(f.dns) == 0 {
+		fail("proxy", "with the service proxy, the cluster DNS and the pod network all left to others there is nothing to do: give --dns-ip, --cni-conf-dir or --proxy")
+	}
+	a.PassOn = f.passOn
+	a.Healthz, a.Metrics = f.address(healthzFlag, f.healthz, fail), f.address(metricsFlag, f.metrics, fail)
+	a.Conntrack = f.conntrack.check(fail)
+	if f.startupTaint != "" && len(validation.IsQualifiedName(f.startupTaint)) > 0 {
+		fail("startup-taint", "%q is no taint's key, like example.com/name", f.startupTaint)
 	}
 	return a, errors.Join(errs...)
+}
+
+const (
+	healthzFlag = "healthz-bind-address"
+	metricsFlag = "metrics-bind-address"
+)
+
+// address is an address of the service proxy. What another program does as service proxy, it serves at the same ports.
+func (f *Flags) address(flag, value string, fail func(flag, format string, args ...any)) string {
+	if !f.proxy && !f.set.Changed(flag) || value == "" {
+		return ""
+	}
+	if _, err := netip.ParseAddrPort(value); err != nil {
+		fail(flag, "%q is not ADDR:PORT", value)
+	}
+	return value
 }
 
 // prefixes are ranges of which there is one of each family at most.

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"github.com/fairlead/fairlead/model"
 )
 
 func parse(t *testing.T, args string) (*Agent, error) {
@@ -37,15 +39,57 @@ func TestAgent(t *testing.T) {
 // TestServing: what the service proxy serves where, by default and as asked.
 func TestServing(t *testing.T) {
 	for args, want := range map[string]string{
-		"--node n1 --dns-ip 10.96.0.10": "[] true 0.0.0.0:10256",
-		"--node n1 --dns-ip 10.96.0.10 --nodeport-addresses 127.0.0.0/8,192.0.2.0/24,fd00::/8 --pass-on-terminating=false --healthz-bind-address=": "[127.0.0.0/8 192.0.2.0/24 fd00::/8] false ",
+		"--node n1 --dns-ip 10.96.0.10":               "[] true 0.0.0.0:10256 127.0.0.1:10249",
+		"--node n1 --dns-ip 10.96.0.10 --proxy=false": "[] true  ",
+		"--node n1 --dns-ip 10.96.0.10 --proxy=false --healthz-bind-address [::]:1 --metrics-bind-address [::1]:2":                                                         "[] true [::]:1 [::1]:2",
+		"--node n1 --dns-ip 10.96.0.10 --nodeport-addresses 127.0.0.0/8,192.0.2.0/24,fd00::/8 --pass-on-terminating=false --healthz-bind-address= --metrics-bind-address=": "[127.0.0.0/8 192.0.2.0/24 fd00::/8] false  ",
 	} {
 		a, err := parse(t, args)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(a.NodePortAddrs, a.PassOn, " "+a.Healthz); got != want {
+		if got := fmt.Sprint(a.NodePortAddrs, a.PassOn, " "+a.Healthz+" "+a.Metrics); got != want {
 			t.Errorf("%s\ngot  %s\nwant %s", args, got, want)
+		}
+	}
+}
+
+// TestRoles: what is left to other programs.
+func TestRoles(t *testing.T) {
+	for args, want := range map[string]model.Roles{
+		"--dns-ip 10.96.0.10 --cni-conf-dir /etc/cni/net.d": 0,
+		"--cni-conf-dir /etc/cni/net.d":                     0,
+		"--dns-ip 10.96.0.10":                               model.Network,
+		"":                                                  model.Network,
+		"--dns-ip 10.96.0.10 --proxy=false":                 model.Network | model.Proxy,
+		"--dns-ip 10.96.0.10 --proxy=false --cni-conf-dir /etc/cni/net.d": model.Proxy,
+	} {
+		a, err := parse(t, "--node n1 "+args)
+		if err != nil {
+			t.Errorf("%s: %v", args, err)
+		} else if a.Left != want || (len(a.DNS) > 0) != strings.Contains(args, "--dns-ip") {
+			t.Errorf("%s: left %b, DNS %v", args, a.Left, a.DNS)
+		}
+	}
+}
+
+// TestConntrack: the kernel's limits, as kube-proxy computes them.
+func TestConntrack(t *testing.T) {
+	for args, want := range map[string]string{
+		"": "131072 131072 262144 1048576",
+		"--conntrack-max-per-core 10 --conntrack-min 30": "30 40 80 1280",
+		"--conntrack-max-per-core 0":                     "0 0 0 0",
+	} {
+		a, err := parse(t, "--node n1 "+args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, cores := range []int{1, 4, 8, 128} {
+			got = append(got, fmt.Sprint(a.Conntrack.Max(cores)))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, want %s", args, got, want)
 		}
 	}
 }
@@ -91,7 +135,12 @@ func TestAgentErrors(t *testing.T) {
 	const right = "--node n1 --dns-ip 10.96.0.10"
 	for _, tt := range []struct{ args, want string }{
 		{"--dns-ip 10.96.0.10", "--node: the node's name is required"},
-		{"--node n1", "--dns-ip: the cluster DNS's address is required"},
+		{"--node n1 --proxy=false", "--proxy: with the service proxy, the cluster DNS and the pod network all left to others there is nothing to do: give --dns-ip, --cni-conf-dir or --proxy"},
+		{"--node n1 --dns-corefile /etc/coredns", "--dns-corefile: without --dns-ip the cluster DNS is left to others"},
+		{right + " --metrics-bind-address 10249", `--metrics-bind-address: "10249" is not ADDR:PORT`},
+		{right + " --conntrack-min=-1 --conntrack-udp-timeout 1ms", "--conntrack-min: -1 is less than nothing\n--conntrack-udp-timeout: 1ms is no number of seconds"},
+		{right + " --non-masquerade-cidr 10.0.0.1/8", "--non-masquerade-cidr: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},
+		{right + " --startup-taint a/b/c", `--startup-taint: "a/b/c" is no taint's key, like example.com/name`},
 		{right + " --dns-ip ten", `--dns-ip: "ten" is no IP address`},
 		{right + " --dns-ip fe80::1%eth0", `--dns-ip: "fe80::1%eth0" is no IP address`},
 		{right + " --dns-ip 10.96.0.11", "--dns-ip: at most one address of each family"},

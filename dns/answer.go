@@ -418,7 +418,7 @@ func (r *reply) address(t target) {
 	if t.origin == reverseName(netip.PrefixFrom(t.addr, t.addr.BitLen())) {
 		r.apex() // the range is so small that every address is a zone
 	}
-	if name, ok := r.snap.VIPs.Get(t.addr); ok && r.zone.has(name.Namespace) {
+	if name, ok := r.snap.ServiceAt(t.addr); ok && r.zone.has(name.Namespace) {
 		r.add(Record{Type: mdns.TypePTR, Target: r.domain.serviceName(name)})
 		return
 	}

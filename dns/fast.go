@@ -456,7 +456,7 @@ func (q *plain) address() (a netip.Addr, ok bool) {
 func (w *writer) pointer(addr netip.Addr, origin int) {
 	snap := w.state.published.snap
 	exists := false
-	if name, ok := snap.VIPs.Get(addr); ok {
+	if name, ok := snap.ServiceAt(addr); ok {
 		exists = true
 		w.ptr(name, nil)
 	} else {

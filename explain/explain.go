@@ -93,7 +93,7 @@ type Entry struct {
 // Explainer knows how to look at one node. Every field must be set.
 type Explainer struct {
 	Domain string
-	// DNS is where pods of this node ask.
+	// DNS is where pods of this node ask; none: the cluster DNS is another program's, and behind the Service kube-system/kube-dns.
 	DNS []netip.AddrPort
 	// Snapshot is the acknowledged state; nil before the first.
 	Snapshot func() *model.Snapshot
@@ -246,6 +246,11 @@ func (e *Explainer) resolve(ctx context.Context, w *Walk, namespace, host string
 	if a, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{a.Unmap()}
 	}
+	server := e.server()
+	if server == "" {
+		w.find("there is no cluster DNS to ask for %s: Service kube-system/kube-dns has no address", host)
+		return nil
+	}
 	names := []string{dns.Fqdn(host)}
 	if !dns.IsFqdn(host) {
 		w.Search = []string{namespace + ".svc." + e.Domain, "svc." + e.Domain, e.Domain}
@@ -262,9 +267,9 @@ func (e *Explainer) resolve(ctx context.Context, w *Walk, namespace, host string
 	for _, name := range names {
 		var found []netip.Addr
 		for _, qtype := range qtypes(source) {
-			addrs, err := e.ask(ctx, w, name, qtype)
+			addrs, err := e.ask(ctx, w, server, name, qtype)
 			if err != nil {
-				w.find("the DNS at %s does not answer for %s: %v", e.DNS[0], name, err)
+				w.find("the DNS at %s does not answer for %s: %v", server, name, err)
 				return nil
 			}
 			found = append(found, addrs...)
@@ -274,6 +279,17 @@ func (e *Explainer) resolve(ctx context.Context, w *Walk, namespace, host string
 		}
 	}
 	return nil
+}
+
+// server is where pods ask; empty if nobody can be asked.
+func (e *Explainer) server() string {
+	if len(e.DNS) > 0 {
+		return e.DNS[0].String()
+	}
+	if svc, ok := e.Snapshot().Services.Get(model.Name{Namespace: "kube-system", Name: "kube-dns"}); ok && len(svc.ClusterIPs) > 0 {
+		return netip.AddrPortFrom(svc.ClusterIPs[0], model.DNSPort).String()
+	}
+	return ""
 }
 
 // qtypes are the types a resolver asks for, of the families the pod has.
@@ -287,20 +303,20 @@ func qtypes(source []netip.Addr) (out []uint16) {
 	return out
 }
 
-func (e *Explainer) ask(ctx context.Context, w *Walk, name string, qtype uint16) ([]netip.Addr, error) {
+func (e *Explainer) ask(ctx context.Context, w *Walk, server, name string, qtype uint16) ([]netip.Addr, error) {
 	m := new(dns.Msg).SetQuestion(name, qtype)
 	m.SetEdns0(1232, false)
 	client := &dns.Client{Timeout: 2 * time.Second}
-	r, took, err := client.ExchangeContext(ctx, m, e.DNS[0].String())
+	r, took, err := client.ExchangeContext(ctx, m, server)
 	if err == nil && r.Truncated {
 		client.Net = "tcp"
-		r, took, err = client.ExchangeContext(ctx, m, e.DNS[0].String())
+		r, took, err = client.ExchangeContext(ctx, m, server)
 	}
 	if err != nil {
 		return nil, err
 	}
 	q := Question{
-		Name: name, Type: dns.TypeToString[qtype], Server: e.DNS[0].String(),
+		Name: name, Type: dns.TypeToString[qtype], Server: server,
 		RCode: dns.RcodeToString[r.Rcode], Millis: float64(took.Microseconds()) / 1000,
 	}
 	var addrs []netip.Addr
@@ -440,7 +456,7 @@ func (e *Explainer) port(snap *model.Snapshot, addr netip.Addr, t Target) uint16
 	if t.Port != 0 {
 		return t.Port
 	}
-	name, virtual := snap.VIPs.Get(addr)
+	name, virtual := snap.ServiceAt(addr)
 	if !virtual {
 		name, _ = snap.Hosts.Get(addr)
 	}

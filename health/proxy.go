@@ -6,22 +6,13 @@ package health
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
-	"net"
 	"net/http"
-	"sync"
 	"time"
 )
 
-const (
-	// limit is how long a change may wait for the kernel before the node counts as unhealthy: twice kube-proxy's syncPeriod.
-	limit = time.Minute
-	// retryAfter is the pause before a port that could not be opened is tried again.
-	retryAfter = 5 * time.Second
-	// headerTimeout bounds how long an asker may take for its question.
-	headerTimeout = 10 * time.Second
-)
+// limit is how long a change may wait for the kernel before the node counts as unhealthy: twice kube-proxy's syncPeriod.
+const limit = time.Minute
 
 // Progress says how far programming has come: when the kernel last had all that was asked for (zero: not yet), and since
 // when a change has been waiting (zero: none is).
@@ -44,14 +35,9 @@ type Options struct {
 
 // Proxy is the health of this node's service proxy. Its methods may be called concurrently.
 type Proxy struct {
-	o Options
-
-	mu      sync.Mutex
-	problem string
+	o    Options
+	port *Port
 }
-
-// Listen opens a port, as net.Listen does.
-type Listen func(ctx context.Context, network, addr string) (net.Listener, error)
 
 // New returns the health of a proxy that makes such progress.
 func New(o Options) *Proxy {
@@ -61,13 +47,7 @@ func New(o Options) *Proxy {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Listen == nil {
-		o.Listen = new(net.ListenConfig).Listen
-	}
-	return &Proxy{o: o}
+	return &Proxy{o: o, port: NewPort("health is not served", o.Listen, o.Logger)}
 }
 
 // proxyAnswer is the body of /healthz and /livez, its fields in kube-proxy's order.
@@ -140,43 +120,7 @@ func writeJSON(w http.ResponseWriter, code int, body []byte) {
 }
 
 // Serve answers on addr until ctx ends. While the port cannot be opened, or was lost, it tries again and Problem says why.
-func (p *Proxy) Serve(ctx context.Context, addr string) {
-	for {
-		l, err := p.o.Listen(ctx, "tcp", addr)
-		if err == nil {
-			p.report("")
-			srv := &http.Server{Handler: p.Handler(), ReadHeaderTimeout: headerTimeout}
-			stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-			err = srv.Serve(l)
-			stop()
-			if !errors.Is(err, http.ErrServerClosed) {
-				_ = srv.Close()
-			}
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		p.report("health is not served: " + err.Error())
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(retryAfter):
-		}
-	}
-}
-
-func (p *Proxy) report(problem string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if problem != "" && problem != p.problem {
-		p.o.Logger.Warn(problem)
-	}
-	p.problem = problem
-}
+func (p *Proxy) Serve(ctx context.Context, addr string) { p.port.Serve(ctx, addr, p.Handler()) }
 
 // Problem says why /healthz and /livez are not served now; empty: they are, or Serve was not called.
-func (p *Proxy) Problem() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.problem
-}
+func (p *Proxy) Problem() string { return p.port.Problem() }

@@ -273,7 +273,7 @@ func TestProxyServe(t *testing.T) {
 		w.set(kubeProxyAddr, errors.New("address already in use"))
 		var log bytes.Buffer
 		p := New(Options{Progress: func() (time.Time, time.Time) { return noon, time.Time{} }, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-		p.o.Listen = w.listen
+		p.port.listen = w.listen
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); p.Serve(ctx, kubeProxyAddr) }()
@@ -317,7 +317,7 @@ func TestProxyServeReal(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := New(Options{Progress: func() (time.Time, time.Time) { return noon, time.Time{} }})
-	p.o.Listen = func(context.Context, string, string) (net.Listener, error) { return l, nil }
+	p.port.listen = func(context.Context, string, string) (net.Listener, error) { return l, nil }
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); p.Serve(ctx, kubeProxyAddr) }()

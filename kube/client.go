@@ -129,6 +129,27 @@ func (c *Client) SetNetworkAvailable(ctx context.Context, name string) error {
 	return nil
 }
 
+// RemoveTaint removes the Node's taints of a key, whatever their values and effects. Without one it only reads.
+func (c *Client) RemoveTaint(ctx context.Context, name, key string) error {
+	var n corev1.Node
+	if err := c.core.Get().Resource("nodes").Name(name).Do(ctx).Into(&n); err != nil {
+		return fmt.Errorf("get node %s: %w", name, err)
+	}
+	left := slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == key })
+	if len(left) == len(n.Spec.Taints) {
+		return nil
+	}
+	// A list is patched as a whole, so somebody else's change meanwhile has to fail this one.
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": n.ResourceVersion}, "spec": map[string]any{"taints": left}})
+	if err != nil {
+		return fmt.Errorf("encode taints: %w", err)
+	}
+	if err := c.core.Patch(types.MergePatchType).Resource("nodes").Name(name).Body(patch).Do(ctx).Error(); err != nil {
+		return fmt.Errorf("remove taint %s from node %s: %w", key, name, err)
+	}
+	return nil
+}
+
 // Warn makes an Event of type Warning about a Service: kubectl describe shows it. The message is cut to what the API takes.
 func (c *Client) Warn(ctx context.Context, service model.Name, node, reason, message string) error {
 	var svc corev1.Service

@@ -5,6 +5,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -79,5 +80,71 @@ func TestWarn(t *testing.T) {
 		if o := a.InvolvedObject; o.Name != name || o.Kind != "Service" || o.UID != "u1" || a.Type != corev1.EventTypeWarning || a.Source.Host != "n1" {
 			t.Errorf("%+v", a)
 		}
+	}
+}
+
+// nodes is an API server that has one Node, and takes a patch of its taints only if that is of the Node as it is.
+type nodes struct {
+	t       *testing.T
+	node    corev1.Node
+	patches int
+	// between changes the Node after it was read.
+	between func(*corev1.Node)
+}
+
+func (s *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	codec := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme)
+	w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
+	if r.Method == http.MethodPatch {
+		s.patches++
+		var patch struct {
+			Metadata struct{ ResourceVersion string }
+			Spec     struct{ Taints []corev1.Taint }
+		}
+		if err := json.NewDecoder(r.Body).Decode(&patch); err != nil || r.Header.Get("Content-Type") != "application/merge-patch+json" {
+			s.t.Errorf("patch of type %s: %v", r.Header.Get("Content-Type"), err)
+		}
+		if patch.Metadata.ResourceVersion != s.node.ResourceVersion {
+			w.WriteHeader(http.StatusConflict)
+			return
+		}
+		s.node.Spec.Taints = patch.Spec.Taints
+	}
+	if err := codec.Encode(&s.node, w); err != nil {
+		s.t.Error(err)
+	}
+	if s.between != nil {
+		s.between(&s.node)
+	}
+}
+
+// The taint goes, whatever its effects, others stay, and a change by somebody else between reading and writing is not undone.
+func TestRemoveTaint(t *testing.T) {
+	taint := func(key string, effect corev1.TaintEffect) corev1.Taint {
+		return corev1.Taint{Key: key, Effect: effect}
+	}
+	server := &nodes{t: t}
+	server.node.Name, server.node.ResourceVersion = "n1", "7"
+	server.node.Spec.Taints = []corev1.Taint{taint("mine", corev1.TaintEffectNoSchedule), taint("other", corev1.TaintEffectNoSchedule), taint("mine", corev1.TaintEffectNoExecute)}
+	web := httptest.NewServer(server)
+	defer web.Close()
+	client, err := NewClientFor(&rest.Config{Host: web.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.between = func(n *corev1.Node) {
+		n.ResourceVersion, n.Spec.Taints = "8", append(n.Spec.Taints, taint("late", corev1.TaintEffectNoSchedule))
+		server.between = nil
+	}
+	if err := client.RemoveTaint(t.Context(), "n1", "mine"); err == nil || len(server.node.Spec.Taints) != 4 {
+		t.Errorf("a change meanwhile: %v, taints %v", err, server.node.Spec.Taints)
+	}
+	for range 2 {
+		if err := client.RemoveTaint(t.Context(), "n1", "mine"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := server.node.Spec.Taints; len(got) != 2 || got[0].Key != "other" || got[1].Key != "late" || server.patches != 2 {
+		t.Errorf("taints %v after %d patches", got, server.patches)
 	}
 }

@@ -65,6 +65,7 @@ func NewBuilder(c Config) *Builder {
 
 // SetService takes in a Service object. The Arrived of one already known is kept.
 func (b *Builder) SetService(s ServiceSpec) {
+	s.Unproxied = b.unproxied(s)
 	if old := b.spec(s.Name); old != nil {
 		s.Arrived = old.Arrived
 	}
@@ -72,13 +73,16 @@ func (b *Builder) SetService(s ServiceSpec) {
 	b.dirty[s.Name] = struct{}{}
 }
 
+// unproxied reports whether somebody else carries a Service's traffic.
+func (b *Builder) unproxied(s ServiceSpec) bool { return s.Unproxied || b.config.Left.Has(Proxy) }
+
 // HasService reports whether a Service is known as it is, but for when it arrived.
 func (b *Builder) HasService(s ServiceSpec) bool {
 	old := b.spec(s.Name)
 	if old == nil {
 		return false
 	}
-	s.Arrived = old.Arrived
+	s.Arrived, s.Unproxied = old.Arrived, b.unproxied(s)
 	return reflect.DeepEqual(*old, s)
 }
 
@@ -224,6 +228,9 @@ func (b *Builder) DeleteServiceCIDR(name string) {
 
 // allRanges are the ranges of virtual addresses there are, in order.
 func (b *Builder) allRanges() []netip.Prefix {
+	if b.config.Left.Has(Proxy) {
+		return nil
+	}
 	all := slices.Clone(b.config.ServiceCIDRs)
 	for _, r := range b.ranges {
 		all = append(all, r...)

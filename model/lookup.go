@@ -34,7 +34,8 @@ const (
 	// Reject answers for the Service: a TCP reset, or ICMP port unreachable for other protocols.
 	Reject
 	// Local delivers to this node's own socket for the virtual address while there is one, without DNAT or
-	// conntrack; when there is none, the candidates are used as with Forward, and none of them means Reject.
+	// conntrack; when there is none, the candidates are used as with Forward, and none of them means Reject. Of a Service that is Unproxied there
+	// are none: the packet is left to its proxy.
 	Local
 	// Drop gives no answer. Load balancers know by it that they should ask another node, and strangers do not learn that anybody is here.
 	Drop
@@ -71,7 +72,13 @@ func (s *Snapshot) Lookup(p Packet) Verdict {
 		svc, _ := s.Services.Get(name)
 		return Verdict{Action: Reject, Service: svc, Why: "the Service has no such port"}
 	}
-	if _, ok := s.Foreign.Get(dst.Addr); ok {
+	if name, ok := s.Foreign.Get(dst.Addr); ok {
+		svc, _ := s.Services.Get(name)
+		for _, p := range svc.Ports {
+			if p.Port == dst.Port && p.Protocol == dst.Protocol && s.IsDNS(dst.Addr, p) {
+				return Verdict{Action: Local, Service: svc, Port: p, Kind: AtClusterIP, Why: "cluster DNS is answered on this node"}
+			}
+		}
 		return Verdict{Action: Pass, Why: "somebody else carries the traffic of the Service that has this address"}
 	}
 	if s.InServiceCIDRs(dst.Addr) {
@@ -88,7 +95,7 @@ func (s *Snapshot) Lookup(p Packet) Verdict {
 // follow decides about a packet at a frontend.
 func (s *Snapshot) follow(w Way, p Packet) Verdict {
 	v := Verdict{Action: Forward, Service: w.Service, Port: w.Service.Ports[w.Port], Kind: w.Kind, Affinity: w.Service.Affinity}
-	if w.Guarded && !slices.ContainsFunc(w.Ranges, func(r netip.Prefix) bool { return r.Contains(p.Src.Addr()) }) {
+	if w.Guarded && !within(p.Src.Addr(), w.Ranges) {
 		v.Action, v.Why = Drop, "the client is in none of the Service's source ranges"
 		return v
 	}
@@ -120,7 +127,7 @@ func isCandidate(candidates []Backend, a netip.AddrPort) bool {
 
 // InServiceCIDRs reports whether an address is in the ranges of virtual addresses.
 func (s *Snapshot) InServiceCIDRs(a netip.Addr) bool {
-	return slices.ContainsFunc(s.ServiceCIDRs, func(r netip.Prefix) bool { return r.Contains(a) })
+	return within(a, s.ServiceCIDRs)
 }
 
 // ServesNodePorts reports whether node ports are served at an address of this node. Those of loopback are if a range of loopback is asked
@@ -129,7 +136,7 @@ func (s *Snapshot) ServesNodePorts(a netip.Addr) bool {
 	if a.IsLoopback() && !(a.Is4() && s.LoopbackNodePorts()) {
 		return false
 	}
-	return len(s.NodePortAddrs) == 0 || slices.ContainsFunc(s.NodePortAddrs, func(p netip.Prefix) bool { return p.Contains(a) })
+	return len(s.NodePortAddrs) == 0 || within(a, s.NodePortAddrs)
 }
 
 // LoopbackNodePorts reports whether node ports are asked for at addresses of loopback, for this node's own clients.
@@ -152,6 +159,12 @@ func (s *Snapshot) Masquerade(p Packet, to netip.Addr) (bool, string) {
 	case s.isOwnPod(src) && !p.FromNode:
 		if s.isInside(to) {
 			return false, "the destination is inside the cluster and knows the way back"
+		}
+		if s.Left.Has(Network) {
+			return false, "what pods send out of the cluster is their network's to change"
+		}
+		if within(to, s.KeepSource) {
+			return false, "pods keep their addresses towards that range, as it was asked for"
 		}
 		return true, "the destination is outside the cluster, where no route leads back to pods"
 	case !translated:

@@ -23,9 +23,30 @@ type Config struct {
 	// NodePortAddrs are the ranges in which addresses of this node serve node ports; empty: all of them. Loopback is one of them only if a
 	// range of its own is named.
 	NodePortAddrs []netip.Prefix
+	// PodCIDRs are ranges of pods' addresses, beside those of the Nodes: a plugin may give out addresses that no Node's range holds.
+	PodCIDRs []netip.Prefix
+	// KeepSource are ranges outside the cluster that pods reach under their own addresses.
+	KeepSource []netip.Prefix
+	// Left are the parts of this node's work that other programs do.
+	Left Roles
 	// PassOn has this node send new connections that still arrive for a pod being ended on to another endpoint of its Service.
 	PassOn bool
 }
+
+// Roles are parts of a node's work. The cluster DNS is not one of them: it is left to others by an empty [Config.DNS].
+type Roles uint8
+
+// The roles.
+const (
+	// Proxy carries the traffic of Services. Who leaves it to another program treats every Service as Unproxied, and no address as a Service's.
+	Proxy Roles = 1 << iota
+	// Network gives pods their addresses and leads to those of other nodes. Who leaves it to another program makes no such routes, and
+	// does not replace the source of what pods send out of the cluster.
+	Network
+)
+
+// Has reports whether a role is among them.
+func (r Roles) Has(role Roles) bool { return r&role != 0 }
 
 // Snapshot is the whole state at one moment. It never changes.
 type Snapshot struct {
@@ -76,6 +97,14 @@ func (s *Snapshot) Owns(vip netip.Addr, svc *Service) bool {
 	return ok && owner == svc.Name || !ok && svc.Unproxied
 }
 
+// ServiceAt is the Service that a ClusterIP belongs to, whoever carries its traffic.
+func (s *Snapshot) ServiceAt(vip netip.Addr) (Name, bool) {
+	if name, ok := s.VIPs.Get(vip); ok {
+		return name, true
+	}
+	return s.Foreign.Get(vip)
+}
+
 // Pods' ranges and addresses: a packet from one of them comes from inside the cluster.
 func (s *Snapshot) isPod(a netip.Addr) bool {
 	for _, n := range s.Nodes.All() {
@@ -83,7 +112,11 @@ func (s *Snapshot) isPod(a netip.Addr) bool {
 			return true
 		}
 	}
-	return s.isOwnPod(a)
+	return s.isOwnPod(a) || within(a, s.PodCIDRs)
+}
+
+func within(a netip.Addr, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // isOwnPod reports whether the address is of a pod of this node. Pods on the node's own network are not meant. A node that is not known yet has
@@ -104,9 +137,7 @@ func (s *Snapshot) isOwnPod(a netip.Addr) bool {
 	return false
 }
 
-func (n *Node) hasPod(a netip.Addr) bool {
-	return slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
-}
+func (n *Node) hasPod(a netip.Addr) bool { return within(a, n.PodCIDRs) }
 
 // String prints the snapshot in a stable order, one line a fact: the form that dump shows and tests compare.
 func (s *Snapshot) String() string {

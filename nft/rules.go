@@ -390,7 +390,7 @@ const ctDNAT = 1 << 5 // IPS_DST_NAT
 
 func (f *family) fromPodChain() chain {
 	return chain{name: f.chainFromPod(), rule: []rule{
-		{"out of the cluster", join(f.only(), f.load(reg0, f.daddr), f.notIn(cluster), &expr.Masq{})},
+		{"out of the cluster", join(f.only(), f.load(reg0, f.daddr), f.notIn(cluster), f.load(reg0, f.daddr), f.notIn(kept), &expr.Masq{})},
 	}}
 }
 

@@ -61,11 +61,12 @@ const (
 	pods                  // ranges and addresses of this node's pods
 	allPods               // ranges of all pods
 	cluster               // ranges and addresses of the cluster's pods and nodes
+	kept                  // ranges outside that pods reach under their own addresses
 	kinds
 )
 
 var kindNames = [kinds]string{"services", "nodeports", "ways", "ends", "inside", "outside", "sources", "endpoints", "seats", "seated", "pins",
-	"vips", "ranges", "foreign", "nodeports-at", "nodeports-not-at", "dns", "hairpin", "pods", "all-pods", "cluster"}
+	"vips", "ranges", "foreign", "nodeports-at", "nodeports-not-at", "dns", "hairpin", "pods", "all-pods", "cluster", "kept"}
 
 // A code is a number that a look-up finds and the next one starts from. Its upper bits are a group of endpoints or a junction, by number, its lower
 // bits the way on: which chain, or within a group with affinity the endpoint's seat.
@@ -150,6 +151,7 @@ var sets = func() (all [kinds][2]*set) {
 			{kind: pods, key: f.addr, flags: unix.NFT_SET_INTERVAL},
 			{kind: allPods, key: f.addr, flags: unix.NFT_SET_INTERVAL},
 			{kind: cluster, key: f.addr, flags: unix.NFT_SET_INTERVAL},
+			{kind: kept, key: f.addr, flags: unix.NFT_SET_INTERVAL},
 		} {
 			s.f = f
 			all[s.kind][f.index] = s

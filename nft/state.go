@@ -205,8 +205,8 @@ var plainSets = []struct {
 	{ofNodes | ofPods, []kind{pods, allPods, cluster}, wantRanges},
 	{ofPods, []kind{hairpin}, wantHairpin},
 	{ofDNS, []kind{dnsPorts}, wantDNS},
-	{ofConfig, []kind{ranges, portsOn, portsOff}, wantConfig},
-	{ofForeign, []kind{foreign}, wantForeign},
+	{ofConfig, []kind{ranges, portsOn, portsOff, kept}, wantConfig},
+	{ofForeign | ofConfig, []kind{foreign}, wantForeign},
 }
 
 // wantRanges are the pods' ranges and, where another plugin gives out addresses that no Node's range holds, this node's pods' own.
@@ -227,7 +227,7 @@ func wantRanges(s *model.Snapshot, add func(kind, *family, []byte)) {
 			}
 		}
 	}
-	everyPod = slices.Clone(own)
+	everyPod = slices.Concat(own, s.PodCIDRs)
 	for _, n := range s.Nodes.All() {
 		everyPod = append(everyPod, n.PodCIDRs...)
 		for _, a := range n.Addrs {
@@ -246,15 +246,25 @@ func wantConfig(s *model.Snapshot, add func(kind, *family, []byte)) {
 		}
 	}
 	put(ranges, s.ServiceCIDRs...)
+	if s.Left.Has(model.Network) {
+		put(kept, everywhere...)
+	} else {
+		put(kept, s.KeepSource...)
+	}
+	if s.Left.Has(model.Proxy) {
+		return
+	}
 	put(portsOn, s.NodePortAddrs...)
 	if len(s.NodePortAddrs) == 0 {
-		put(portsOn, netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+		put(portsOn, everywhere...)
 	}
 	put(portsOff, netip.PrefixFrom(v6.loopback, 128))
 	if !s.LoopbackNodePorts() {
 		put(portsOff, netip.PrefixFrom(v4.loopback, 8))
 	}
 }
+
+var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
 func wantHairpin(s *model.Snapshot, add func(kind, *family, []byte)) {
 	for _, p := range s.Pods.All() {
@@ -267,8 +277,10 @@ func wantHairpin(s *model.Snapshot, add func(kind, *family, []byte)) {
 
 func wantForeign(s *model.Snapshot, add func(kind, *family, []byte)) {
 	for a := range s.Foreign.All() {
-		f := familyOf(a)
-		add(foreign, f, f.appendAddr(nil, a))
+		if s.InServiceCIDRs(a) { // or else nothing claims it
+			f := familyOf(a)
+			add(foreign, f, f.appendAddr(nil, a))
+		}
 	}
 }
 
@@ -284,7 +296,7 @@ func wantDNS(s *model.Snapshot, add func(kind, *family, []byte)) {
 }
 
 func answersDNS(s *model.Snapshot, vip netip.Addr, p model.Protocol) bool {
-	name, _ := s.VIPs.Get(vip)
+	name, _ := s.ServiceAt(vip)
 	svc, ok := s.Services.Get(name)
 	return ok && slices.ContainsFunc(svc.Ports, func(q model.Port) bool { return q.Protocol == p && s.IsDNS(vip, q) })
 }

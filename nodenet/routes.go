@@ -51,6 +51,9 @@ func desired(s *model.Snapshot) (wishes []wish, problems []string) {
 	for _, vip := range s.DNS {
 		wishes = append(wishes, wish{route{unix.RTN_LOCAL, netip.PrefixFrom(vip, vip.BitLen()), netip.Addr{}}, "cluster DNS"})
 	}
+	if s.Left.Has(model.Network) {
+		return wishes, nil
+	}
 	nodes := make([]*model.Node, 0, s.Nodes.Len())
 	for _, n := range s.Nodes.All() {
 		nodes = append(nodes, n)

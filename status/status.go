@@ -44,6 +44,8 @@ type Report struct {
 	Flawed []string `json:"flawed,omitempty"`
 	// PassingOn are addresses and ports of pods that are ending, whose new connections this node sends on to other endpoints.
 	PassingOn []string `json:"passingOn,omitempty"`
+	// Left are the node's roles that other programs have: "service proxy", "cluster DNS", "pod network".
+	Left []string `json:"left,omitempty"`
 	// Off says what is not working or not switched on, and why, a sentence each.
 	Off []string `json:"off,omitempty"`
 
@@ -157,8 +159,10 @@ func (r *Report) Print(w io.Writer) {
 	if d.NoLocal+d.NotAllowed > 0 {
 		fmt.Fprintf(w, "  dropped      %d packets without an endpoint here, %d from outside a Service's source ranges\n", d.NoLocal, d.NotAllowed)
 	}
-	fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
-		strings.Join(r.DNS.Addresses, ", "), r.DNS.Waits, r.DNS.TimedOut)
+	if len(r.DNS.Addresses) > 0 {
+		fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
+			strings.Join(r.DNS.Addresses, ", "), r.DNS.Waits, r.DNS.TimedOut)
+	}
 	for _, u := range r.DNS.Upstreams {
 		fmt.Fprintf(w, "  upstream     %s for %s: %s, %d answered, %d failed", u.Addr, u.Zone, u.State, u.Answered, u.Failed)
 		if u.Why != "" {
@@ -187,6 +191,9 @@ func (r *Report) Print(w io.Writer) {
 	}
 	for _, f := range r.Flawed {
 		fmt.Fprintf(w, "  flawed       %s\n", f)
+	}
+	if len(r.Left) > 0 {
+		fmt.Fprintf(w, "  others do    %s\n", strings.Join(r.Left, ", "))
 	}
 	for _, o := range r.Off {
 		fmt.Fprintf(w, "  off          %s\n", o)

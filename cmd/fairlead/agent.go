@@ -16,8 +16,9 @@ import (
 func newAgentCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "agent",
-		Short: "Run this node's service proxy, cluster DNS and routes",
-		Long: `Run this node's service proxy, cluster DNS and routes, in the network namespace it is started in.
+		Short: "Run this node's service proxy, cluster DNS and pod network",
+		Long: `Run this node's service proxy, cluster DNS and pod network, in the network namespace it is started in. Each of the three can be left to another
+program: the proxy with --proxy=false, the DNS by giving no --dns-ip, the pod network by giving no --cni-conf-dir.
 
 What the agent has programmed stays in the kernel when the agent ends; the next start adopts it and writes
 only what differs. fairlead cleanup removes it.

@@ -18,6 +18,9 @@
 //	dns ADDRESS...                                    the cluster DNS's virtual addresses
 //	ranges PREFIX...                                  the ranges of virtual addresses
 //	nodeport-addresses PREFIX...                      where this node serves node ports; without it: all its addresses but loopback
+//	pod-ranges PREFIX...                              ranges of pods' addresses, beside the nodes'
+//	keep-source PREFIX...                             ranges outside that pods reach under their own addresses
+//	left proxy, left network                          what another program does on this node
 //	pass-on                                           this node sends on what arrives for a pod that is ending
 //	service NAMESPACE/NAME ADDRESS...                 a Service, with its ClusterIPs
 //	  unproxied, no-slices, publish-not-ready         of the last service: somebody else's; its slices are not known yet; the field
@@ -34,6 +37,6 @@
 //	packet PROTOCOL SOURCE > ADDRESS:PORT = VERDICT   a packet and what becomes of it
 //
 // A source is an address. A verdict is "pass", "reject", "drop", "forward" with the candidates, or "local" with the candidates for when
-// this node's socket is closed. A candidate (or pass) with "nat:" in front sees this node's address as its client; all
+// this node's socket is closed, or with the destination itself if that is another proxy's to carry. A candidate (or pass) with "nat:" in front sees this node's address as its client; all
 // others see the source itself. Text from "#" on is a comment.
 package packets

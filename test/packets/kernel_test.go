@@ -404,6 +404,9 @@ func (l *lab) judgeAll(rows []Row, when string) {
 		if r.Protocol == model.SCTP {
 			continue // few kernels have SCTP sockets; the rules know no difference
 		}
+		if r.Action == model.Local && slices.Contains(r.Candidates, Candidate{Addr: r.Dst}) {
+			continue // another proxy's
+		}
 		if err := l.judge(fallback(r)); err != nil {
 			l.t.Errorf("%spackets.txt:%d: %s: %v", when, r.Line, r, err)
 		}

@@ -90,6 +90,9 @@ func Judge(s *model.Snapshot, own []netip.Addr, proto model.Protocol, src netip.
 	case model.Pass:
 		to = append(to, dst)
 	default:
+		if v.Action == model.Local && v.Service.Unproxied {
+			r.Candidates = append(r.Candidates, Candidate{Addr: dst}) // where it goes without a socket here, its proxy decides
+		}
 		for _, b := range v.Candidates {
 			to = append(to, b.AddrPort())
 		}
@@ -163,6 +166,16 @@ func (p *parser) statement(verb string, args []string) error {
 		return prefixes(&p.config.ServiceCIDRs, args)
 	case verb == "nodeport-addresses":
 		return prefixes(&p.config.NodePortAddrs, args)
+	case verb == "keep-source":
+		return prefixes(&p.config.KeepSource, args)
+	case verb == "pod-ranges":
+		return prefixes(&p.config.PodCIDRs, args)
+	case verb == "left" && len(args) == 1 && args[0] == "proxy":
+		p.config.Left |= model.Proxy
+		return nil
+	case verb == "left" && len(args) == 1 && args[0] == "network":
+		p.config.Left |= model.Network
+		return nil
 	case verb == "pass-on" && len(args) == 0:
 		p.config.PassOn = true
 		return nil
