@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 )
 
 // Builder takes in objects and builds snapshots. It is not safe for concurrent use.
@@ -35,6 +36,7 @@ type Builder struct {
 	services  editor[Name, *Service]
 	nodes     editor[string, *Node]
 	pods      editor[Name, *Pod]
+	hostPorts editor[Name, *Service]
 	vipOf     editor[netip.Addr, Name]
 	hostOf    editor[netip.Addr, Name]
 	shared    editor[netip.Addr, *[]Name]
@@ -253,12 +255,32 @@ func (b *Builder) DeleteNode(name string) { deleteKey(b, &b.nodes, name) }
 func (b *Builder) SetPod(p Pod) {
 	setValue(b, &b.pods, p.Name, &p)
 	b.touchServicesOf(p.Name)
+	if b.config.PodNetwork {
+		b.setHostPorts(p.Name, p.hostService(b.config.Self))
+	}
 }
 
 // DeletePod forgets a pod.
 func (b *Builder) DeletePod(n Name) {
 	deleteKey(b, &b.pods, n)
 	b.touchServicesOf(n)
+	b.setHostPorts(n, nil)
+}
+
+// setHostPorts brings a pod's host ports up to date; nil: it has none.
+func (b *Builder) setHostPorts(pod Name, svc *Service) {
+	n := hostServiceName(pod)
+	old, had := b.hostPorts.get(n)
+	switch {
+	case svc == nil && !had, svc != nil && reflect.DeepEqual(old, svc):
+		return
+	case svc == nil:
+		b.hostPorts.delete(n)
+	default:
+		b.hostPorts.set(n, svc)
+	}
+	b.claimFrontends(old, svc)
+	b.changed = true
 }
 
 func (b *Builder) touchServicesOf(pod Name) {
@@ -310,6 +332,7 @@ func (b *Builder) Build() *Snapshot {
 			Services:   b.services.freeze(),
 			Nodes:      b.nodes.freeze(),
 			Pods:       b.pods.freeze(),
+			HostPorts:  b.hostPorts.freeze(),
 			VIPs:       b.vipOf.freeze(),
 			Hosts:      b.hostOf.freeze(),
 			shared:     b.shared.freeze(),
@@ -368,8 +391,7 @@ func (b *Builder) index(n Name, old, svc *Service) {
 	for _, a := range slices.Concat(hostAddrs(old), hostAddrs(svc)) {
 		b.share(a)
 	}
-	old.frontends(b.config.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, claimant{k, n}, &b.frontOf) })
-	svc.frontends(b.config.PassOn, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, claimant{k, n}, &b.frontOf, b.claimantOf) })
+	b.claimFrontends(old, svc)
 	for _, p := range b.podsHere(old) {
 		delete(b.here[p], n)
 		if len(b.here[p]) == 0 {
@@ -382,6 +404,12 @@ func (b *Builder) index(n Name, old, svc *Service) {
 		}
 		b.here[p][n] = struct{}{}
 	}
+}
+
+// claimFrontends moves the claims on frontends from the old value of a Service, or of a pod's host ports, to the new one.
+func (b *Builder) claimFrontends(old, svc *Service) {
+	old.frontends(&b.config, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, old.claimant(k), &b.frontOf) })
+	svc.frontends(&b.config, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, svc.claimant(k), &b.frontOf, b.claimantOf) })
 }
 
 // share writes down the headless Services of an address, if there are several.
@@ -439,26 +467,32 @@ func (b *Builder) podsHere(svc *Service) (pods []Name) {
 	return pods
 }
 
-// claimantOf is the one who claims a frontend for a Service.
+// claimantOf is the one who claims a frontend for who has it.
 func (b *Builder) claimantOf(f Frontend, n Name) claimant {
-	svc, _ := b.services.get(n)
-	w, _ := svc.claim(f, b.config.PassOn)
-	return claimant{w.Kind, n}
+	svc, ok := b.services.get(n)
+	if !ok {
+		svc, _ = b.hostPorts.get(n)
+	}
+	w, _ := svc.claim(f, &b.config)
+	return svc.claimant(w.Kind)
 }
 
 // claims holds who claims what is claimed by several, in order; the first one has it. What only one claims, which is nearly everything, is
 // not in it: the table of winners knows.
 type claims[K comparable] map[K][]claimant
 
-// claimant claims something, a frontend as a kind of it.
+// claimant claims something, a frontend as a kind of it. Of pods, the older comes first.
 type claimant struct {
-	kind Kind
-	name Name
+	kind    Kind
+	created time.Time
+	name    Name
 }
 
 func (c claimant) compare(o claimant) int {
-	return cmp.Or(cmp.Compare(c.kind, o.kind), c.name.Compare(o.name))
+	return cmp.Or(cmp.Compare(c.kind, o.kind), c.created.Compare(o.created), c.name.Compare(o.name))
 }
+
+func (svc *Service) claimant(k Kind) claimant { return claimant{k, svc.created(), svc.Name} }
 
 // claim takes in a claim. sole tells who claims something for the Service that has it undisputed.
 func (c claims[K]) claim(k K, by claimant, winners *editor[K, Name], sole func(K, Name) claimant) {

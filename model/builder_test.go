@@ -31,7 +31,8 @@ func newWorld() *world {
 }
 
 // worldConfig is what every builder of such a world is told.
-var worldConfig = Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, PassOn: true,
+var worldConfig = Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, PassOn: true, PodNetwork: true,
+	OwnPorts:     []Port{{Name: "own", Protocol: TCP, Port: 30082}},
 	ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24"), netip.MustParsePrefix("fd00:96::/112")}}
 
 // build takes everything in in an order of its own, which must not matter.
@@ -124,6 +125,13 @@ func TestPodString(t *testing.T) {
 		"policy":      func(p *Pod) { p.Resolver = &Resolver{Policy: DNSNone, Ndots: -1} },
 		"searches":    func(p *Pod) { p.Resolver = &Resolver{Searches: []string{"a.example"}, Ndots: -1} },
 		"ndots":       func(p *Pod) { p.Resolver = &Resolver{Ndots: 0} },
+		"host port":   func(p *Pod) { p.HostPorts = []HostPort{{Protocol: TCP, Port: 80, Target: 81}} },
+		"host ports": func(p *Pod) {
+			p.HostPorts = []HostPort{{Protocol: TCP, Port: 80, Target: 81}, {Protocol: UDP, Port: 80, Target: 81}}
+		},
+		"its target":  func(p *Pod) { p.HostPorts = []HostPort{{Protocol: TCP, Port: 80, Target: 82}} },
+		"its address": func(p *Pod) { p.HostPorts = []HostPort{{Addr: addr("::"), Protocol: TCP, Port: 80, Target: 81}} },
+		"its age":     func(p *Pod) { p.Created = time.Unix(1, 0) },
 	} {
 		p, b := plain, NewBuilder(Config{Self: "n1"})
 		set(&p)
@@ -150,7 +158,11 @@ func randomPod(r *rand.Rand) Pod {
 	if r.IntN(6) == 0 {
 		p.Addrs = []netip.Addr{randomAddr(r)}
 	}
-	p.Terminating = r.IntN(2) == 0
+	p.Terminating, p.HostNetwork, p.Created = r.IntN(2) == 0, r.IntN(6) == 0, time.Unix(int64(r.IntN(3)), 0)
+	for range r.IntN(4) {
+		p.HostPorts = append(p.HostPorts, HostPort{Addr: [...]netip.Addr{{}, {}, addr("0.0.0.0"), addr("::"), addr("203.0.113.1"), addr("fd00:96::12")}[r.IntN(6)],
+			Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(30080 + r.IntN(3)), Target: uint16(80 + r.IntN(2))})
+	}
 	return p
 }
 

@@ -7,37 +7,48 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
 )
 
-// Frontend is where a Service's clients send to.
+// Frontend is where a Service's clients send to, or those of a pod's host port.
 type Frontend struct {
-	// Addr is the destination address. Unspecified (0.0.0.0 or ::) stands for every address of this node that serves node ports.
+	// Addr is the destination address. Unspecified (0.0.0.0 or ::) stands for every address of this node: for a node port those that serve node
+	// ports, for a host port all.
 	Addr     netip.Addr
 	Protocol Protocol
 	Port     uint16
+	// Host says that it is a pod's host port: it counts only while Addr is this node's own.
+	Host bool
 }
 
-// Compare orders by address, then protocol, then port.
+// Compare orders by address, then protocol, then port, host ports last.
 func (f Frontend) Compare(o Frontend) int {
-	if c := f.Addr.Compare(o.Addr); c != 0 {
-		return c
-	}
-	return int(f.Protocol)<<16 + int(f.Port) - int(o.Protocol)<<16 - int(o.Port)
+	return cmp.Or(f.Addr.Compare(o.Addr), cmp.Compare(f.Protocol, o.Protocol), cmp.Compare(f.Port, o.Port), btoi(f.Host)-btoi(o.Host))
 }
 
-// String is "10.96.0.1:80/TCP", and "nodeport4:30080/TCP" for every address of this node.
+// String is "10.96.0.1:80/TCP", and "nodeport4:30080/TCP" for every address of this node. For a host port it is "hostport:172.30.0.11:80/TCP" or
+// "hostport4:80/TCP".
 func (f Frontend) String() string {
-	switch {
-	case !f.IsNodePort():
-		return netip.AddrPortFrom(f.Addr, f.Port).String() + "/" + f.Protocol.String()
-	case f.Addr.Is4():
-		return "nodeport4:" + netip.AddrPortFrom(f.Addr, f.Port).String()[len("0.0.0.0:"):] + "/" + f.Protocol.String()
+	port := strconv.Itoa(int(f.Port)) + "/" + f.Protocol.String()
+	word := "nodeport"
+	if f.Host {
+		word = "hostport"
 	}
-	return "nodeport6:" + netip.AddrPortFrom(f.Addr, f.Port).String()[len("[::]:"):] + "/" + f.Protocol.String()
+	switch {
+	case f.Addr.IsUnspecified() && f.Addr.Is4():
+		return word + "4:" + port
+	case f.Addr.IsUnspecified():
+		return word + "6:" + port
+	}
+	at := netip.AddrPortFrom(f.Addr, f.Port).String() + "/" + f.Protocol.String()
+	if f.Host {
+		return word + ":" + at
+	}
+	return at
 }
 
-// IsNodePort reports whether the frontend stands for every address of this node.
-func (f Frontend) IsNodePort() bool { return f.Addr.IsUnspecified() }
+// IsNodePort reports whether the frontend is a node port, at every address of this node that serves them.
+func (f Frontend) IsNodePort() bool { return f.Addr.IsUnspecified() && !f.Host }
 
 // Kind is what a frontend is to its Service. When Services dispute a frontend, the lower kind has it: nobody takes over a ClusterIP by
 // calling it an external address.
@@ -56,17 +67,23 @@ const (
 	// AtLeaving is the address of an endpoint itself, whose pod runs on this node and has been told to end: nodes that do not know yet still
 	// send here.
 	AtLeaving
+	// AtHostPort is a port of this node that a pod of this node asks for.
+	AtHostPort
 )
 
 // String is the kind in words.
 func (k Kind) String() string {
-	return [...]string{"ClusterIP", "load balancer", "external IP", "node port", "leaving endpoint"}[k]
+	return [...]string{"ClusterIP", "load balancer", "external IP", "node port", "leaving endpoint", "host port"}[k]
 }
 
 // frontends yields every frontend that the Service claims, with its kind and the index of its port. One may come several times. Addresses of
 // a family in which the Service has no ClusterIP are not the Service's, and of ports with the same number and protocol only the first is.
-func (svc *Service) frontends(passOn bool, yield func(Frontend, Kind, int)) {
+func (svc *Service) frontends(c *Config, yield func(Frontend, Kind, int)) {
 	if svc == nil || svc.Type != ClusterIP || svc.Unproxied {
+		return
+	}
+	if svc.Pod != nil {
+		svc.hostFrontends(c, yield)
 		return
 	}
 	var has [2]bool
@@ -80,7 +97,7 @@ func (svc *Service) frontends(passOn bool, yield func(Frontend, Kind, int)) {
 		at := func(addrs []netip.Addr, k Kind) {
 			for _, a := range addrs {
 				if p.Port != 0 && !a.IsUnspecified() && has[btoi(a.Is4())] {
-					yield(Frontend{a, p.Protocol, p.Port}, k, i)
+					yield(Frontend{Addr: a, Protocol: p.Protocol, Port: p.Port}, k, i)
 				}
 			}
 		}
@@ -91,21 +108,21 @@ func (svc *Service) frontends(passOn bool, yield func(Frontend, Kind, int)) {
 		}
 		if p.NodePort != 0 {
 			for _, a := range svc.ClusterIPs {
-				yield(Frontend{Unspecified(a), p.Protocol, p.NodePort}, AtNodePort, i)
+				yield(Frontend{Addr: Unspecified(a), Protocol: p.Protocol, Port: p.NodePort}, AtNodePort, i)
 			}
 		}
-		if !passOn {
+		if !c.PassOn {
 			continue
 		}
 		for _, b := range svc.Backends[i] {
 			if b.Leaving && has[btoi(b.Addr.Is4())] {
-				yield(Frontend{b.Addr, p.Protocol, b.Port}, AtLeaving, i)
+				yield(Frontend{Addr: b.Addr, Protocol: p.Protocol, Port: b.Port}, AtLeaving, i)
 			}
 		}
 	}
 }
 
-// Unspecified is the unspecified address of a's family, which stands for a node port's in a Frontend.
+// Unspecified is the unspecified address of a's family, which stands for all of this node's in a Frontend.
 func Unspecified(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return netip.IPv4Unspecified()
@@ -143,16 +160,16 @@ func (s *Snapshot) Way(f Frontend) (w Way, ok bool) {
 	if !ok {
 		return w, false
 	}
-	svc, _ := s.Services.Get(name)
-	if w, ok = svc.claim(f, s.PassOn); ok {
+	svc, _ := s.Owner(name)
+	if w, ok = svc.claim(f, &s.Config); ok {
 		w.apply(f)
 	}
 	return w, ok
 }
 
 // claim is how a Service claims a frontend, before its policies: the first claim of the lowest kind counts.
-func (svc *Service) claim(f Frontend, passOn bool) (w Way, ok bool) {
-	svc.frontends(passOn, func(g Frontend, k Kind, port int) {
+func (svc *Service) claim(f Frontend, c *Config) (w Way, ok bool) {
+	svc.frontends(c, func(g Frontend, k Kind, port int) {
 		if g == f && (!ok || k < w.Kind) {
 			w, ok = Way{Service: svc, Port: port, Kind: k}, true
 		}
@@ -162,7 +179,7 @@ func (svc *Service) claim(f Frontend, passOn bool) (w Way, ok bool) {
 
 // Claims yields every frontend that a Service would like to have, some several times, and some of which others have.
 func (s *Snapshot) Claims(svc *Service, yield func(Frontend)) {
-	svc.frontends(s.PassOn, func(f Frontend, _ Kind, _ int) { yield(f) })
+	svc.frontends(&s.Config, func(f Frontend, _ Kind, _ int) { yield(f) })
 }
 
 // Ways yields the frontends that a Service has, each once, and what happens there; not those that another Service has instead.
@@ -174,7 +191,7 @@ func (s *Snapshot) Ways(svc *Service, yield func(Frontend, Way)) {
 	}
 	var few [16]claim
 	claims := few[:0]
-	svc.frontends(s.PassOn, func(f Frontend, k Kind, port int) { claims = append(claims, claim{f, k, port}) })
+	svc.frontends(&s.Config, func(f Frontend, k Kind, port int) { claims = append(claims, claim{f, k, port}) })
 	if len(claims) > 1 { // the first claim of the lowest kind counts
 		slices.SortStableFunc(claims, func(a, b claim) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.kind, b.kind)) })
 		claims = slices.CompactFunc(claims, func(a, b claim) bool { return a.at == b.at })

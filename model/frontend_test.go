@@ -24,17 +24,21 @@ func TestFrontend(t *testing.T) {
 		want     string
 		nodePort bool
 	}{
-		{Frontend{addr("10.96.0.1"), TCP, 80}, "10.96.0.1:80/TCP", false},
-		{Frontend{addr("fd00:96::1"), UDP, 53}, "[fd00:96::1]:53/UDP", false},
-		{Frontend{netip.IPv4Unspecified(), SCTP, 30080}, "nodeport4:30080/SCTP", true},
-		{Frontend{netip.IPv6Unspecified(), TCP, 30080}, "nodeport6:30080/TCP", true},
+		{Frontend{Addr: addr("10.96.0.1"), Protocol: TCP, Port: 80}, "10.96.0.1:80/TCP", false},
+		{Frontend{Addr: addr("fd00:96::1"), Protocol: UDP, Port: 53}, "[fd00:96::1]:53/UDP", false},
+		{Frontend{Addr: netip.IPv4Unspecified(), Protocol: SCTP, Port: 30080}, "nodeport4:30080/SCTP", true},
+		{Frontend{Addr: netip.IPv6Unspecified(), Protocol: TCP, Port: 30080}, "nodeport6:30080/TCP", true},
+		{Frontend{Addr: netip.IPv4Unspecified(), Protocol: UDP, Port: 53, Host: true}, "hostport4:53/UDP", false},
+		{Frontend{Addr: netip.IPv6Unspecified(), Protocol: TCP, Port: 80, Host: true}, "hostport6:80/TCP", false},
+		{Frontend{Addr: addr("172.30.0.11"), Protocol: TCP, Port: 80, Host: true}, "hostport:172.30.0.11:80/TCP", false},
+		{Frontend{Addr: addr("fd00:30::11"), Protocol: TCP, Port: 80, Host: true}, "hostport:[fd00:30::11]:80/TCP", false},
 	} {
 		if got := tt.f.String(); got != tt.want || tt.f.IsNodePort() != tt.nodePort {
 			t.Errorf("%s, node port %t; want %s, %t", got, tt.f.IsNodePort(), tt.want, tt.nodePort)
 		}
 	}
-	order := []Frontend{{netip.IPv4Unspecified(), TCP, 1}, {addr("10.0.0.1"), TCP, 9}, {addr("10.0.0.1"), UDP, 1}, {addr("10.0.0.1"), UDP, 2},
-		{addr("10.0.0.2"), TCP, 1}, {netip.IPv6Unspecified(), TCP, 1}, {addr("fd00::1"), TCP, 1}}
+	order := []Frontend{{netip.IPv4Unspecified(), TCP, 1, false}, {addr("10.0.0.1"), TCP, 9, false}, {addr("10.0.0.1"), UDP, 1, false}, {addr("10.0.0.1"), UDP, 2, false}, {addr("10.0.0.1"), UDP, 2, true},
+		{addr("10.0.0.2"), TCP, 1, false}, {netip.IPv6Unspecified(), TCP, 1, false}, {addr("fd00::1"), TCP, 1, false}}
 	for i, a := range order {
 		for j, b := range order {
 			if got := a.Compare(b); (got < 0) != (i < j) || (got > 0) != (i > j) {
@@ -83,13 +87,13 @@ func TestClaims(t *testing.T) {
 				svc.Backends[i] = []Backend{{&ready[0], 8080}, {&ready[1], 8080}}
 			}
 			var got []string
-			svc.frontends(tt.passOn, func(f Frontend, k Kind, _ int) { got = append(got, fmt.Sprint(k, " ", f)) })
+			svc.frontends(&Config{PassOn: tt.passOn}, func(f Frontend, k Kind, _ int) { got = append(got, fmt.Sprint(k, " ", f)) })
 			if s := strings.Join(got, ", "); s != tt.want {
 				t.Errorf("got  %s\nwant %s", s, tt.want)
 			}
 		})
 	}
-	(*Service)(nil).frontends(true, func(f Frontend, _ Kind, _ int) { t.Errorf("no Service claims %s", f) })
+	(*Service)(nil).frontends(&Config{PassOn: true}, func(f Frontend, _ Kind, _ int) { t.Errorf("no Service claims %s", f) })
 }
 
 // Who has a frontend that several ask for: the order of the kinds, and then of the names, whoever came first and whoever goes.
@@ -118,7 +122,7 @@ func TestDisputes(t *testing.T) {
 	}
 	order := []claimant{{AtClusterIP, "p"}, {AtClusterIP, "q"}, {AtBalancer, "g"}, {AtBalancer, "h"}, {AtExternalIP, "c"}, {AtExternalIP, "d"}, {AtLeaving, "a"}}
 	r := seeded(t)
-	f := Frontend{addr("10.96.0.1"), TCP, 80}
+	f := Frontend{Addr: addr("10.96.0.1"), Protocol: TCP, Port: 80}
 	for range 200 {
 		b := NewBuilder(Config{Self: "n1", PassOn: true})
 		for _, i := range r.Perm(len(order)) {
@@ -156,7 +160,7 @@ func TestWaysAgreeWithWay(t *testing.T) {
 		}
 		snap := b.Build()
 		found := make(map[Frontend]Way)
-		for _, svc := range snap.Services.All() {
+		for svc := range snap.Owners {
 			snap.Ways(svc, func(f Frontend, w Way) {
 				if _, twice := found[f]; twice {
 					t.Fatalf("step %d: %s comes twice", step, f)
@@ -183,7 +187,7 @@ func TestWaysAgreeWithWay(t *testing.T) {
 			checkWay(t, f, one)
 		}
 	}
-	for k := AtClusterIP; k <= AtLeaving; k++ {
+	for k := AtClusterIP; k <= AtHostPort; k++ {
 		if kinds[k] == 0 {
 			t.Errorf("no %s in all this", k)
 		}
@@ -207,6 +211,8 @@ func checkWay(t *testing.T, f Frontend, w Way) {
 		w.Guarded != (w.Kind == AtBalancer && len(x.SourceRanges) > 0),
 		slices.ContainsFunc(w.Ranges, func(p netip.Prefix) bool { return p.Addr().Is4() != f.Addr.Is4() }),
 		(w.Kind == AtNodePort) != f.IsNodePort(),
+		(w.Kind == AtHostPort) != f.Host,
+		f.Host && (w.Service.Pod == nil || w.Inside == Here || w.Outside == Here),
 	} {
 		if bad {
 			t.Fatalf("%s: %+v of\n%s", f, w, w.Service)
@@ -384,7 +390,7 @@ func TestLeaving(t *testing.T) {
 					if e := s.Endpoints[0]; e.Leaving != leaving || e.State() != state {
 						t.Errorf("order %v, %s: leaving %t, %s; want %t, %s", order, when, e.Leaving, e.State(), leaving, state)
 					}
-					if _, ok := snap.Frontends.Get(Frontend{addr("10.0.0.1"), TCP, 80}); ok != leaving {
+					if _, ok := snap.Frontends.Get(Frontend{Addr: addr("10.0.0.1"), Protocol: TCP, Port: 80}); ok != leaving {
 						t.Errorf("order %v, %s: its address is a frontend: %t", order, when, ok)
 					}
 				}

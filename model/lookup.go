@@ -54,6 +54,8 @@ type Verdict struct {
 	Port    Port
 	// Kind is what the destination is to the Service; it says nothing without a Service.
 	Kind Kind
+	// Frontend is the one that the packet meets; zero without a Service, or if that has no such port.
+	Frontend Frontend
 	// Candidates are the backends that may be chosen, in order of address.
 	Candidates []Backend
 	// Affinity is how long the client keeps its endpoint; zero: no longer than the connection.
@@ -64,9 +66,9 @@ type Verdict struct {
 
 // Lookup decides about a packet. It is the specification of the dataplane.
 func (s *Snapshot) Lookup(p Packet) Verdict {
-	dst := Frontend{p.Dst.Addr(), p.Protocol, p.Dst.Port()}
+	dst := Frontend{Addr: p.Dst.Addr(), Protocol: p.Protocol, Port: p.Dst.Port()}
 	if w, ok := s.Way(dst); ok {
-		return s.follow(w, p)
+		return s.follow(dst, w, p)
 	}
 	if name, ok := s.VIPs.Get(dst.Addr); ok {
 		svc, _ := s.Services.Get(name)
@@ -84,17 +86,18 @@ func (s *Snapshot) Lookup(p Packet) Verdict {
 	if s.InServiceCIDRs(dst.Addr) {
 		return Verdict{Action: Reject, Why: "no Service has this address"}
 	}
-	if p.ToNode && s.ServesNodePorts(dst.Addr) && (p.FromNode || !dst.Addr.IsLoopback()) {
-		if w, ok := s.Way(Frontend{Unspecified(dst.Addr), p.Protocol, dst.Port}); ok {
-			return s.follow(w, p)
+	// The kernel lets no packet leave from ::1, so that a process that sends from there would wait in vain.
+	if p.ToNode && (p.FromNode || !dst.Addr.IsLoopback()) && p.Src.Addr() != netip.IPv6Loopback() {
+		if f, w, ok := s.AtNode(dst); ok {
+			return s.follow(f, w, p)
 		}
 	}
 	return Verdict{Action: Pass, Why: "the destination is no Service's address"}
 }
 
 // follow decides about a packet at a frontend.
-func (s *Snapshot) follow(w Way, p Packet) Verdict {
-	v := Verdict{Action: Forward, Service: w.Service, Port: w.Service.Ports[w.Port], Kind: w.Kind, Affinity: w.Service.Affinity}
+func (s *Snapshot) follow(f Frontend, w Way, p Packet) Verdict {
+	v := Verdict{Action: Forward, Service: w.Service, Port: w.Service.Ports[w.Port], Kind: w.Kind, Frontend: f, Affinity: w.Service.Affinity}
 	if w.Guarded && !within(p.Src.Addr(), w.Ranges) {
 		v.Action, v.Why = Drop, "the client is in none of the Service's source ranges"
 		return v
@@ -115,6 +118,8 @@ func (s *Snapshot) follow(w Way, p Packet) Verdict {
 		return Verdict{Action: Pass, Why: "the pod is ending, and its Service has no other endpoint"}
 	case w.Kind == AtLeaving:
 		v.Why = "the pod is ending; its Service's other endpoints take its new connections"
+	case w.Kind == AtHostPort:
+		v.Why = "a host port of pod " + w.Service.Pod.Name.String()
 	case v.Action == Forward:
 		v.Why = fmt.Sprintf("a Service's %s and port", w.Kind)
 	}

@@ -172,6 +172,8 @@ func (e *Endpoint) State() string {
 // Service is a Service together with the endpoints that its slices give it.
 type Service struct {
 	ServiceSpec
+	// Pod is the pod whose host ports this stands for; nil for what is a Service in the API.
+	Pod *Pod
 	// Slices is the number of EndpointSlices known of it. Services and slices are separate watches: at zero,
 	// the endpoints are not known yet rather than known to be none.
 	Slices int
@@ -224,6 +226,10 @@ type Pod struct {
 	Terminating bool
 	// HostNetwork says that the pod has no network of its own: its addresses are the node's, and other pods' too.
 	HostNetwork bool
+	// HostPorts are the ports of its node that the pod asks for; a pod of the node's network has none.
+	HostPorts []HostPort
+	// Created is when the API server took the pod in.
+	Created time.Time
 	// Resolver is what the pod's spec says about its resolver; nil: the DNS policy ClusterFirst and nothing else, as most have it.
 	Resolver *Resolver
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Config is what a node is told about itself and its cluster once, at its start.
@@ -31,6 +32,10 @@ type Config struct {
 	Left Roles
 	// PassOn has this node send new connections that still arrive for a pod being ended on to another endpoint of its Service.
 	PassOn bool
+	// PodNetwork says that the pod network is this agent's, and with it the pods' host ports.
+	PodNetwork bool
+	// OwnPorts are those that the agent itself listens on, each with what for as its name. No pod gets them, at whichever address.
+	OwnPorts []Port
 }
 
 // Roles are parts of a node's work. The cluster DNS is not one of them: it is left to others by an empty [Config.DNS].
@@ -58,11 +63,14 @@ type Snapshot struct {
 	Nodes    Table[string, *Node]
 	// Pods are those of this node.
 	Pods Table[Name, *Pod]
+	// HostPorts are the host ports of those pods that have any, each as a Service of its own, whose Pod is set. See Owner.
+	HostPorts Table[Name, *Service]
 	// VIPs says which Service a ClusterIP belongs to. If several claim one, it is the first by name.
 	VIPs Table[netip.Addr, Name]
 	// Foreign are the ClusterIPs of Services that are Unproxied, and whose they are: the first by name.
 	Foreign Table[netip.Addr, Name]
-	// Frontends says which Service answers at a frontend. If several claim one, it is the first in the order of Kind, then by name.
+	// Frontends says which Service answers at a frontend, or which pod. If several claim one, it is the first in the order of Kind, then of two pods the
+	// older one, then by name.
 	Frontends Table[Frontend, Name]
 	// Hosts says which headless Service an endpoint's address belongs to, for reverse names: the first by name. See HeadlessOf for the others.
 	Hosts Table[netip.Addr, Name]
@@ -89,6 +97,25 @@ func (s *Snapshot) HeadlessOf(a netip.Addr) iter.Seq[Name] {
 func (s *Snapshot) Node() *Node {
 	n, _ := s.Nodes.Get(s.Self)
 	return n
+}
+
+// Owner is who has a frontend, by the name in Frontends: a Service, or a pod's host ports.
+func (s *Snapshot) Owner(n Name) (*Service, bool) {
+	if svc, ok := s.Services.Get(n); ok {
+		return svc, true
+	}
+	return s.HostPorts.Get(n)
+}
+
+// Owners yields every Service, and the host ports of every pod, in no order.
+func (s *Snapshot) Owners(yield func(*Service) bool) {
+	for _, t := range [...]Table[Name, *Service]{s.Services, s.HostPorts} {
+		for _, svc := range t.All() {
+			if !yield(svc) {
+				return
+			}
+		}
+	}
 }
 
 // Owns reports whether a virtual address is the Service's to use. It is not when another Service claims it too.
@@ -165,6 +192,12 @@ func (s *Snapshot) String() string {
 		}
 		if p.HostNetwork {
 			b.WriteString(" of the node's network")
+		}
+		for _, h := range p.HostPorts {
+			fmt.Fprintf(&b, " hostport %s", h)
+		}
+		if !p.Created.IsZero() {
+			fmt.Fprintf(&b, " created %s", p.Created.Format(time.RFC3339))
 		}
 		if r := p.Resolver; r != nil {
 			fmt.Fprintf(&b, " resolver %s search %v", r.Policy, r.Searches)
