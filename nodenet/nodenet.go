@@ -51,6 +51,7 @@ type Target struct {
 	stale    bool            // it is not known well enough
 	problems []string
 	ipv6     bool // forwarding of IPv6 is on
+	localnet bool // what has a loopback address may be routed
 }
 
 // New returns a target that has done nothing yet.
@@ -74,7 +75,7 @@ func (t *Target) Apply(ctx context.Context, s *model.Snapshot) error {
 func (t *Target) Add(ctx context.Context, s *model.Snapshot) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.stale && len(t.problems) == 0 && sameRoutes(t.last, s) {
+	if !t.stale && len(t.problems) == 0 && sameRoutes(t.last, s) && (t.localnet || !needsLocalnet(s)) {
 		t.last = s
 		return nil
 	}
@@ -253,12 +254,13 @@ func (t *Target) forward(s *model.Snapshot) error {
 		if err := linux.WriteSysctl("net/ipv4/ip_forward", "1"); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(s.NodePortAddrs, func(p netip.Prefix) bool { return p.Addr().IsLoopback() }) {
-			// What comes to a node port on loopback goes to pods with a loopback address as its source, as far as the masquerading.
-			if err := linux.WriteSysctl("net/ipv4/conf/all/route_localnet", "1"); err != nil {
-				return err
-			}
+	}
+	if !t.localnet && needsLocalnet(s) {
+		// What comes to a node port or host port on loopback goes to pods with a loopback address as its source, as far as the masquerading.
+		if err := linux.WriteSysctl("net/ipv4/conf/all/route_localnet", "1"); err != nil {
+			return err
 		}
+		t.localnet = true
 	}
 	self := s.Node()
 	if t.ipv6 || self == nil || !slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
@@ -276,6 +278,9 @@ func (t *Target) forward(s *model.Snapshot) error {
 	t.ipv6 = true
 	return nil
 }
+
+// needsLocalnet reports whether ports on loopback lead to pods.
+func needsLocalnet(s *model.Snapshot) bool { return s.LoopbackNodePorts() || s.HostPorts.Len() > 0 }
 
 // keepAdvertisements lets the node go on listening to router advertisements. A router does not by default, so that a host that became
 // one would lose, some time later, the default route it had learnt from them.

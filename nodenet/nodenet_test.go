@@ -436,6 +436,36 @@ func TestSysctls(t *testing.T) {
 	}
 }
 
+// TestLocalnet: what comes from loopback is routed once a port on loopback leads to a pod, and not before.
+func TestLocalnet(t *testing.T) {
+	testnet.MustRoot(t)
+	plain := model.Pod{Name: model.Name{Namespace: "x", Name: "p"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}
+	port := plain
+	port.HostPorts = []model.HostPort{{Protocol: model.TCP, Port: 80, Target: 80}}
+	h := fabric(t)[0]
+	localnet := func() (v string) {
+		h.Do(func() (err error) { v, err = linux.ReadSysctl("net/ipv4/conf/all/route_localnet"); return err })
+		return v
+	}
+	tg, b := target(), model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+	b.SetNode(nodeN(1))
+	for _, step := range []struct {
+		pod  model.Pod
+		want string
+	}{{plain, "0"}, {port, "1"}, {plain, "1"}} {
+		b.SetPod(step.pod)
+		apply(t, h, tg, b.Build())
+		if got := localnet(); got != step.want {
+			t.Errorf("with %v: %s, want %s", step.pod.HostPorts, got, step.want)
+		}
+	}
+	h = fabric(t)[0]
+	apply(t, h, target(), model.NewBuilder(model.Config{Self: "n1", NodePortAddrs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}).Build())
+	if got := localnet(); got != "1" {
+		t.Errorf("with node ports on loopback: %s", got)
+	}
+}
+
 // TestUnusedAddresses: a packet to a pod that does not exist comes to an end, with an answer, and the DNS address is this node's own.
 func TestUnusedAddresses(t *testing.T) {
 	testnet.MustRoot(t)
