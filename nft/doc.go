@@ -14,6 +14,9 @@
 // A code's upper 18 bits are a group of endpoints, its lower 14 the way on: which chain. It travels in the packet's priority. All frontends of a
 // Service's port share its groups, of which there are two at most in a family: for the traffic policies Cluster and Local.
 //
+// A pod's host ports are like a Service whose one endpoint is the pod: hostports4 { tcp . 8080 : 9/16 }, or with an address of the node in
+// hostports-at4. They are looked up last, and only for what is sent to this node's own addresses.
+//
 // Where it matters who asks, a frontend's code is that of a junction: the chain split4 (a Local policy), guard4 (source ranges, in sources4) or onward4 (an
 // endpoint that leaves). It looks its code up in inside4 or outside4 and goes on by ends4, which is ways4 without junctions.
 //
@@ -39,7 +42,7 @@
 // # Cost
 //
 // For the first packet of a connection to a Service: three look-ups, two more at a junction, and with affinity three more. For the first packet
-// of any other connection: three, and for one to this node's own addresses six. Behind the choice of a route, for the source, two to five for
+// of any other connection: three, and for one to this node's own addresses eight. Behind the choice of a route, for the source, two to five for
 // either. None for all that follow; in raw, one comparison of the port.
 //
 // For a change: what changed. The values of services4 are numbers and not verdicts, because the kernel checks all verdicts of a table in each

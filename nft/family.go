@@ -80,9 +80,9 @@ func (f *family) appendAddr(b []byte, a netip.Addr) []byte {
 // and an index one each. Protocols and ports are at the register's start, padded with zeros; ports are in network order, numbers in
 // the machine's order.
 
-// frontendKey is the key of a frontend: address, protocol, port; or for a node port protocol, port.
+// frontendKey is the key of a frontend: address, protocol, port; or for one at every address of this node protocol, port.
 func (f *family) frontendKey(b []byte, k frontend) []byte {
-	if !k.IsNodePort() {
+	if !k.Addr.IsUnspecified() {
 		b = f.appendAddr(b, k.Addr)
 	}
 	b = append(b, byte(k.Protocol), 0, 0, 0)
@@ -91,10 +91,16 @@ func (f *family) frontendKey(b []byte, k frontend) []byte {
 
 // frontendSet is the map that a frontend is in.
 func frontendSet(k frontend) *set {
-	if k.IsNodePort() {
-		return sets[nodeports][familyOf(k.Addr).index]
+	of := services
+	switch {
+	case k.Host && k.Addr.IsUnspecified():
+		of = hostports
+	case k.Host:
+		of = hostportsAt
+	case k.IsNodePort():
+		of = nodeports
 	}
-	return sets[services][familyOf(k.Addr).index]
+	return sets[of][familyOf(k.Addr).index]
 }
 
 // parseFrontend is the reverse of frontendKey.
@@ -103,10 +109,10 @@ func (s *set) parseFrontend(b []byte) frontend {
 	if s.f == v6 {
 		a = netip.IPv6Unspecified()
 	}
-	if s.kind == services {
+	if s.kind == services || s.kind == hostportsAt {
 		a, b = s.f.address(b), b[s.f.size:]
 	}
-	return frontend{Addr: a, Protocol: model.Protocol(b[0]), Port: binary.BigEndian.Uint16(b[4:])}
+	return frontend{Addr: a, Protocol: model.Protocol(b[0]), Port: binary.BigEndian.Uint16(b[4:]), Host: s.kind == hostports || s.kind == hostportsAt}
 }
 
 // pairKey is the key of a group's index: two numbers.

@@ -7,8 +7,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,6 +75,7 @@ func (t *Target) cleanFlows() error {
 		t.everyStale = false
 		return nil
 	}
+	isOwn := t.ownAddrs()
 	for _, f := range families {
 		var fronts []frontend
 		for k := range t.stale {
@@ -88,7 +91,7 @@ func (t *Target) cleanFlows() error {
 		}
 		start, before := time.Now(), t.stats.Flows
 		for _, k := range fronts {
-			if err := t.cleanPort(f, k); err != nil {
+			if err := t.cleanPort(f, k, isOwn); err != nil {
 				return fmt.Errorf("remove flows to past endpoints: %w", err)
 			}
 		}
@@ -101,10 +104,10 @@ func (t *Target) cleanFlows() error {
 	return nil
 }
 
-func (t *Target) cleanPort(f *family, k frontend) error {
+func (t *Target) cleanPort(f *family, k frontend, isOwn func(netip.Addr) bool) error {
 	var found []flow
 	err := t.conn.flows(f, k, func(x flow) {
-		if t.isStale(x) {
+		if t.isStale(x, isOwn) {
 			x.origin, x.id, x.zone = slices.Clone(x.origin), slices.Clone(x.id), slices.Clone(x.zone)
 			found = append(found, x)
 		}
@@ -124,26 +127,56 @@ func (t *Target) cleanPort(f *family, k frontend) error {
 	return nil
 }
 
+// ownAddrs knows this node's addresses, which it reads when it is asked for the first time.
+func (t *Target) ownAddrs() func(netip.Addr) bool {
+	own := sync.OnceValue(func() (all []net.Addr) {
+		read := func() (err error) { all, err = net.InterfaceAddrs(); return err }
+		var err error
+		if t.options.NetNS == nil {
+			err = read()
+		} else {
+			err = t.options.NetNS.Do(read)
+		}
+		if err != nil {
+			t.options.Logger.Warn("cannot read this node's addresses; UDP flows of others may be removed, and made again by their next packet", "err", err)
+			return nil
+		}
+		return all
+	})
+	return func(a netip.Addr) bool {
+		return a.IsLoopback() || own() == nil || slices.ContainsFunc(own(), func(o net.Addr) bool {
+			p, err := netip.ParsePrefix(o.String())
+			return err == nil && p.Addr().Unmap() == a
+		})
+	}
+}
+
 // isStale reports whether a flow is to a frontend that is to be looked at and leads where its Service has no endpoint that could go on
-// serving it. A flow that was made before the Service existed leads to the virtual address itself.
-func (t *Target) isStale(x flow) bool {
+// serving it. A flow that was made before the Service existed leads to the virtual address itself, or to this node; one that leads to an address that
+// isOwn does not know for this node's has only its port in common with a node port or host port.
+func (t *Target) isStale(x flow, isOwn func(netip.Addr) bool) bool {
 	k := frontend{Addr: x.to.Addr(), Protocol: model.UDP, Port: x.to.Port()}
-	port := frontend{Addr: model.Unspecified(x.to.Addr()), Protocol: model.UDP, Port: x.to.Port()}
-	_, own := t.stale[k]
-	_, byPort := t.stale[port]
-	if !own && !byPort && !t.everyStale {
+	changed := false
+	for _, a := range [...]netip.Addr{k.Addr, model.Unspecified(k.Addr)} {
+		for _, host := range [...]bool{false, true} {
+			_, stale := t.stale[frontend{Addr: a, Protocol: k.Protocol, Port: k.Port, Host: host}]
+			changed = changed || stale
+		}
+	}
+	if !changed && !t.everyStale {
 		return false
 	}
 	w, ok := t.last.Way(k)
 	if _, virtual := t.last.VIPs.Get(k.Addr); !ok && !virtual {
-		w, ok = t.last.Way(port)
+		_, w, ok = t.last.AtNode(k)
+		ok = ok && (x.leads != x.to || isOwn(k.Addr))
 	}
 	switch {
 	case ok && w.Kind == model.AtLeaving:
 		return false // it is the endpoint's own, as long as that is there
 	case ok:
 		return !slices.ContainsFunc(w.Service.Backends[w.Port], func(b model.Backend) bool { return b.AddrPort() == x.leads && (b.Serving || b.Ready) })
-	case own || byPort:
+	case changed:
 		return x.leads != x.to // the frontend is gone, and the flow is still translated
 	}
 	// At the start nobody remembers which frontends there were, but virtual addresses are for nothing else.
@@ -162,7 +195,7 @@ func (c *conn) flows(f *family, k frontend, each func(flow)) error {
 	if k.Port != 0 {
 		flags |= ctFilterPortDst
 	}
-	if k.Port != 0 && f == v4 && !k.IsNodePort() { // for IPv6 the kernel (seen in 6.18) gives those with any other address
+	if k.Port != 0 && f == v4 && !k.Addr.IsUnspecified() { // for IPv6 the kernel (seen in 6.18) gives those with any other address
 		flags |= ctFilterIPDst
 		ip := m.nest(ctTupleIP)
 		m.put(f.ctDst(), k.Addr.AsSlice())

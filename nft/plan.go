@@ -57,7 +57,7 @@ func (x *tx) plan(snap *model.Snapshot, u *unit) {
 	clear(x.ports)
 	clear(x.want)
 	p, want := planned{tx: x, snap: snap}, x.want
-	if svc, ok := snap.Services.Get(u.service); ok {
+	if svc, ok := snap.Owner(u.service); ok {
 		p.svc = svc
 		snap.Ways(svc, func(k frontend, w model.Way) {
 			if code, ok := p.code(k, w); ok {
@@ -232,7 +232,7 @@ func (s *state) claimIDs(snap *model.Snapshot) {
 			claim(o, roleOf(scope), code>>lowBits)
 		}
 	}
-	for _, svc := range snap.Services.All() {
+	for svc := range snap.Owners {
 		snap.Ways(svc, func(k frontend, w model.Way) {
 			code, ok := s.fronts[k]
 			if !ok {
@@ -285,7 +285,7 @@ func (s *state) discard(taken map[numbered]struct{}) {
 
 // check says why a Service cannot be programmed, if that is known before the kernel is asked.
 func (s *state) check(snap *model.Snapshot, name model.Name) error {
-	svc, ok := snap.Services.Get(name)
+	svc, ok := snap.Owner(name)
 	if !ok {
 		return nil
 	}

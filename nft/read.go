@@ -262,11 +262,11 @@ func (s *state) readWaysOf(c *conn, m *set, shape *shape) (map[way]uint32, error
 }
 
 func (s *state) readFronts(c *conn, f *family) error {
-	for _, k := range []kind{services, nodeports} {
+	for _, k := range []kind{services, nodeports, hostports, hostportsAt} {
 		m := sets[k][f.index]
 		err := c.elements(m, func(key, val []byte, _ bool) {
 			front := m.parseFrontend(key)
-			if k == services && front.IsNodePort() || string(f.frontendKey(nil, front)) != string(key) {
+			if frontendSet(front) != m || string(f.frontendKey(nil, front)) != string(key) {
 				s.strays = append(s.strays, stray{m, string(key)})
 				return
 			}

@@ -255,9 +255,18 @@ func (f *family) serviceChain() chain {
 			payload(reg0, f.daddr, 1, expr.PayloadBaseNetworkHeader), equal(reg0, 127), drop())})
 	}
 	c.rule = append(c.rule, []rule{
-		{"node port", join(&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true}, equal(reg0, unix.RTN_LOCAL, 0, 0, 0),
-			f.only(), f.load(reg0, f.daddr), f.in(portsOn), f.load(reg0, f.daddr), f.notIn(portsOff),
+		{"not this node's", join(&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.RTN_LOCAL, 0, 0, 0}}, &expr.Verdict{Kind: expr.VerdictReturn})},
+	}...)
+	if f == v6 {
+		c.rule = append(c.rule, rule{"nothing leaves from ::1", join(f.only(), f.load(reg0, f.saddr), equal(reg0, f.loopback.AsSlice()...),
+			&expr.Verdict{Kind: expr.VerdictReturn})})
+	}
+	c.rule = append(c.rule, []rule{
+		{"node port", join(f.only(), f.load(reg0, f.daddr), f.in(portsOn), f.load(reg0, f.daddr), f.notIn(portsOff),
 			loadProto(reg0), loadPort(reg0+1, destPort), f.find(nodeports), setCode(result), f.goOn(ways))},
+		{"host port at this address", join(f.only(), f.loadFrontend(), f.find(hostportsAt), setCode(result), f.goOn(ways))},
+		{"host port", join(f.only(), loadProto(reg0), loadPort(reg0+1, destPort), f.find(hostports), setCode(result), f.goOn(ways))},
 	}...)
 	return c
 }
@@ -396,14 +405,23 @@ func (f *family) fromPodChain() chain {
 
 // oursChain masquerades what this table has translated, and not what others have.
 func (f *family) oursChain() chain {
+	port := func(reg uint32) any { return &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg} }
+	at := []any{f.loadOriginal(reg0), loadProto(f.behind()), port(f.behind() + 1)}
+	anywhere := []any{loadProto(reg0), port(reg0 + 1)}
 	var rules []rule
-	for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
-		to, port := join(loadProto(f.behind())), &expr.Ct{Key: expr.CtKeyPROTODST, Register: f.behind() + 1}
-		rules = append(rules, rule{p.String(), join(proto(p), f.only(), f.loadOriginal(reg0), to, port, f.find(services), setCode(result), &expr.Masq{})})
-	}
-	for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
-		port := &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg0 + 1}
-		rules = append(rules, rule{p.String() + " node port", join(proto(p), f.only(), loadProto(reg0), port, f.find(nodeports), setCode(result), &expr.Masq{})})
+	for _, way := range []struct {
+		comment string
+		key     []any
+		in      kind
+	}{
+		{"", at, services},
+		{" node port", anywhere, nodeports},
+		{" host port at an address", at, hostportsAt},
+		{" host port", anywhere, hostports},
+	} {
+		for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+			rules = append(rules, rule{p.String() + way.comment, join(proto(p), f.only(), way.key, f.find(way.in), setCode(result), &expr.Masq{})})
+		}
 	}
 	return chain{name: f.chainOurs(), rule: rules}
 }

@@ -40,32 +40,34 @@ func concat(types ...datatype) (t datatype) {
 type kind int
 
 const (
-	services  kind = iota // address, protocol, port → code
-	nodeports             // protocol, port → code
-	ways                  // way of a code → chain
-	ends                  // the same without junctions: there is one at most on the way, and the kernel allows no loop
-	inside                // code of a junction → code, for clients inside the cluster
-	outside               // code of a junction → code, for clients outside
-	sources               // code of a junction, range of clients that are let through
-	endpoints             // group, index → endpoint
-	seats                 // group, index → seat
-	seated                // seat → endpoint
-	pins                  // address, protocol, port, client → seat; written by packets
-	vips                  // virtual addresses outside the ranges
-	ranges                // ranges of virtual addresses
-	foreign               // virtual addresses that somebody else serves
-	portsOn               // ranges of addresses that serve node ports
-	portsOff              // of those, ranges that do not
-	dnsPorts              // address, protocol of the cluster DNS's port 53
-	hairpin               // address twice, of pods of this node
-	pods                  // ranges and addresses of this node's pods
-	allPods               // ranges of all pods
-	cluster               // ranges and addresses of the cluster's pods and nodes
-	kept                  // ranges outside that pods reach under their own addresses
+	services    kind = iota // address, protocol, port → code
+	nodeports               // protocol, port → code
+	hostports               // protocol, port → code, at every address of this node
+	hostportsAt             // address of this node, protocol, port → code
+	ways                    // way of a code → chain
+	ends                    // the same without junctions: there is one at most on the way, and the kernel allows no loop
+	inside                  // code of a junction → code, for clients inside the cluster
+	outside                 // code of a junction → code, for clients outside
+	sources                 // code of a junction, range of clients that are let through
+	endpoints               // group, index → endpoint
+	seats                   // group, index → seat
+	seated                  // seat → endpoint
+	pins                    // address, protocol, port, client → seat; written by packets
+	vips                    // virtual addresses outside the ranges
+	ranges                  // ranges of virtual addresses
+	foreign                 // virtual addresses that somebody else serves
+	portsOn                 // ranges of addresses that serve node ports
+	portsOff                // of those, ranges that do not
+	dnsPorts                // address, protocol of the cluster DNS's port 53
+	hairpin                 // address twice, of pods of this node
+	pods                    // ranges and addresses of this node's pods
+	allPods                 // ranges of all pods
+	cluster                 // ranges and addresses of the cluster's pods and nodes
+	kept                    // ranges outside that pods reach under their own addresses
 	kinds
 )
 
-var kindNames = [kinds]string{"services", "nodeports", "ways", "ends", "inside", "outside", "sources", "endpoints", "seats", "seated", "pins",
+var kindNames = [kinds]string{"services", "nodeports", "hostports", "hostports-at", "ways", "ends", "inside", "outside", "sources", "endpoints", "seats", "seated", "pins",
 	"vips", "ranges", "foreign", "nodeports-at", "nodeports-not-at", "dns", "hairpin", "pods", "all-pods", "cluster", "kept"}
 
 // A code is a number that a look-up finds and the next one starts from. Its upper bits are a group of endpoints or a junction, by number, its lower
@@ -131,6 +133,8 @@ var sets = func() (all [kinds][2]*set) {
 		for _, s := range []*set{
 			{kind: services, key: port, data: typeCode, flags: unix.NFT_SET_MAP},
 			{kind: nodeports, key: concat(typeProto, typePort), data: typeCode, flags: unix.NFT_SET_MAP},
+			{kind: hostports, key: concat(typeProto, typePort), data: typeCode, flags: unix.NFT_SET_MAP},
+			{kind: hostportsAt, key: port, data: typeCode, flags: unix.NFT_SET_MAP},
 			{kind: ways, key: typeCode, data: typeVerdict, flags: unix.NFT_SET_MAP, size: maxWays},
 			{kind: ends, key: typeCode, data: typeVerdict, flags: unix.NFT_SET_MAP, size: maxWays},
 			{kind: inside, key: typeCode, data: typeCode, flags: unix.NFT_SET_MAP},

@@ -56,7 +56,7 @@ type QuarantineError struct {
 	Services []Refusal
 }
 
-// Refusal is a Service and the reason why it is not programmed. What the kernel had of it before, it has still.
+// Refusal is a Service, or a pod for its host ports, and the reason why it is not programmed. What the kernel had of it before, it has still.
 type Refusal struct {
 	Service model.Name
 	Err     error
@@ -291,7 +291,7 @@ func differ[K, V comparable](a, b model.Table[K, V]) bool {
 // everything is all that the kernel has or the snapshot wants.
 func (t *Target) everything(snap *model.Snapshot) []*unit {
 	us := make(units, snap.Services.Len())
-	for _, svc := range snap.Services.All() {
+	for svc := range snap.Owners {
 		us.service(snap, svc)
 	}
 	strangers := &unit{}

@@ -97,7 +97,7 @@ func stateOf(snap *model.Snapshot) string {
 	x := s.begin()
 	x.setPlains(snap, ofAll)
 	us := make(units)
-	for _, svc := range snap.Services.All() {
+	for svc := range snap.Owners {
 		us.service(snap, svc)
 	}
 	for _, u := range us.sorted() {

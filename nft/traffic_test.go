@@ -289,15 +289,7 @@ func TestLoopbackNodePortsAreTheNodesOwn(t *testing.T) {
 	setEndpoints(r.b, spec, 8081, podAddrs(2, 1))
 	apply(t, r.target, r.b.Build())
 	r.node.Sysctl("net/ipv4/conf/all/route_localnet", "1")
-	r.pod.Sysctl("net/ipv4/conf/all/route_localnet", "1")
-	local := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4(127, 0, 0, 0), Mask: net.CIDRMask(8, 32)}, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}
-	one := &netlink.Route{Dst: netlink.NewIPNet(net.IPv4(127, 0, 0, 1)), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}
-	for _, route := range []*netlink.Route{local, one} { // the pod's own loopback is in the way
-		if err := r.pod.Link.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
-			t.Fatal(err)
-		}
-	}
-	r.pod.Route("127.0.0.1/32", "10.244.1.1", "eth0")
+	r.neighbourOnLoopback(t)
 	tool(t, r.node.NS, `table ip watch {
 		counter arrived { }
 		counter forwarded { }

@@ -11,7 +11,7 @@ import (
 	"github.com/fairlead/fairlead/model"
 )
 
-// unit is what has to change together: all that belongs to one Service. The zero name stands for what belongs to none.
+// unit is what has to change together: all that belongs to one Service, or to one pod's host ports, which are like one. The zero name stands for what belongs to none.
 type unit struct {
 	service model.Name
 	fronts  []frontend
@@ -39,7 +39,11 @@ func (us units) service(snap *model.Snapshot, svc *model.Service) {
 	u := us.of(svc.Name)
 	u.vips = append(u.vips, svc.ClusterIPs...)
 	snap.Claims(svc, func(k frontend) { u.fronts = append(u.fronts, k) })
-	for _, a := range svc.ClusterIPs {
+	addrs := svc.ClusterIPs
+	if svc.Pod != nil {
+		addrs = svc.Pod.Addrs
+	}
+	for _, a := range addrs {
 		for _, p := range svc.Ports {
 			if o := (owner{svc.Name, familyOf(a), p.Protocol, p.Port}); !slices.Contains(u.owners, o) {
 				u.owners = append(u.owners, o)
@@ -68,12 +72,17 @@ func (us units) sorted() []*unit {
 // same as it was. Whether an address is a virtual one concerns those that have it, and so only Services that differ.
 func changes(from, to *model.Snapshot) units {
 	us := make(units)
-	if from.Services != to.Services {
-		for _, c := range model.Diff(from.Services, to.Services) {
+	differences := func(before, after model.Table[model.Name, *model.Service]) {
+		if before == after {
+			return
+		}
+		for _, c := range model.Diff(before, after) {
 			us.service(from, c.Old)
 			us.service(to, c.New)
 		}
 	}
+	differences(from.Services, to.Services)
+	differences(from.HostPorts, to.HostPorts)
 	if from.Frontends != to.Frontends {
 		for _, c := range model.Diff(from.Frontends, to.Frontends) {
 			us.unchanged(from, c.Old)
@@ -94,7 +103,7 @@ func changes(from, to *model.Snapshot) units {
 
 // unchanged adds a Service that is not there yet.
 func (us units) unchanged(snap *model.Snapshot, n model.Name) {
-	if svc, ok := snap.Services.Get(n); ok && us[n] == nil {
+	if svc, ok := snap.Owner(n); ok && us[n] == nil {
 		us.service(snap, svc)
 	}
 }

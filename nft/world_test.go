@@ -141,7 +141,8 @@ type world struct {
 
 func newWorld(r *rand.Rand) *world {
 	ranges := [][]netip.Prefix{nil, {netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")}}[r.IntN(2)]
-	w := &world{model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, PassOn: true, ServiceCIDRs: ranges}), r, make(map[int]model.ServiceSpec)}
+	w := &world{model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, PassOn: true, ServiceCIDRs: ranges, PodNetwork: true,
+		OwnPorts: []model.Port{{Name: "own", Protocol: model.TCP, Port: 30005}}}), r, make(map[int]model.ServiceSpec)}
 	w.SetNode(node(1))
 	w.SetNode(node(2))
 	w.SetService(model.ServiceSpec{Name: model.Name{Namespace: "kube-system", Name: "kube-dns"}, ClusterIPs: dnsAddrs, Ports: []model.Port{
@@ -191,10 +192,21 @@ func (w *world) change() {
 	case kind == 18:
 		p := podAddrs(1, 1+w.r.IntN(5))
 		w.SetPod(model.Pod{Name: model.Name{Namespace: "default", Name: fmt.Sprint("p", w.r.IntN(4))}, Addrs: p[:1+w.r.IntN(2)],
-			Terminating: w.r.IntN(2) == 0})
+			Terminating: w.r.IntN(2) == 0, HostPorts: w.hostPorts(), Created: time.Unix(int64(w.r.IntN(3)), 0)})
 	case kind == 19:
 		w.DeletePod(model.Name{Namespace: "default", Name: fmt.Sprint("p", w.r.IntN(4))})
 	}
+}
+
+// hostPorts are some that other pods ask for too, and some that are node ports.
+func (w *world) hostPorts() (out []model.HostPort) {
+	r := w.r
+	for range r.IntN(4) {
+		at := [...]netip.Addr{{}, {}, netip.IPv4Unspecified(), netip.IPv6Unspecified(), addr("172.30.0.11"), addr("fd00:30::11")}[r.IntN(6)]
+		out = append(out, model.HostPort{Addr: at, Protocol: [...]model.Protocol{model.TCP, model.UDP, model.SCTP}[r.IntN(3)],
+			Port: uint16(30000 + r.IntN(6)), Target: uint16(8000 + r.IntN(2))})
+	}
+	return out
 }
 
 // expose gives a Service some of what a Service may have.
