@@ -211,8 +211,14 @@ func pod(o *corev1.Pod) model.Pod {
 
 		Terminating: o.DeletionTimestamp != nil,
 		HostNetwork: o.Spec.HostNetwork,
+		Created:     o.CreationTimestamp.UTC(),
 		Resolver:    resolver(&o.Spec),
 	}
+	hostPorts(&o.Spec, func(h hostPort) {
+		if h.flaw() == "" {
+			p.HostPorts = append(p.HostPorts, h.HostPort)
+		}
+	})
 	if o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed {
 		return p // its addresses are another pod's by now, whatever its status still says
 	}

@@ -122,3 +122,73 @@ func TestFlawed(t *testing.T) {
 	s.setSlice(sl)()
 	want()
 }
+
+func TestPodFlaws(t *testing.T) {
+	const addrs = `"status":{"podIPs":[{"ip":"10.244.1.5"},{"ip":"fd00:244::5"}]}`
+	ports := func(list string) string { return `{"spec":{"containers":[{"ports":[` + list + `]}]},` + addrs + `}` }
+	for _, tt := range []struct {
+		json, want string
+		ports      []string
+	}{
+		{ports(`{"containerPort":80}`), "", nil},
+		{ports(`{"containerPort":80,"hostPort":0}`), "", nil},
+		{ports(`{"containerPort":80,"hostPort":8080},{"containerPort":53,"hostPort":53,"protocol":"UDP"},{"containerPort":1,"hostPort":65535,"protocol":"SCTP"}`), "",
+			[]string{"8080/TCP to 80", "53/UDP to 53", "65535/SCTP to 1"}},
+		{ports(`{"containerPort":80,"hostPort":8080,"hostIP":"192.0.2.1"},{"containerPort":80,"hostPort":8080,"hostIP":"fd00::1"},{"containerPort":80,"hostPort":81,"hostIP":"0.0.0.0"}`), "",
+			[]string{"192.0.2.1:8080/TCP to 80", "[fd00::1]:8080/TCP to 80", "0.0.0.0:81/TCP to 80"}},
+		{ports(`{"containerPort":80,"hostPort":-1},{"containerPort":80,"hostPort":65536},{"containerPort":80,"hostPort":131152}`),
+			"hostPort -1 is no port; hostPort 65536 is no port; hostPort 131152 is no port", nil},
+		{ports(`{"containerPort":0,"hostPort":80},{"containerPort":70000,"hostPort":81}`),
+			"containerPort 0 of hostPort 80 is no port; containerPort 70000 of hostPort 81 is no port", nil},
+		{ports(`{"containerPort":80,"hostPort":80,"hostIP":"here"},{"containerPort":80,"hostPort":81,"hostIP":"fe80::1%eth0"},{"containerPort":80,"hostPort":82,"hostIP":"010.0.0.1"}`),
+			`hostIP "here" of hostPort 80 is no address; hostIP "fe80::1%eth0" of hostPort 81 is no address; hostIP "010.0.0.1" of hostPort 82 is no address`, nil},
+		{ports(`{"containerPort":80,"hostPort":80,"hostIP":"::ffff:192.0.2.1"}`),
+			`hostIP "::ffff:192.0.2.1" of hostPort 80 is an IPv4 address written as IPv6; write 192.0.2.1`, nil},
+		{ports(`{"containerPort":80,"hostPort":80,"protocol":"QUIC"},{"containerPort":80,"hostPort":81}`), `protocol "QUIC" of hostPort 80 is unknown`, []string{"81/TCP to 80"}},
+		{`{"spec":{"containers":[{"ports":[{"containerPort":80,"hostPort":80,"hostIP":"fd00::1"}]}]},"status":{"podIPs":[{"ip":"10.244.1.5"}]}}`,
+			"hostIP fd00::1 of hostPort 80 is of a family in which the pod has no address", []string{"[fd00::1]:80/TCP to 80"}},
+		{`{"spec":{"containers":[{"ports":[{"containerPort":80,"hostPort":80,"hostIP":"fd00::1"}]}]}}`, "", []string{"[fd00::1]:80/TCP to 80"}},
+		// Of containers that live as long as the pod.
+		{`{"spec":{"initContainers":[{"ports":[{"containerPort":1,"hostPort":1}]},{"restartPolicy":"Always","ports":[{"containerPort":2,"hostPort":2}]}],
+			"containers":[{"ports":[{"containerPort":3,"hostPort":3}]},{"ports":[{"containerPort":4,"hostPort":4}]}]}}`, "", []string{"2/TCP to 2", "3/TCP to 3", "4/TCP to 4"}},
+		{`{"spec":{"hostNetwork":true,"containers":[{"ports":[{"containerPort":80,"hostPort":80},{"containerPort":0,"hostPort":90000}]}]}}`, "", nil},
+	} {
+		var o corev1.Pod
+		decode(t, tt.json, &o)
+		if got := podFlaws(&o).String(); got != tt.want {
+			t.Errorf("%s\ngot  %s\nwant %s", tt.json, got, tt.want)
+		}
+		var got []string
+		for _, h := range pod(&o).HostPorts {
+			got = append(got, h.String())
+		}
+		if !slices.Equal(got, tt.ports) {
+			t.Errorf("%s\ngot  %q\nwant %q", tt.json, got, tt.ports)
+		}
+	}
+}
+
+// No number and no address makes a host port that a snapshot cannot have.
+func FuzzHostPort(f *testing.F) {
+	f.Add(int32(8080), int32(80), "", "TCP")
+	f.Add(int32(-1), int32(0), "::ffff:10.0.0.1", "QUIC")
+	f.Add(int32(65536), int32(65537), "fe80::1%eth0", "")
+	f.Add(int32(53), int32(53), "::", "UDP")
+	f.Fuzz(func(t *testing.T, port, target int32, ip, proto string) {
+		o := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{
+			{HostPort: port, ContainerPort: target, HostIP: ip, Protocol: corev1.Protocol(proto)}}}}}}
+		o.Status.PodIPs = []corev1.PodIP{{IP: "10.244.1.5"}, {IP: "fd00:244::5"}}
+		p, flaws := pod(o), podFlaws(o)
+		if port != 0 && len(p.HostPorts)+len(flaws) != 1 {
+			t.Fatalf("%d host ports and the flaws %q", len(p.HostPorts), flaws)
+		}
+		for _, h := range p.HostPorts {
+			if int32(h.Port) != port || int32(h.Target) != target || h.Port == 0 || h.Target == 0 || h.Addr.Is4In6() || h.Addr.Zone() != "" {
+				t.Fatalf("%s of %d, %d, %q", h, port, target, ip)
+			}
+		}
+		b := model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+		b.SetPod(p)
+		_ = b.Build().String()
+	})
+}

@@ -80,7 +80,7 @@ func New(o Options) *Source {
 	add(s, o.Client.core, "nodes", metav1.ListOptions{}, &corev1.Node{}, s.builder.Nodes,
 		s.setNode, s.deleteNode)
 	add(s, o.Client.core, "pods", metav1.ListOptions{FieldSelector: ownPods}, &corev1.Pod{}, s.builder.Pods,
-		func(p *corev1.Pod) func() { m := pod(p); return func() { s.builder.SetPod(m) } }, s.builder.DeletePod)
+		s.setPod, s.deletePod)
 	s.unsynced = len(s.watches)
 	s.ranges = newWatched(s, o.Client.networking, "servicecidrs", metav1.ListOptions{}, &networkingv1.ServiceCIDR{}, s.builder.ServiceCIDRs,
 		func(c *networkingv1.ServiceCIDR) func() {
@@ -92,7 +92,7 @@ func New(o Options) *Source {
 	return s
 }
 
-// setService, setNode and setSlice shrink an object at once, so that it need not be kept, and return what is to be done about it. What the builder has
+// setService, setNode, setPod and setSlice shrink an object at once, so that it need not be kept, and return what is to be done about it. What the builder has
 // already, as after a broken watch, takes no memory and changes nothing.
 func (s *Source) setService(o *corev1.Service) func() {
 	spec, flaws := service(o), serviceFlaws(o).String()
@@ -134,6 +134,19 @@ func (s *Source) setNode(o *corev1.Node) func() {
 func (s *Source) deleteNode(n model.Name) {
 	s.builder.DeleteNode(n.Name)
 	s.forget("node", n)
+}
+
+func (s *Source) setPod(o *corev1.Pod) func() {
+	p, flaws := pod(o), podFlaws(o).String()
+	return func() {
+		s.builder.SetPod(p)
+		s.note("pod", p.Name, flaws)
+	}
+}
+
+func (s *Source) deletePod(n model.Name) {
+	s.builder.DeletePod(n)
+	s.forget("pod", n)
 }
 
 // tell tells of a change, unless it is of the first lists.
