@@ -181,6 +181,9 @@ func (n *Node) warn(ctx context.Context, b *balancing) {
 	refused := n.plane.Quarantined()
 	now := make(map[model.Name]string, len(refused))
 	for _, r := range refused {
+		if _, ok := b.last.Services.Get(r.Service); !ok {
+			continue // a pod's host ports, which status names
+		}
 		now[r.Service] = r.Err.Error()
 		if b.warned[r.Service] == now[r.Service] {
 			continue
@@ -194,8 +197,9 @@ func (n *Node) warn(ctx context.Context, b *balancing) {
 	b.warned = now
 }
 
-// disputes names the frontends that a Service asks for and another one has.
+// disputes names the frontends that a Service asks for and another one has, and the host ports that a pod asks for and somebody else has.
 func disputes(snap *model.Snapshot) (out []string) {
+	out = hostPortDisputes(snap)
 	for _, svc := range snap.Services.All() {
 		snap.Claims(svc, func(f model.Frontend) {
 			if owner, ok := snap.Frontends.Get(f); ok && owner != svc.Name {

@@ -207,6 +207,33 @@ func TestDisputes(t *testing.T) {
 	}
 }
 
+// A host port that others have is named like a frontend that others have, until it is the pod's.
+func TestHostPortDisputes(t *testing.T) {
+	own := ownPorts(&config.Agent{Healthz: "0.0.0.0:10256"}, []uint16{53})
+	b := model.NewBuilder(model.Config{Self: "n1", PodNetwork: true, OwnPorts: own})
+	pod := func(name string, age int64, ports ...model.HostPort) {
+		b.SetPod(model.Pod{Name: model.Name{Namespace: "x", Name: name}, Addrs: parseAddrs("10.244.0.1"), Created: time.Unix(age, 0), HostPorts: ports})
+	}
+	pod("old", 1, model.HostPort{Protocol: model.TCP, Port: 8080, Target: 80})
+	if got := disputes(b.Build()); len(got) != 0 {
+		t.Errorf("one pod alone: %v", got)
+	}
+	b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "x", Name: "web"}, ClusterIPs: parseAddrs("10.96.0.1"), Ports: []model.Port{{Protocol: model.TCP, Port: 80, NodePort: 30080}}})
+	pod("new", 2, model.HostPort{Protocol: model.TCP, Port: 8080, Target: 80}, model.HostPort{Protocol: model.TCP, Port: 30080, Target: 80},
+		model.HostPort{Protocol: model.TCP, Port: 10256, Target: 80}, model.HostPort{Protocol: model.UDP, Port: 53, Target: 53}, model.HostPort{Protocol: model.TCP, Port: 9153, Target: 80})
+	want := []string{"x/pod/new: hostport4:10256/TCP belongs to this node's agent (healthz)", "x/pod/new: hostport4:53/UDP belongs to this node's agent (DNS)",
+		"x/pod/new: hostport4:8080/TCP belongs to x/pod/old", "x/pod/new: hostport4:9153/TCP belongs to this node's agent (metrics)",
+		"x/pod/new: nodeport4:30080/TCP belongs to x/web"}
+	if got := disputes(b.Build()); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	b.DeletePod(model.Name{Namespace: "x", Name: "old"})
+	b.DeleteService(model.Name{Namespace: "x", Name: "web"})
+	if got := disputes(b.Build()); len(got) != 3 {
+		t.Errorf("without the others: %v", got)
+	}
+}
+
 func TestHealthAddrs(t *testing.T) {
 	snap := oneService(model.ServiceSpec{Ports: []model.Port{}}, "")
 	n := &Node{cfg: &config.Agent{}}

@@ -132,10 +132,13 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	if n.client, err = kube.NewClient(cfg.Kubeconfig); err != nil {
 		return nil, err
 	}
+	if n.names, err = n.newNames(); err != nil {
+		return nil, err
+	}
 	n.proxy = metrics.New(metrics.Options{Dataplane: n.dataplane, Dropped: dropped})
 	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: model.Config{
 		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, PodCIDRs: cfg.PodCIDRs, NodePortAddrs: cfg.NodePortAddrs,
-		KeepSource: cfg.KeepSource, Left: cfg.Left, PassOn: cfg.PassOn,
+		KeepSource: cfg.KeepSource, Left: cfg.Left, PassOn: cfg.PassOn, OwnPorts: ownPorts(cfg, n.names.Ports()),
 	}})
 	n.routes = nodenet.New(nodenet.Options{Logger: log})
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
@@ -148,9 +151,6 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 		if n.limits = limitConnections(cfg.Conntrack); n.limits != nil {
 			log.Warn("connections are tracked within the kernel's own limits", "err", n.limits)
 		}
-	}
-	if n.names, err = n.newNames(); err != nil {
-		return nil, err
 	}
 	if len(cfg.DNS) > 0 {
 		n.metrics.MustRegister(n.names.Collectors()...)

@@ -167,13 +167,15 @@ type Question struct {
 
 // Way is what happens at one address that the name stands for.
 type Way struct {
-	Address  netip.AddrPort `json:"address"`
-	Service  string         `json:"service,omitempty"`
-	PortName string         `json:"portName,omitempty"`
-	Protocol string         `json:"protocol"`
-	Action   string         `json:"action"`
-	Why      string         `json:"why"`
-	// Kind is what the address is to the Service: ClusterIP, load balancer, external IP, node port or leaving endpoint.
+	Address netip.AddrPort `json:"address"`
+	Service string         `json:"service,omitempty"`
+	// HostPort is set, and Service is not, if a pod has the address and port as its host port.
+	HostPort *HostPort `json:"hostPort,omitempty"`
+	PortName string    `json:"portName,omitempty"`
+	Protocol string    `json:"protocol"`
+	Action   string    `json:"action"`
+	Why      string    `json:"why"`
+	// Kind is what the address is to the Service: ClusterIP, load balancer, external IP, node port or leaving endpoint; or it is a pod's host port.
 	Kind string `json:"kind,omitempty"`
 	// Affinity is how long the client keeps its endpoint, in seconds; zero: no longer than the connection.
 	Affinity float64 `json:"affinitySeconds,omitempty"`
@@ -183,6 +185,13 @@ type Way struct {
 	Backends []Endpoint `json:"backends,omitempty"`
 	// Route leads to the address itself when no Service stands before it.
 	Route *Route `json:"route,omitempty"`
+}
+
+// HostPort is a port of this node that a pod asks for.
+type HostPort struct {
+	Pod string `json:"pod"`
+	// Frontend is "hostport4:8080/TCP" for every address of the node, and "hostport:172.30.0.11:8080/TCP" for one.
+	Frontend string `json:"frontend"`
 }
 
 // Endpoint is one backend: in or out, and why.
@@ -360,9 +369,12 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		return way
 	}
 	way.Service, way.PortName, way.Kind, way.Affinity = v.Service.Name.String(), v.Port.Name, v.Kind.String(), v.Affinity.Seconds()
-	front := model.Frontend{Addr: addr, Protocol: target.Protocol, Port: port}
-	if v.Kind == model.AtNodePort {
-		front.Addr = model.Unspecified(addr)
+	front := v.Frontend
+	if front == (model.Frontend{}) { // the Service has no such port, and the kernel should agree
+		front = model.Frontend{Addr: addr, Protocol: target.Protocol, Port: port}
+	}
+	if owner := v.Service.Pod; owner != nil {
+		way.Service, way.HostPort = "", &HostPort{Pod: owner.Name.String(), Frontend: front.String()}
 	}
 	entry, inKernel, err := e.Entry(front)
 	if err != nil {

@@ -301,3 +301,44 @@ func TestNothingToExplain(t *testing.T) {
 		t.Error("an agent that has nothing explained something")
 	}
 }
+
+// TestHostPort: a pod's host port is known for what it is, at every address or at one, and asked for in the kernel as it is held there.
+func TestHostPort(t *testing.T) {
+	node, here := netip.MustParseAddr("172.30.0.11"), netip.MustParsePrefix("10.244.0.0/24")
+	b := model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+	b.SetNode(model.Node{Name: "n1", Addrs: []netip.Addr{node}, PodCIDRs: []netip.Prefix{here}})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "client"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "edge"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.7")}, HostPorts: []model.HostPort{
+		{Protocol: model.TCP, Port: 8080, Target: 80}, {Addr: node, Protocol: model.TCP, Port: 8443, Target: 443}}})
+	snap := b.Build()
+	e := bed(t)
+	e.Snapshot = func() *model.Snapshot { return snap }
+	for _, tt := range []struct {
+		target string
+		asked  model.Frontend
+		to     string
+		want   []string
+	}{
+		{"172.30.0.11:8080", model.Frontend{Addr: netip.IPv4Unspecified(), Protocol: model.TCP, Port: 8080, Host: true}, "10.244.0.7:80", []string{
+			"host port  172.30.0.11:8080/tcp: forward, a host port of pod shop/edge (hostport4:8080/TCP)",
+			"entry tcp . 8080 leads to chain pick4-1 with 1 endpoints", "in  10.244.0.7:80 ready, pod shop/edge on n1"}},
+		{"172.30.0.11:8443", model.Frontend{Addr: node, Protocol: model.TCP, Port: 8443, Host: true}, "10.244.0.7:443", []string{
+			"(hostport:172.30.0.11:8443/TCP)", "entry 172.30.0.11 . tcp . 8443 leads to chain pick4-1"}},
+	} {
+		e.Entry = func(f model.Frontend) (Entry, bool, error) {
+			if f != tt.asked {
+				t.Errorf("%s: the kernel is asked for %s", tt.target, f)
+			}
+			return Entry{"pick4-1", []netip.AddrPort{netip.MustParseAddrPort(tt.to)}}, true, nil
+		}
+		w, text := walk(t, e, tt.target)
+		if len(w.Findings) > 0 || w.Ways[0].Kind != "host port" || w.Ways[0].Service != "" {
+			t.Errorf("%s: %+v", tt.target, w)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("the walk lacks %q:\n%s", want, text)
+			}
+		}
+	}
+}

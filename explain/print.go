@@ -31,14 +31,18 @@ func (w *Walk) Print(out io.Writer) {
 		line("dns", "%s %s at %s: %s (%.2f ms)", q.Name, q.Type, q.Server, answer, q.Millis)
 	}
 	for _, way := range w.Ways {
-		if way.Action == "pass" || way.Service == "" {
+		if way.Action == "pass" || way.Service == "" && way.HostPort == nil {
 			line("address", "%s", way.passed())
 			if way.Route != nil {
 				line("route", "%s", way.Route)
 			}
 			continue
 		}
-		line("service", "%s/%s is %s port %q: %s, %s", way.Address, strings.ToLower(way.Protocol), way.Service, way.PortName, way.Action, way.Why)
+		if h := way.HostPort; h != nil {
+			line("host port", "%s/%s: %s, %s (%s)", way.Address, strings.ToLower(way.Protocol), way.Action, way.Why, h.Frontend)
+		} else {
+			line("service", "%s/%s is %s port %q: %s, %s", way.Address, strings.ToLower(way.Protocol), way.Service, way.PortName, way.Action, way.Why)
+		}
 		if way.Affinity > 0 {
 			line("affinity", "the client keeps its endpoint until it has made no connection for %s", time.Duration(way.Affinity*float64(time.Second)))
 		}
@@ -81,7 +85,7 @@ func (w *Way) kernel() string {
 		}
 	}
 	key := fmt.Sprintf("%s . %s . %d", w.Address.Addr(), strings.ToLower(w.Protocol), w.Address.Port())
-	if w.Kind == model.AtNodePort.String() {
+	if w.Kind == model.AtNodePort.String() || w.HostPort != nil && !strings.Contains(w.HostPort.Frontend, w.Address.String()) {
 		key = fmt.Sprintf("%s . %d", strings.ToLower(w.Protocol), w.Address.Port())
 	}
 	return fmt.Sprintf("entry %s leads to chain %s with %d endpoints (read from the kernel)", key, w.Chain, n)

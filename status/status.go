@@ -38,7 +38,7 @@ type Report struct {
 
 	// Quarantined are the Services that the kernel refused, each with the reason.
 	Quarantined []string `json:"quarantined,omitempty"`
-	// Disputed are the frontends that a Service asks for and another one has.
+	// Disputed are the frontends that a Service, or a pod for a host port, asks for and another one has.
 	Disputed []string `json:"disputed,omitempty"`
 	// Flawed are objects of the API server of which something cannot be used, and what; the rest of each is.
 	Flawed []string `json:"flawed,omitempty"`
