@@ -316,11 +316,6 @@ func unsupported(pod *corev1.Pod) error {
 			if len(c.VolumeDevices) > 0 {
 				return fmt.Errorf("container %s has volumeDevices: process pods have no volumes", c.Name)
 			}
-			for _, p := range c.Ports {
-				if p.HostPort != 0 && !pod.Spec.HostNetwork {
-					return fmt.Errorf("container %s asks for hostPort %d: this cluster's nodes have no host ports; use a Service", c.Name, p.HostPort)
-				}
-			}
 			for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
 				if probe != nil && probe.GRPC != nil {
 					return fmt.Errorf("container %s has a gRPC probe: process pods know httpGet, tcpSocket and exec", c.Name)

@@ -33,7 +33,7 @@ func containers(list []corev1.Container, grace int64, path *field.Path) (errs fi
 		errs = append(errs, probes(c, at)...)
 		errs = append(errs, lifecycle(c.Lifecycle, grace, at.Child("lifecycle"))...)
 	}
-	return errs
+	return append(errs, hostPorts(list, path)...)
 }
 
 // initContainers checks those that run before, one after the other, and those
@@ -193,10 +193,28 @@ func containerPorts(ports []corev1.ContainerPort, path *field.Path) (errs field.
 		}
 		errs = append(errs, protocol(port.Protocol, at.Child("protocol"))...)
 		if port.HostPort != 0 {
-			errs = append(errs, forbidden(at.Child("hostPort"), "reach the pod by a Service"))
+			errs = append(errs, portNumber(port.HostPort, at.Child("hostPort"))...)
 		}
 		if port.HostIP != "" {
-			errs = append(errs, forbidden(at.Child("hostIP"), "reach the pod by a Service"))
+			errs = append(errs, ipAddress(port.HostIP, at.Child("hostIP"))...)
+		}
+	}
+	return errs
+}
+
+// hostPorts checks that no two containers of a list ask for the same port of the node.
+func hostPorts(list []corev1.Container, path *field.Path) (errs field.ErrorList) {
+	seen := make(map[string]bool)
+	for i := range list {
+		for j, p := range list[i].Ports {
+			if p.HostPort == 0 {
+				continue
+			}
+			key := fmt.Sprintf("%s/%s/%d", p.Protocol, p.HostIP, p.HostPort)
+			if seen[key] {
+				errs = append(errs, field.Duplicate(path.Index(i).Child("ports").Index(j).Child("hostPort"), key))
+			}
+			seen[key] = true
 		}
 	}
 	return errs

@@ -31,7 +31,6 @@ const (
 	spreads     = "Forbidden: not supported yet by Fairlead: pods are spread over the nodes; use nodeSelector or nodeName"
 	requires    = "Forbidden: not supported yet by Fairlead: pods are spread over the nodes; use requiredDuringSchedulingIgnoredDuringExecution of nodeAffinity, nodeSelector or nodeName"
 	terms       = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
-	byService   = "Forbidden: not supported yet by Fairlead: reach the pod by a Service"
 	cannotTouch = "Forbidden: not supported yet by Fairlead: nothing can be attached to a container; use fairlead exec"
 	noDevices   = "Forbidden: not supported yet by Fairlead: there are no devices to claim"
 	portRange   = "must be between 1 and 65535, inclusive"
@@ -103,6 +102,14 @@ func TestPod(t *testing.T) {
 			`spec.containers[0].livenessProbe.httpGet.port: Invalid value: 0: ` + portRange,
 			`spec.containers[0].readinessProbe.tcpSocket.port: Invalid value: "-": must contain at least one letter (a-z)`,
 			`spec.containers[0].readinessProbe.tcpSocket.port: Invalid value: "-": must not begin or end with a hyphen`}},
+		{"host ports", ctr(`"ports":[{"containerPort":80,"hostPort":8080},{"containerPort":80,"hostPort":8080,"protocol":"UDP"},{"containerPort":80,"hostPort":8080,"hostIP":"10.0.0.1"},{"containerPort":81,"hostPort":8081,"hostIP":"::"}]`), nil},
+		{"bad host ports", ctr(`"ports":[{"containerPort":80,"hostPort":70000},{"containerPort":80,"hostPort":-1},{"containerPort":80,"hostPort":80,"hostIP":"here"},{"containerPort":80,"hostPort":81,"hostIP":"::ffff:1.2.3.4"}]`), []string{
+			`spec.containers[0].ports[0].hostPort: Invalid value: 70000: must be between 1 and 65535, inclusive`,
+			`spec.containers[0].ports[1].hostPort: Invalid value: -1: must be between 1 and 65535, inclusive`,
+			`spec.containers[0].ports[2].hostIP: Invalid value: "here": must be a valid IP address…`,
+			`spec.containers[0].ports[3].hostIP: Invalid value: "::ffff:1.2.3.4": must not be an IPv4-mapped IPv6 address`}},
+		{"one host port twice", ctr(`"ports":[{"containerPort":80,"hostPort":8080},{"containerPort":81,"hostPort":8080}]`), []string{
+			`spec.containers[0].ports[1].hostPort: Duplicate value: "TCP//8080"`}},
 		{"probe scheme and header", ctr(`"livenessProbe":{"httpGet":{"port":1,"scheme":"ftp","httpHeaders":[{"name":"a b"}]}}`), []string{
 			`spec.containers[0].livenessProbe.httpGet.scheme: Unsupported value: "ftp": supported values: "HTTP", "HTTPS"`,
 			`spec.containers[0].livenessProbe.httpGet.httpHeaders[0].name: Invalid value: "a b": a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')`}},
@@ -207,7 +214,6 @@ func TestPod(t *testing.T) {
 		{"not yet: a name", `{"spec":{"containers":[{"name":"pause","image":"host"}]}}`, []string{`spec.containers[0].name: Unsupported value: "pause": not supported yet by Fairlead: the first process of every pod has that name`}},
 		{"not yet: gRPC", ctr(`"readinessProbe":{"grpc":{"port":1}}`), []string{`spec.containers[0].readinessProbe.grpc: Forbidden: not supported yet by Fairlead: use httpGet, tcpSocket or exec`}},
 		{"not yet: HTTP 2", ctr(`"readinessProbe":{"httpGet":{"port":1,"protocol":"HTTP2"}}`), []string{`spec.containers[0].readinessProbe.httpGet.protocol: Unsupported value: "HTTP2": not supported yet by Fairlead: use "HTTP1"`}},
-		{"not yet: host ports", ctr(`"ports":[{"containerPort":80,"hostPort":80,"hostIP":"10.0.0.1"}]`), []string{`spec.containers[0].ports[0].hostPort: ` + byService, `spec.containers[0].ports[0].hostIP: ` + byService}},
 		{"SCTP", ctr(`"ports":[{"containerPort":80,"protocol":"SCTP"}]`), nil},
 		{"not yet: secrets and other sources", ctr(`"env":[{"name":"A","valueFrom":{"secretKeyRef":{"name":"a","key":"b"}}},{"name":"B","valueFrom":{"resourceFieldRef":{"resource":"limits.cpu"}}},{"name":"C","valueFrom":{"fileKeyRef":{"volumeName":"a","path":"b","key":"c"}}}],"envFrom":[{"secretRef":{"name":"a"}}]`), []string{
 			`spec.containers[0].env[0].valueFrom.secretKeyRef: Forbidden: not supported yet by Fairlead: there are no Secrets; use configMapKeyRef`,

@@ -71,7 +71,7 @@ func newLab(t *testing.T, w World) *lab {
 			l.node.Addr("lo", netip.PrefixFrom(a, a.BitLen()).String())
 		}
 	}
-	if snap.LoopbackNodePorts() {
+	if snap.LoopbackNodePorts() || snap.HostPorts.Len() > 0 {
 		l.node.Sysctl("net/ipv4/conf/all/route_localnet", "1") // as package nodenet does
 	}
 	i := 0
@@ -480,7 +480,8 @@ node n2 172.30.0.12 fd00:30::12 pods 10.244.2.0/24 fd00:244:0:2::/64 zone a
 node n3 172.30.0.13 fd00:30::13 pods 10.244.3.0/24 fd00:244:0:3::/64 zone b
 own 172.30.9.1 fd00:39::1
 pod p/a 10.244.1.5 fd00:244:0:1::5%s
-pod p/b 10.244.1.6 fd00:244:0:1::6`, [...]string{"", " terminating"}[r.IntN(2)])
+%spod p/b 10.244.1.6 fd00:244:0:1::6
+%s`, [...]string{"", " terminating"}[r.IntN(2)], randomHostPorts(r), randomHostPorts(r))
 	maybe(2, "pass-on")
 	maybe(4, "nodeport-addresses 172.30.9.0/24 fd00:39::/64")
 	for i := range 1 + r.IntN(4) {
@@ -522,6 +523,15 @@ pod p/b 10.244.1.6 fd00:244:0:1::6`, [...]string{"", " terminating"}[r.IntN(2)])
 	return ws[0].Snapshot
 }
 
+// randomHostPorts are those of a pod: few numbers, so that others have them too, and node ports among them.
+func randomHostPorts(r *rand.Rand) (lines string) {
+	for range r.IntN(4) {
+		at := [...]string{"", "", "172.30.0.11:", "[fd00:30::11]:", "172.30.9.1:", "[fd00:39::1]:", "0.0.0.0:", "[::]:"}[r.IntN(8)]
+		lines += fmt.Sprintf("hostport %s %s%d %d\n", [2]string{"TCP", "UDP"}[r.IntN(2)], at, 30080+r.IntN(3), 8080+r.IntN(2))
+	}
+	return lines
+}
+
 func randomPacket(r *rand.Rand) (netip.Addr, netip.AddrPort, model.Protocol) {
 	f := r.IntN(2)
 	src := netip.MustParseAddr(randomAddrs[f][[...]int{0, 1, 5, 2, 8}[r.IntN(5)]])
@@ -533,7 +543,7 @@ func randomPacket(r *rand.Rand) (netip.Addr, netip.AddrPort, model.Protocol) {
 	port := 80 + uint16(r.IntN(2))
 	switch n {
 	case 8, 9:
-		port = 30080 + uint16(r.IntN(2))
+		port = 30080 + uint16(r.IntN(3))
 	case 10:
 		port = 8080 + uint16(r.IntN(2))
 	}

@@ -76,8 +76,8 @@ func about(w World, r Row) (kind, origin string) {
 	virtual = virtual || w.Snapshot.InServiceCIDRs(front.Addr)
 	if way, ok := w.Snapshot.Way(front); ok {
 		kind = way.Kind.String()
-	} else if front.Addr = model.Unspecified(front.Addr); !virtual && own(r.Dst.Addr()) && w.Snapshot.ServesNodePorts(r.Dst.Addr()) {
-		if way, ok := w.Snapshot.Way(front); ok {
+	} else if !virtual && own(r.Dst.Addr()) {
+		if _, way, ok := w.Snapshot.AtNode(front); ok {
 			kind = way.Kind.String()
 		}
 	}
@@ -126,6 +126,7 @@ func TestEveryKindHasRows(t *testing.T) {
 		{model.AtExternalIP.String(), []string{"forward", "reject", "drop"}},
 		{model.AtNodePort.String(), []string{"forward", "reject", "drop"}},
 		{model.AtLeaving.String(), []string{"forward", "pass"}},
+		{model.AtHostPort.String(), []string{"forward"}},
 		{"nobody's", []string{"reject", "pass"}},
 	} {
 		for _, what := range append(k.what, everywhere...) {
@@ -149,7 +150,7 @@ func TestEveryWordIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	words := []string{"world", "self", "own", "ranges", "nodeport-addresses", "pass-on", "node", "zone", "pod", "dns", "service", "port", "nodeport",
-		"endpoint", "zones", "nodes", "packet"}
+		"endpoint", "zones", "nodes", "packet", "hostport", "own-port", "pod-network-of-others"}
 	for _, w := range slices.Concat(words, slices.Collect(maps.Keys(policies)), slices.Collect(maps.Keys(states))) {
 		if !used[w] {
 			t.Errorf("%q is in no world", w)
@@ -194,6 +195,9 @@ func TestParseNamesTheLine(t *testing.T) {
 		"world w\nservice a/b\naffinity soon":           "line 3: time: invalid duration",
 		"world w\nservice a/b\nbalancer here":           "line 3: ParseAddr(\"here\")",
 		"world w\nservice a/b\nsources 1.1.1.1":         "line 3: netip.ParsePrefix",
+		"world w\nhostport TCP 80 80":                   "line 2: no such statement",
+		"world w\npod a/b 1.1.1.1\nhostport TCP x 80":   "line 3: hostport [TCP x 80]: want",
+		"world w\nown-port a TCP 70000":                 "line 2: own-port [a TCP 70000]: want",
 		"world w\ndance":                                "line 2: no such statement",
 	} {
 		if _, err := Parse(text); err == nil || !strings.HasPrefix(err.Error(), want) {

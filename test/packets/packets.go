@@ -150,7 +150,7 @@ type service struct {
 func (p *parser) statement(verb string, args []string) error {
 	if verb == "world" && len(args) == 1 {
 		p.finish()
-		*p = parser{worlds: p.worlds, line: p.line, name: args[0]}
+		*p = parser{worlds: p.worlds, line: p.line, name: args[0], config: model.Config{PodNetwork: true}}
 		return nil
 	}
 	if p.name == "" {
@@ -183,6 +183,13 @@ func (p *parser) statement(verb string, args []string) error {
 		return p.node(args)
 	case verb == "pod" && len(args) > 1:
 		return p.pod(args)
+	case verb == "hostport" && len(args) == 3 && len(p.pods) > 0:
+		return p.hostPort(args)
+	case verb == "own-port" && len(args) == 3:
+		return p.ownPort(args)
+	case verb == "pod-network-of-others" && len(args) == 0:
+		p.config.PodNetwork = false
+		return nil
 	case verb == "dns":
 		return addrs(&p.config.DNS, args)
 	case verb == "service" && len(args) > 0:
@@ -286,11 +293,42 @@ func (p *parser) pod(args []string) (err error) {
 	if pod.Name, err = name(args[0]); err != nil {
 		return err
 	}
+	pod.Created = time.Unix(int64(len(p.pods)), 0) // the first is the oldest
 	if last := len(args) - 1; args[last] == "terminating" {
 		pod.Terminating, args = true, args[:last]
 	}
 	p.pods = append(p.pods, pod)
 	return addrs(&p.pods[len(p.pods)-1].Addrs, args[1:])
+}
+
+// hostPort is PROTOCOL [ADDRESS:]PORT TARGET, of the last pod.
+func (p *parser) hostPort(args []string) error {
+	var h model.HostPort
+	proto, ok := model.ParseProtocol(args[0])
+	at, err := netip.ParseAddrPort(args[1])
+	if err != nil {
+		var port uint64
+		port, err = strconv.ParseUint(args[1], 10, 16)
+		at = netip.AddrPortFrom(netip.Addr{}, uint16(port))
+	}
+	target, bad := strconv.ParseUint(args[2], 10, 16)
+	if !ok || err != nil || bad != nil {
+		return fmt.Errorf("hostport %v: want PROTOCOL [ADDRESS:]PORT TARGET", args)
+	}
+	h.Addr, h.Protocol, h.Port, h.Target = at.Addr(), proto, at.Port(), uint16(target)
+	pod := &p.pods[len(p.pods)-1]
+	pod.HostPorts = append(pod.HostPorts, h)
+	return nil
+}
+
+func (p *parser) ownPort(args []string) error {
+	proto, ok := model.ParseProtocol(args[1])
+	port, err := strconv.ParseUint(args[2], 10, 16)
+	if !ok || err != nil {
+		return fmt.Errorf("own-port %v: want NAME PROTOCOL NUMBER", args)
+	}
+	p.config.OwnPorts = append(p.config.OwnPorts, model.Port{Name: args[0], Protocol: proto, Port: uint16(port)})
+	return nil
 }
 
 func (p *parser) service(args []string) (err error) {
