@@ -27,6 +27,7 @@ type Builder struct {
 	foreign claims[netip.Addr]
 	hosts   claims[netip.Addr]
 	fronts  claims[Frontend]
+	health  claims[uint16]
 	// here are the Services that have a pod of this node among their endpoints: what becomes of the pod is known here first.
 	here map[Name]map[Name]struct{}
 
@@ -42,6 +43,7 @@ type Builder struct {
 	shared    editor[netip.Addr, *[]Name]
 	foreignOf editor[netip.Addr, Name]
 	frontOf   editor[Frontend, Name]
+	healthOf  editor[uint16, Name]
 
 	dirty   map[Name]struct{}
 	changed bool
@@ -60,6 +62,7 @@ func NewBuilder(c Config) *Builder {
 		foreign: make(claims[netip.Addr]),
 		hosts:   make(claims[netip.Addr]),
 		fronts:  make(claims[Frontend]),
+		health:  make(claims[uint16]),
 		here:    make(map[Name]map[Name]struct{}),
 		dirty:   make(map[Name]struct{}),
 	}
@@ -327,17 +330,18 @@ func (b *Builder) Build() *Snapshot {
 		config := b.config
 		config.ServiceCIDRs = b.allRanges()
 		b.last = &Snapshot{
-			Generation: b.last.Generation + 1,
-			Config:     config,
-			Services:   b.services.freeze(),
-			Nodes:      b.nodes.freeze(),
-			Pods:       b.pods.freeze(),
-			HostPorts:  b.hostPorts.freeze(),
-			VIPs:       b.vipOf.freeze(),
-			Hosts:      b.hostOf.freeze(),
-			shared:     b.shared.freeze(),
-			Foreign:    b.foreignOf.freeze(),
-			Frontends:  b.frontOf.freeze(),
+			Generation:  b.last.Generation + 1,
+			Config:      config,
+			Services:    b.services.freeze(),
+			Nodes:       b.nodes.freeze(),
+			Pods:        b.pods.freeze(),
+			HostPorts:   b.hostPorts.freeze(),
+			VIPs:        b.vipOf.freeze(),
+			Hosts:       b.hostOf.freeze(),
+			shared:      b.shared.freeze(),
+			Foreign:     b.foreignOf.freeze(),
+			Frontends:   b.frontOf.freeze(),
+			HealthPorts: b.healthOf.freeze(),
 		}
 	}
 	return b.last
@@ -375,6 +379,12 @@ func (b *Builder) resolve(n Name) {
 
 // index moves a Service's claims on addresses and frontends from its old value to its new one.
 func (b *Builder) index(n Name, old, svc *Service) {
+	if p := old.healthPort(); p != 0 {
+		b.health.drop(p, claimant{name: n}, &b.healthOf)
+	}
+	if p := svc.healthPort(); p != 0 {
+		b.health.claim(p, claimant{name: n}, &b.healthOf, func(_ uint16, n Name) claimant { return claimant{name: n} })
+	}
 	plain := func(_ netip.Addr, n Name) claimant { return claimant{name: n} }
 	for _, x := range []struct {
 		of      func(*Service) []netip.Addr
@@ -453,6 +463,13 @@ func foreignAddrs(svc *Service) []netip.Addr {
 		return nil
 	}
 	return svc.ClusterIPs
+}
+
+func (svc *Service) healthPort() uint16 {
+	if svc == nil || svc.Type != ClusterIP || svc.Unproxied || svc.Exposure == nil {
+		return 0
+	}
+	return svc.Exposure.HealthPort
 }
 
 func (b *Builder) podsHere(svc *Service) (pods []Name) {

@@ -193,7 +193,7 @@ func randomService(r *rand.Rand, n Name) ServiceSpec {
 
 // randomExposure has addresses that others have too, as a kind that wins or loses.
 func randomExposure(r *rand.Rand) *Exposure {
-	x := &Exposure{LocalOnly: r.IntN(2) == 0}
+	x := &Exposure{LocalOnly: r.IntN(2) == 0, HealthPort: [...]uint16{0, 0, 0, 30081}[r.IntN(4)]}
 	some := func() (out []netip.Addr) {
 		for range r.IntN(3) {
 			out = append(out, [...]netip.Addr{addr("203.0.113.1"), addr("203.0.113.2"), addr("2001:db8::1"), addr("10.96.0.11"), addr("10.244.1.3"),
@@ -330,6 +330,9 @@ func checkIndexes(t *testing.T, got, want *Snapshot) {
 	}
 	if !slices.Equal(got.ServiceCIDRs, want.ServiceCIDRs) {
 		t.Fatalf("ranges %v, want %v", got.ServiceCIDRs, want.ServiceCIDRs)
+	}
+	for k, c := range Diff(got.HealthPorts, want.HealthPorts) {
+		t.Fatalf("HealthPorts[%d] is %v (%t), want %v (%t)", k, c.Old, c.HadOld, c.New, c.HasNew)
 	}
 	for k, c := range Diff(got.Frontends, want.Frontends) {
 		t.Fatalf("Frontends[%s] is %v (%t), want %v (%t)", k, c.Old, c.HadOld, c.New, c.HasNew)

@@ -157,7 +157,7 @@ const (
 // Way is what happens at a frontend; ok is false if it is nobody's.
 func (s *Snapshot) Way(f Frontend) (w Way, ok bool) {
 	name, ok := s.Frontends.Get(f)
-	if !ok {
+	if !ok || s.isChecked(f) {
 		return w, false
 	}
 	svc, _ := s.Owner(name)
@@ -197,7 +197,7 @@ func (s *Snapshot) Ways(svc *Service, yield func(Frontend, Way)) {
 		claims = slices.CompactFunc(claims, func(a, b claim) bool { return a.at == b.at })
 	}
 	for _, c := range claims {
-		if owner, _ := s.Frontends.Get(c.at); owner == svc.Name {
+		if owner, _ := s.Frontends.Get(c.at); owner == svc.Name && !s.isChecked(c.at) {
 			w := Way{Service: svc, Port: c.port, Kind: c.kind}
 			w.apply(c.at)
 			yield(c.at, w)

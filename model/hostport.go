@@ -91,6 +91,15 @@ func (c *Config) ownPort(h HostPort) *Port {
 	return &c.OwnPorts[i]
 }
 
+// isChecked reports whether a host port is no pod's because this node's agent answers health checks there.
+func (s *Snapshot) isChecked(f Frontend) bool {
+	if !f.Host || f.Protocol != TCP {
+		return false
+	}
+	_, ok := s.HealthPorts.Get(f.Port)
+	return ok
+}
+
 // created is when what claims a frontend was made, if that decides among several. Among pods it does: a kubelet does not run the one that comes later.
 func (svc *Service) created() time.Time {
 	if svc.Pod == nil {
@@ -141,6 +150,11 @@ func (s *Snapshot) Rivals(svc *Service) (out []Rival) {
 			if owner, ok := s.Frontends.Get(g); ok && owner != svc.Name {
 				out = append(out, Rival{g, owner.String()})
 			}
+		}
+		if s.isChecked(f) {
+			name, _ := s.HealthPorts.Get(f.Port)
+			out = append(out, Rival{f, "this node's agent (health checks of " + name.String() + ")"})
+			return
 		}
 		ask(f)
 		plain := f

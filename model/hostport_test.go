@@ -161,6 +161,46 @@ func TestRivals(t *testing.T) {
 	}
 }
 
+// A port at which the agent answers a Service's health checks is the agent's, at every address, for as long as there is such a Service.
+func TestHealthPortsComeFirst(t *testing.T) {
+	b := NewBuilder(Config{Self: "n1", PodNetwork: true})
+	at := addr("192.0.2.1")
+	b.SetPod(hostPod("p", 0, "10.0.0.1 fd00::1", HostPort{Protocol: TCP, Port: 32000, Target: 1}, HostPort{Addr: at, Protocol: TCP, Port: 32000, Target: 1},
+		HostPort{Protocol: UDP, Port: 32000, Target: 1}))
+	spec := func(name string) ServiceSpec {
+		return ServiceSpec{Name: Name{"x", name}, ClusterIPs: addrsOf("10.96.0.1"), Exposure: &Exposure{HealthPort: 32000}}
+	}
+	unproxied := spec("other")
+	unproxied.Unproxied = true
+	for _, step := range []struct {
+		what string
+		do   func()
+		tcp  string
+		who  []string
+	}{
+		{"at first", func() {}, "[p p p]", nil},
+		{"with a Service", func() { b.SetService(spec("b")) }, "[- - -]", []string{"x/b", "x/b", "x/b"}},
+		{"with another one", func() { b.SetService(spec("a")) }, "[- - -]", []string{"x/a", "x/a", "x/a"}},
+		{"when the first is gone", func() { b.DeleteService(Name{"x", "b"}) }, "[- - -]", []string{"x/a", "x/a", "x/a"}},
+		{"when both are", func() { b.DeleteService(Name{"x", "a"}) }, "[p p p]", nil},
+		{"with one that another proxy carries", func() { b.SetService(unproxied) }, "[p p p]", nil},
+	} {
+		step.do()
+		snap := b.Build()
+		svc, _ := snap.HostPorts.Get(Name{"x", "pod/p"})
+		var who []string
+		for _, r := range snap.Rivals(svc) {
+			who = append(who, strings.TrimSuffix(strings.TrimPrefix(r.By, "this node's agent (health checks of "), ")"))
+		}
+		if got := fmt.Sprint(owners(snap, TCP, 32000, at)); got != step.tcp || !slices.Equal(who, step.who) {
+			t.Errorf("%s: %s, %q; want %s, %q", step.what, got, who, step.tcp, step.who)
+		}
+		if got := fmt.Sprint(owners(snap, UDP, 32000, at)); got != "[p p -]" {
+			t.Errorf("%s, UDP: %s", step.what, got)
+		}
+	}
+}
+
 // The agent's own ports are given to nobody, at no address.
 func TestOwnPortsAreNobodys(t *testing.T) {
 	b := NewBuilder(Config{Self: "n1", PodNetwork: true, OwnPorts: []Port{{Name: "DNS", Protocol: UDP, Port: 53}}})

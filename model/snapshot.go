@@ -72,6 +72,8 @@ type Snapshot struct {
 	// Frontends says which Service answers at a frontend, or which pod. If several claim one, it is the first in the order of Kind, then of two pods the
 	// older one, then by name.
 	Frontends Table[Frontend, Name]
+	// HealthPorts says for which Service this node's agent answers load balancers' health checks at a port of TCP: the first by name.
+	HealthPorts Table[uint16, Name]
 	// Hosts says which headless Service an endpoint's address belongs to, for reverse names: the first by name. See HeadlessOf for the others.
 	Hosts Table[netip.Addr, Name]
 	// shared has all the headless Services of the addresses that belong to several.
