@@ -89,6 +89,11 @@ func changes(from, to *model.Snapshot) units {
 			us.unchanged(to, c.New)
 		}
 	}
+	if differ(from.HealthPorts, to.HealthPorts) { // pods have to give way there
+		for n := range to.HostPorts.All() {
+			us.unchanged(to, n)
+		}
+	}
 	if everyScope(from) == everyScope(to) {
 		return us
 	}

@@ -217,7 +217,7 @@ func (w *world) expose(s *model.ServiceSpec) {
 	if r.IntN(2) == 0 {
 		return
 	}
-	x := &model.Exposure{LocalOnly: r.IntN(2) == 0}
+	x := &model.Exposure{LocalOnly: r.IntN(2) == 0, HealthPort: [...]uint16{0, 0, 30004}[r.IntN(3)]}
 	for i := range s.Ports {
 		s.Ports[i].NodePort = [...]uint16{0, uint16(30000 + r.IntN(6))}[r.IntN(2)]
 	}

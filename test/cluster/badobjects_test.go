@@ -225,6 +225,11 @@ func TestBadObjects(t *testing.T) {
 			&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "wreck", Namespace: "default"}, Spec: corev1.PodSpec{NodeName: "n1", Hostname: long, Subdomain: "."},
 				Status: corev1.PodStatus{PodIP: "x", PodIPs: []corev1.PodIP{{IP: "y"}, {}}}}},
 			[]string{`node wreck: InternalIP "split" is no address; InternalIP "" is no address; podCIDR "banana" is no range; 1 more`}, ""},
+		{"host ports that are none", []object{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "wreck", Namespace: "default"},
+			Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "a", Ports: []corev1.ContainerPort{{HostPort: 70000, ContainerPort: 80},
+				{HostPort: 8080, ContainerPort: 80, HostIP: "::ffff:192.0.2.1"}, {HostPort: 53, Protocol: "QUIC"}, {HostPort: -1}}}}},
+			Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.244.0.99"}}}}},
+			[]string{`pod default/wreck: hostPort 70000 is no port; hostIP "::ffff:192.0.2.1" of hostPort 8080 is an IPv4 address written as IPv6; write 192.0.2.1; protocol "QUIC" of hostPort 53 is unknown; 1 more`}, ""},
 	} {
 		for _, o := range row.objects {
 			db.put(o)

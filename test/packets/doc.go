@@ -32,6 +32,7 @@
 //	  affinity DURATION                               its session affinity
 //	  external ADDRESS..., balancer ADDRESS...        its externalIPs, and those of its load balancer
 //	  sources PREFIX...                               its loadBalancerSourceRanges
+//	  health-port NUMBER                              its healthCheckNodePort
 //	port NAME PROTOCOL NUMBER [nodeport NUMBER]       a port of the last service
 //	endpoint ADDRESS:PORT STATE NODE [pod=NAMESPACE/NAME] [zones=ZONE,...] [nodes=NODE,...]
 //	                                                  an endpoint of the last port, in a slice of its own; STATE is ready, serving,

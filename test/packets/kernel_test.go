@@ -492,6 +492,7 @@ pod p/a 10.244.1.5 fd00:244:0:1::5%s
 		maybe(4, "external-local")
 		maybe(3, "external 203.0.113.%d 2001:db8:113::%d", r.IntN(2), r.IntN(2))
 		maybe(3, "balancer 203.0.113.%d 2001:db8:113::%d", r.IntN(3), r.IntN(3))
+		maybe(5, "health-port %d", 30080+r.IntN(3))
 		maybe(4, "sources 198.51.100.0/24 2001:db8:51::/48 10.244.1.5/32")
 		for j := range r.IntN(4) {
 			proto := [2]string{"TCP", "UDP"}[r.IntN(2)]

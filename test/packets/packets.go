@@ -217,7 +217,12 @@ var policies = map[string]func(*service, []string) error{
 	"external-local":    flag(func(s *service) { s.exposure().LocalOnly = true }),
 	"external":          func(s *service, args []string) error { return addrs(&s.exposure().ExternalIPs, args) },
 	"balancer":          func(s *service, args []string) error { return addrs(&s.exposure().Balancers, args) },
-	"sources":           func(s *service, args []string) error { return prefixes(&s.exposure().SourceRanges, args) },
+	"health-port": func(s *service, args []string) error {
+		n, err := strconv.ParseUint(strings.Join(args, " "), 10, 16)
+		s.exposure().HealthPort = uint16(n)
+		return err
+	},
+	"sources": func(s *service, args []string) error { return prefixes(&s.exposure().SourceRanges, args) },
 	"external-name": func(s *service, args []string) error {
 		s.spec.Type, s.spec.ExternalName = model.ExternalName, strings.Join(args, " ")
 		return nil
