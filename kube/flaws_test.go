@@ -121,6 +121,14 @@ func TestFlawed(t *testing.T) {
 	sl.Labels = nil // no Service's any more
 	s.setSlice(sl)()
 	want()
+	wrong := &corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{HostPort: -1}}}}}}
+	s.setPod(wrong)()
+	want("pod x/s: hostPort -1 is no port")
+	s.setPod(&corev1.Pod{ObjectMeta: meta})()
+	want()
+	s.setPod(wrong)()
+	s.deletePod(model.Name{Namespace: "x", Name: "s"})
+	want()
 }
 
 func TestPodFlaws(t *testing.T) {

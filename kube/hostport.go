@@ -6,6 +6,7 @@ package kube
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -66,17 +67,16 @@ func (h hostPort) flaw() string {
 
 // podFlaws are what pod leaves out, and what leads nowhere: a port at an address of a family in which the pod has none.
 func podFlaws(o *corev1.Pod) (f flaws) {
-	addrs := pod(o).Addrs
 	hostPorts(&o.Spec, func(h hostPort) {
 		if flaw := h.flaw(); flaw != "" {
 			f = append(f, flaw)
 			return
 		}
-		leads := len(addrs) == 0 || !h.Addr.IsValid() // a pod without an address may still get one
-		for _, a := range addrs {
-			leads = leads || a.Is4() == h.Addr.Is4()
+		if !h.Addr.IsValid() {
+			return
 		}
-		if !leads {
+		addrs := pod(o).Addrs // a pod without any may still get one
+		if len(addrs) > 0 && !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is4() == h.Addr.Is4() }) {
 			f.add("hostIP %s of hostPort %d is of a family in which the pod has no address", h.Addr, h.HostPort.Port)
 		}
 	})

@@ -530,6 +530,9 @@ func TestToolPrintsAndReadsTheTable(t *testing.T) {
 	}
 	w.SetService(clusterIP(1, http, sip))
 	setEndpoints(w.Builder, clusterIP(1, http, sip), 8080, podAddrs(1, 1), podAddrs(1, 2))
+	w.SetPod(hostPod(1, netip.Addr{}, 8080))
+	w.SetPod(hostPod(2, addr("172.30.0.11"), 8080))
+	w.SetPod(hostPod(3, addr("fd00:30::11"), 8080))
 	apply(t, newTarget(t, ns), w.Build())
 	before, text := dump(t, ns), tool(t, ns, "list", "ruleset")
 	tool(t, ns, "flush ruleset")
