@@ -13,12 +13,17 @@ import (
 
 // ownPorts are those that this agent listens on at addresses of the node, for the DNS at the given numbers. No pod gets them as host ports.
 func ownPorts(cfg *config.Agent, dns []uint16) []model.Port {
-	ports := []model.Port{{Name: "metrics", Protocol: model.TCP, Port: metricsPort}}
-	for _, n := range dns {
-		ports = append(ports, model.Port{Name: "DNS", Protocol: model.UDP, Port: n}, model.Port{Name: "DNS", Protocol: model.TCP, Port: n})
+	var ports []model.Port
+	if len(cfg.DNS) > 0 {
+		ports = append(ports, model.Port{Name: "metrics", Protocol: model.TCP, Port: metricsPort})
+		for _, n := range dns {
+			ports = append(ports, model.Port{Name: "DNS", Protocol: model.UDP, Port: n}, model.Port{Name: "DNS", Protocol: model.TCP, Port: n})
+		}
 	}
-	if at, err := netip.ParseAddrPort(cfg.Healthz); err == nil {
-		ports = append(ports, model.Port{Name: "healthz", Protocol: model.TCP, Port: at.Port()})
+	for _, p := range []struct{ name, addr string }{{"healthz", cfg.Healthz}, {"metrics", cfg.Metrics}} {
+		if at, err := netip.ParseAddrPort(p.addr); err == nil {
+			ports = append(ports, model.Port{Name: p.name, Protocol: model.TCP, Port: at.Port()})
+		}
 	}
 	return ports
 }

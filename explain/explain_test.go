@@ -305,7 +305,7 @@ func TestNothingToExplain(t *testing.T) {
 // TestHostPort: a pod's host port is known for what it is, at every address or at one, and asked for in the kernel as it is held there.
 func TestHostPort(t *testing.T) {
 	node, here := netip.MustParseAddr("172.30.0.11"), netip.MustParsePrefix("10.244.0.0/24")
-	b := model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+	b := model.NewBuilder(model.Config{Self: "n1"})
 	b.SetNode(model.Node{Name: "n1", Addrs: []netip.Addr{node}, PodCIDRs: []netip.Prefix{here}})
 	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "client"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}})
 	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "edge"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.7")}, HostPorts: []model.HostPort{

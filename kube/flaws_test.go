@@ -195,7 +195,7 @@ func FuzzHostPort(f *testing.F) {
 				t.Fatalf("%s of %d, %d, %q", h, port, target, ip)
 			}
 		}
-		b := model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+		b := model.NewBuilder(model.Config{Self: "n1"})
 		b.SetPod(p)
 		_ = b.Build().String()
 	})

@@ -258,7 +258,7 @@ func (b *Builder) DeleteNode(name string) { deleteKey(b, &b.nodes, name) }
 func (b *Builder) SetPod(p Pod) {
 	setValue(b, &b.pods, p.Name, &p)
 	b.touchServicesOf(p.Name)
-	if b.config.PodNetwork {
+	if !b.config.Left.Has(Network) {
 		b.setHostPorts(p.Name, p.hostService(b.config.Self))
 	}
 }

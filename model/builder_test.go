@@ -31,7 +31,7 @@ func newWorld() *world {
 }
 
 // worldConfig is what every builder of such a world is told.
-var worldConfig = Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, PassOn: true, PodNetwork: true,
+var worldConfig = Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, PassOn: true,
 	OwnPorts:     []Port{{Name: "own", Protocol: TCP, Port: 30082}},
 	ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24"), netip.MustParsePrefix("fd00:96::/112")}}
 

@@ -49,7 +49,7 @@ func TestHostPortsFollowThePod(t *testing.T) {
 		{"an address of the other family", hostPod("p", 0, "fd00::1", HostPort{Addr: node, Protocol: UDP, Port: 53, Target: 1}), "- - -"},
 		{"twice the same", hostPod("p", 0, "10.0.0.1 fd00::1", port, port), "p p -"},
 	} {
-		b := NewBuilder(Config{Self: "n1", PodNetwork: true})
+		b := NewBuilder(Config{Self: "n1"})
 		empty := b.Build()
 		b.SetPod(tt.pod)
 		snap := b.Build()
@@ -75,7 +75,7 @@ func TestHostPortsFollowThePod(t *testing.T) {
 
 // Where the pod network is another's, or nobody asks, there is nothing about host ports in a snapshot.
 func TestHostPortsOfOthers(t *testing.T) {
-	b := NewBuilder(Config{Self: "n1"})
+	b := NewBuilder(Config{Self: "n1", Left: Network})
 	b.SetPod(hostPod("p", 0, "10.0.0.1", HostPort{Protocol: TCP, Port: 80, Target: 80}))
 	if s := b.Build(); s.HostPorts.Len() != 0 || s.Frontends.Len() != 0 {
 		t.Errorf("%d pods with host ports, %d frontends", s.HostPorts.Len(), s.Frontends.Len())
@@ -92,7 +92,7 @@ func TestHostPortDisputes(t *testing.T) {
 	}
 	r := seeded(t)
 	for range 200 {
-		b := NewBuilder(Config{Self: "n1", PodNetwork: true})
+		b := NewBuilder(Config{Self: "n1"})
 		for _, i := range r.Perm(len(order)) {
 			b.SetPod(order[i])
 			if r.IntN(2) == 0 {
@@ -118,7 +118,7 @@ func TestHostPortDisputes(t *testing.T) {
 
 // Rivals name who has what instead, and nobody else.
 func TestRivals(t *testing.T) {
-	b := NewBuilder(Config{Self: "n1", PodNetwork: true, NodePortAddrs: []netip.Prefix{netip.MustParsePrefix("172.30.0.0/16")},
+	b := NewBuilder(Config{Self: "n1", NodePortAddrs: []netip.Prefix{netip.MustParsePrefix("172.30.0.0/16")},
 		OwnPorts: []Port{{Name: "healthz", Protocol: TCP, Port: 10256}}})
 	node := addr("172.30.0.11")
 	b.SetNode(Node{Name: "n1", Addrs: []netip.Addr{node}})
@@ -163,7 +163,7 @@ func TestRivals(t *testing.T) {
 
 // A port at which the agent answers a Service's health checks is the agent's, at every address, for as long as there is such a Service.
 func TestHealthPortsComeFirst(t *testing.T) {
-	b := NewBuilder(Config{Self: "n1", PodNetwork: true})
+	b := NewBuilder(Config{Self: "n1"})
 	at := addr("192.0.2.1")
 	b.SetPod(hostPod("p", 0, "10.0.0.1 fd00::1", HostPort{Protocol: TCP, Port: 32000, Target: 1}, HostPort{Addr: at, Protocol: TCP, Port: 32000, Target: 1},
 		HostPort{Protocol: UDP, Port: 32000, Target: 1}))
@@ -203,7 +203,7 @@ func TestHealthPortsComeFirst(t *testing.T) {
 
 // The agent's own ports are given to nobody, at no address.
 func TestOwnPortsAreNobodys(t *testing.T) {
-	b := NewBuilder(Config{Self: "n1", PodNetwork: true, OwnPorts: []Port{{Name: "DNS", Protocol: UDP, Port: 53}}})
+	b := NewBuilder(Config{Self: "n1", OwnPorts: []Port{{Name: "DNS", Protocol: UDP, Port: 53}}})
 	at := addr("192.0.2.1")
 	b.SetPod(hostPod("p", 0, "10.0.0.1 fd00::1", HostPort{Protocol: UDP, Port: 53, Target: 53}, HostPort{Addr: at, Protocol: UDP, Port: 53, Target: 53},
 		HostPort{Protocol: TCP, Port: 53, Target: 53}))

@@ -32,8 +32,6 @@ type Config struct {
 	Left Roles
 	// PassOn has this node send new connections that still arrive for a pod being ended on to another endpoint of its Service.
 	PassOn bool
-	// PodNetwork says that the pod network is this agent's, and with it the pods' host ports.
-	PodNetwork bool
 	// OwnPorts are those that the agent itself listens on, each with what for as its name. No pod gets them, at whichever address.
 	OwnPorts []Port
 }
@@ -45,8 +43,8 @@ type Roles uint8
 const (
 	// Proxy carries the traffic of Services. Who leaves it to another program treats every Service as Unproxied, and no address as a Service's.
 	Proxy Roles = 1 << iota
-	// Network gives pods their addresses and leads to those of other nodes. Who leaves it to another program makes no such routes, and
-	// does not replace the source of what pods send out of the cluster.
+	// Network gives pods their addresses and their host ports, and leads to those of other nodes. Who leaves it to another program makes no such
+	// routes, serves no host port, and does not replace the source of what pods send out of the cluster.
 	Network
 )
 

@@ -29,7 +29,7 @@ func hostPod(i int, at netip.Addr, port uint16) model.Pod {
 
 func newHostRoad(t *testing.T) *road {
 	r := newRoad(t)
-	r.b = model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+	r.b = model.NewBuilder(model.Config{Self: "n1"})
 	r.b.SetNode(node(1))
 	return r
 }
@@ -203,7 +203,7 @@ func (r *road) neighbourOnLoopback(t *testing.T) {
 // A pod costs what its host ports cost, one without none; and what the kernel holds for one can be read.
 func TestHostPortWritesFewElements(t *testing.T) {
 	ns := newNS(t)
-	b, target := model.NewBuilder(model.Config{Self: "n1", PodNetwork: true}), newTarget(t, ns)
+	b, target := model.NewBuilder(model.Config{Self: "n1"}), newTarget(t, ns)
 	b.SetNode(node(1))
 	apply(t, target, b.Build())
 	at := addr("172.30.0.11")

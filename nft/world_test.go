@@ -141,7 +141,7 @@ type world struct {
 
 func newWorld(r *rand.Rand) *world {
 	ranges := [][]netip.Prefix{nil, {netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")}}[r.IntN(2)]
-	w := &world{model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, PassOn: true, ServiceCIDRs: ranges, PodNetwork: true,
+	w := &world{model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, PassOn: true, ServiceCIDRs: ranges,
 		OwnPorts: []model.Port{{Name: "own", Protocol: model.TCP, Port: 30005}}}), r, make(map[int]model.ServiceSpec)}
 	w.SetNode(node(1))
 	w.SetNode(node(2))

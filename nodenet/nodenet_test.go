@@ -447,7 +447,7 @@ func TestLocalnet(t *testing.T) {
 		h.Do(func() (err error) { v, err = linux.ReadSysctl("net/ipv4/conf/all/route_localnet"); return err })
 		return v
 	}
-	tg, b := target(), model.NewBuilder(model.Config{Self: "n1", PodNetwork: true})
+	tg, b := target(), model.NewBuilder(model.Config{Self: "n1"})
 	b.SetNode(nodeN(1))
 	for _, step := range []struct {
 		pod  model.Pod

@@ -17,7 +17,6 @@
 //	pod NAMESPACE/NAME ADDRESS... [terminating]       a pod of this node; those that come first are older
 //	  hostport PROTOCOL [ADDRESS:]PORT TARGET         a port of this node that the last pod asks for, and the pod's own that it leads to
 //	own-port NAME PROTOCOL NUMBER                     a port that this node's agent itself listens on
-//	pod-network-of-others                             host ports are somebody else's to serve
 //	dns ADDRESS...                                    the cluster DNS's virtual addresses
 //	ranges PREFIX...                                  the ranges of virtual addresses
 //	nodeport-addresses PREFIX...                      where this node serves node ports; without it: all its addresses but loopback

@@ -150,7 +150,7 @@ func TestEveryWordIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	words := []string{"world", "self", "own", "ranges", "nodeport-addresses", "pass-on", "node", "zone", "pod", "dns", "service", "port", "nodeport",
-		"endpoint", "zones", "nodes", "packet", "hostport", "own-port", "pod-network-of-others"}
+		"endpoint", "zones", "nodes", "packet", "hostport", "own-port", "left", "keep-source", "pod-ranges"}
 	for _, w := range slices.Concat(words, slices.Collect(maps.Keys(policies)), slices.Collect(maps.Keys(states))) {
 		if !used[w] {
 			t.Errorf("%q is in no world", w)

@@ -150,7 +150,7 @@ type service struct {
 func (p *parser) statement(verb string, args []string) error {
 	if verb == "world" && len(args) == 1 {
 		p.finish()
-		*p = parser{worlds: p.worlds, line: p.line, name: args[0], config: model.Config{PodNetwork: true}}
+		*p = parser{worlds: p.worlds, line: p.line, name: args[0]}
 		return nil
 	}
 	if p.name == "" {
@@ -187,9 +187,6 @@ func (p *parser) statement(verb string, args []string) error {
 		return p.hostPort(args)
 	case verb == "own-port" && len(args) == 3:
 		return p.ownPort(args)
-	case verb == "pod-network-of-others" && len(args) == 0:
-		p.config.PodNetwork = false
-		return nil
 	case verb == "dns":
 		return addrs(&p.config.DNS, args)
 	case verb == "service" && len(args) > 0:
