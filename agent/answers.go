@@ -142,6 +142,8 @@ func (n *Node) count(r *status.Report) {
 		r.Quarantined = append(r.Quarantined, fmt.Sprintf("%s: %v", q.Service, q.Err))
 	}
 	r.Off = append(r.Off, n.routes.Problems()...)
+	reach := n.routes.Reach()
+	r.PodNetwork = status.PodNetwork{Tunnel: reach.Mode.String(), Port: reach.Port, Linked: reach.Linked, Tunnelled: reach.Tunnelled}
 }
 
 // WaitReady implements status.Agent.
@@ -196,8 +198,8 @@ func (n *Node) explainer() *explain.Explainer {
 			return explain.Entry{Chain: e.Inside.Chain, Backends: e.Inside.Backends}, ok, err
 		},
 		Route: func(dst netip.Addr) (explain.Route, error) {
-			r, err := nodenet.Lookup(dst)
-			return explain.Route{Dev: r.Dev, Via: r.Via, Src: r.Src, MTU: r.MTU}, err
+			r, err := nodenet.LookupFromPod(dst)
+			return explain.Route{Dev: r.Dev, Via: r.Via, Src: r.Src, MTU: r.MTU, Tunnel: r.Tunnel}, err
 		},
 	}
 	for _, a := range n.cfg.DNS {

@@ -140,7 +140,7 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, PodCIDRs: cfg.PodCIDRs, NodePortAddrs: cfg.NodePortAddrs,
 		KeepSource: cfg.KeepSource, Left: cfg.Left, PassOn: cfg.PassOn, OwnPorts: ownPorts(cfg, n.names.Ports()),
 	}})
-	n.routes = nodenet.New(nodenet.Options{Logger: log})
+	n.routes = nodenet.New(nodenet.Options{Mode: cfg.Tunnel, Port: cfg.TunnelPort, Logger: log})
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)
 	}})

@@ -27,15 +27,17 @@ type Options struct {
 
 // Kinds of things that are removed.
 const (
-	Table = "nftables table"
-	Route = "route"
-	Rule  = "iptables rule"
-	Chain = "iptables chain"
+	Table       = "nftables table"
+	Route       = "route"
+	RoutingRule = "routing rule"
+	Device      = "device"
+	Rule        = "iptables rule"
+	Chain       = "iptables chain"
 )
 
 // Removal is one thing that was removed.
 type Removal struct {
-	// Kind is Table, Route, Rule or Chain.
+	// Kind is one of the constants of this package.
 	Kind string `json:"kind"`
 	// Where says which table a rule or chain was in, after the family's program: "ip6tables-legacy nat".
 	Where string `json:"where,omitempty"`

@@ -3,8 +3,8 @@
 
 // Package cleanup removes what a service proxy has left in a network namespace's kernel: Fairlead's own, and on request kube-proxy's.
 //
-// Fairlead's own is the nftables table "inet fairlead" and the routes between nodes with the project's protocol number, the
-// local delivery of the cluster DNS's addresses among them. Pods' own interfaces and routes stay: they go with the pods.
+// Fairlead's own is the nftables tables "inet fairlead" and "inet fairlead-tunnel", the routes and routing rules between nodes with the project's
+// protocol number, the local delivery of the cluster DNS's addresses among them, and the tunnel's device. Pods' own interfaces and routes stay: they go with the pods.
 //
 // Of kube-proxy it is what its modes nftables (the tables "ip kube-proxy" and "ip6 kube-proxy") and iptables leave (its chains, and
 // the jumps to them in the built-in chains), in both implementations of iptables, which keep their rules apart in the kernel. Chains that belong to the kubelet

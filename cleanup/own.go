@@ -6,6 +6,7 @@ package cleanup
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -90,26 +91,23 @@ func ownTables(r *Report) error {
 	return nil
 }
 
+// ownRoutes removes the ways to other nodes: routes, and the tunnel with its routing rules and its table.
 func ownRoutes(r *Report) error {
-	routes, pods, err := listRoutes()
+	found, pods, err := listRoutes()
 	if err != nil {
 		return err
 	}
-	var left []string
+	var left []Removal
 	var failed error
-	if len(routes) > 0 && !r.DryRun {
+	if len(found) > 0 && !r.DryRun {
 		failed = nodenet.Cleanup()
 		if left, _, err = listRoutes(); err != nil {
 			return errors.Join(failed, err)
 		}
 	}
-	stays := make(map[string]bool)
-	for _, route := range left {
-		stays[route] = true
-	}
-	for _, route := range routes {
-		if !stays[route] {
-			r.removed(Route, "", route)
+	for _, x := range found {
+		if !slices.Contains(left, x) {
+			r.removed(x.Kind, "", x.Name)
 		}
 	}
 	if pods > 0 {
@@ -118,18 +116,30 @@ func ownRoutes(r *Report) error {
 	return failed
 }
 
-// listRoutes returns the routes that cleaning up removes, and how many are pods'.
-func listRoutes() (routes []string, pods int, err error) {
+// listRoutes returns what cleaning up removes, and how many routes are pods'.
+func listRoutes() (found []Removal, pods int, err error) {
 	text, err := nodenet.Dump()
 	if err != nil {
 		return nil, 0, err
 	}
 	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "pod ") {
+		switch word, rest, _ := strings.Cut(strings.TrimSpace(line), " "); word {
+		case "pod":
 			pods++
-		} else {
-			routes = append(routes, strings.TrimSpace(line))
+		case "node", "local", "unreachable", "for":
+			found = append(found, Removal{Kind: Route, Name: strings.TrimSpace(line)})
+		case "rule":
+			found = append(found, Removal{Kind: RoutingRule, Name: rest})
+		case "tunnel":
+			found = append(found, Removal{Kind: Device, Name: rest})
 		}
 	}
-	return routes, pods, nil
+	tables, err := listTables(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, 0, err
+	}
+	if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == nodenet.Table }) {
+		found = append(found, Removal{Kind: Table, Name: "inet " + nodenet.Table})
+	}
+	return found, pods, nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nodenet"
 )
 
 // Agent is the configuration of a node's agent.
@@ -64,6 +65,9 @@ type Agent struct {
 	StartupTaint string
 	// Flags are all settings by their flags' names, as they are in force.
 	Flags map[string]string
+	// Tunnel says which nodes' pods are reached through the tunnel, TunnelPort is its UDP port.
+	Tunnel     nodenet.Mode
+	TunnelPort uint16
 }
 
 // Socket is where the agent can be asked.
@@ -93,6 +97,8 @@ type Flags struct {
 	dnsClients, nodeSearch               []string
 	completion, aaaa, clientRate, dnsLog string
 	dnsPods, corefile                    string
+	tunnel                               string
+	tunnelPort                           uint16
 }
 
 // AddFlags registers the agent's flags.
@@ -117,6 +123,8 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringVar(&f.metrics, metricsFlag, "127.0.0.1:10249", "`ADDR:PORT` of /metrics, /proxyMode and /configz; empty for none, as by default with --proxy=false")
 	fs.StringVar(&f.startupTaint, "startup-taint", "fairlead.io/agent-not-ready", "`key` of the Node's taint to remove when this node can deliver; empty for none")
 	f.conntrack.addFlags(fs)
+	fs.StringVar(&f.tunnel, "tunnel", "auto", "which nodes' pods are reached through a VXLAN tunnel: auto (of nodes that share no link with this one), always, never")
+	fs.Uint16Var(&f.tunnelPort, "tunnel-port", nodenet.DefaultPort, "UDP `port` of the tunnel, the same on all nodes")
 	fs.StringSliceVar(&f.dnsClients, "dns-clients", nil, "`ranges` of clients that the DNS answers beside the cluster's pods and nodes")
 	fs.StringVar(&f.completion, "dns-search-completion", "count", "go through a pod's search `domains` on the server: off, count (what it would spare), on")
 	fs.StringSliceVar(&f.nodeSearch, "dns-node-search", nil, "search `domains` of the node's resolv.conf, which the kubelet gives to pods too")
@@ -170,6 +178,13 @@ func (f *Flags) Agent() (*Agent, error) {
 	}
 	a.NodePortAddrs = ranges(f.nodePortAddrs, "nodeport-addresses", fail)
 	f.asking(a, fail)
+	var ok bool
+	if a.Tunnel, ok = nodenet.ParseMode(f.tunnel); !ok {
+		fail("tunnel", "%q is neither auto, always nor never", f.tunnel)
+	}
+	if a.TunnelPort = f.tunnelPort; f.tunnelPort == 0 {
+		fail("tunnel-port", "a port from 1 to 65535 is required")
+	}
 	a.KeepSource = ranges(f.keepSource, "non-masquerade-cidr", fail)
 	if !f.proxy {
 		a.Left |= model.Proxy

@@ -112,6 +112,24 @@ func TestAsking(t *testing.T) {
 	}
 }
 
+// TestTunnel: who is reached through the tunnel, by default and as asked.
+func TestTunnel(t *testing.T) {
+	for args, want := range map[string]string{
+		"":                                   "auto 4789",
+		"--tunnel auto":                      "auto 4789",
+		"--tunnel never":                     "never 4789",
+		"--tunnel always --tunnel-port 8472": "always 8472",
+	} {
+		a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 "+args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(a.Tunnel, " ", a.TunnelPort); got != want {
+			t.Errorf("%s: got %s, want %s", args, got, want)
+		}
+	}
+}
+
 // TestUpstreams: what upstreams there are for which names.
 func TestUpstreams(t *testing.T) {
 	a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 --cluster-domain One.example,two.example --dns-pods verified --upstream 192.0.2.1,Corp.Example=[2001:db8::1]:5353 "+
@@ -152,6 +170,8 @@ func TestAgentErrors(t *testing.T) {
 		{right + " --nodeport-addresses primary", `--nodeport-addresses: "primary" is no range like 10.96.0.0/16`},
 		{right + " --nodeport-addresses 10.0.0.1/8,10.0.0.0/8,11.0.0.0/8", "--nodeport-addresses: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},
 		{right + " --healthz-bind-address :10256", `--healthz-bind-address: ":10256" is not ADDR:PORT`},
+		{right + " --tunnel yes", `--tunnel: "yes" is neither auto, always nor never`},
+		{right + " --tunnel-port 0", "--tunnel-port: a port from 1 to 65535 is required"},
 		{right + " --upstream dns.example", `--upstream: "dns.example" is neither an address nor ADDR:PORT, of which either may have tls:// before it and #NAME behind it, and ZONE= before all`},
 		{right + " --upstream a..b=192.0.2.1", `--upstream: "a..b=192.0.2.1": "a..b" is no domain name`},
 		{right + " --dns-pods some", `--dns-pods: "some" is neither disabled, verified nor insecure`},

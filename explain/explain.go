@@ -81,6 +81,8 @@ type Route struct {
 	Src netip.Addr `json:"src,omitzero"`
 	// MTU is in bytes.
 	MTU int `json:"mtu"`
+	// Tunnel is the node at the other end, if the packet goes through the tunnel.
+	Tunnel netip.Addr `json:"tunnel,omitzero"`
 }
 
 // Entry is what the kernel holds for a frontend.

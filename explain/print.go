@@ -118,7 +118,11 @@ func (r *Route) String() string {
 	if r.Via.IsValid() {
 		s = "via " + r.Via.String() + " " + s
 	}
-	return fmt.Sprintf("%s mtu %d", s, r.MTU)
+	s = fmt.Sprintf("%s mtu %d", s, r.MTU)
+	if r.Tunnel.IsValid() {
+		s += " through the tunnel to " + r.Tunnel.String()
+	}
+	return s
 }
 
 func join[T fmt.Stringer](in []T) string {

@@ -16,14 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
-	"github.com/fairlead/fairlead/model"
 )
 
 // route is a route as this package makes it: a value, so that what is and what should be can be compared.
 type route struct {
 	kind byte // of unix.RTN_*
 	dst  netip.Prefix
-	via  netip.Addr // of RTN_UNICAST only
+	pods bool // for what comes from this node's pods only: in podTable
+
+	// These are of RTN_UNICAST only.
+	via netip.Addr
+	dev int
+	mtu int        // bytes; 0: the device's
+	src netip.Addr // for this node's own processes; not valid: the kernel chooses
 }
 
 // key is what there can be one route for.
@@ -33,67 +38,20 @@ type key struct {
 }
 
 func (r route) key() key {
-	if r.kind == unix.RTN_LOCAL {
+	switch {
+	case r.kind == unix.RTN_LOCAL:
 		return key{unix.RT_TABLE_LOCAL, r.dst}
+	case r.pods:
+		return key{podTable, r.dst}
 	}
 	return key{unix.RT_TABLE_MAIN, r.dst}
 }
 
-// wish is a route and for whom it is, in words.
-type wish struct {
-	route
-	who string
-}
-
-// desired is every route that a snapshot asks for, in a fixed order, and what it asks for in vain, whatever the kernel says. It is pure.
-func desired(s *model.Snapshot) (wishes []wish, problems []string) {
-	owner := make(map[netip.Prefix]string)
-	for _, vip := range s.DNS {
-		wishes = append(wishes, wish{route{unix.RTN_LOCAL, netip.PrefixFrom(vip, vip.BitLen()), netip.Addr{}}, "cluster DNS"})
-	}
-	if s.Left.Has(model.Network) {
-		return wishes, nil
-	}
-	nodes := make([]*model.Node, 0, s.Nodes.Len())
-	for _, n := range s.Nodes.All() {
-		nodes = append(nodes, n)
-	}
-	// This node's own range is its own, and of two other nodes with the same one, the first by name has it.
-	slices.SortFunc(nodes, func(a, b *model.Node) int {
-		rank := func(n *model.Node) int { return map[bool]int{true: 0, false: 1}[n.Name == s.Self] }
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
-	})
-	for _, n := range nodes {
-		for _, cidr := range n.PodCIDRs {
-			cidr = cidr.Masked()
-			if first, taken := owner[cidr]; taken {
-				problems = append(problems, fmt.Sprintf("pods of node %s (%s) cannot be reached: node %s has the same range", n.Name, cidr, first))
-				continue
-			}
-			owner[cidr] = n.Name
-			via := n.Addr(cidr.Addr())
-			switch {
-			case n.Name == s.Self:
-				wishes = append(wishes, wish{route{unix.RTN_UNREACHABLE, cidr, netip.Addr{}}, "unused pod addresses of this node"})
-			case via.IsValid():
-				wishes = append(wishes, wish{route{unix.RTN_UNICAST, cidr, via}, "node " + n.Name})
-			default:
-				problems = append(problems, fmt.Sprintf("pods of node %s (%s) cannot be reached: the node has no address of that family", n.Name, cidr))
-			}
-		}
-	}
-	slices.SortFunc(wishes, func(a, b wish) int { return a.compare(b.route) })
-	return wishes, problems
-}
-
 func (r route) compare(o route) int {
-	return cmp.Or(cmp.Compare(r.kind, o.kind), r.dst.Addr().Compare(o.dst.Addr()), cmp.Compare(r.dst.Bits(), o.dst.Bits()))
+	return cmp.Or(cmp.Compare(r.kind, o.kind), cmp.Compare(r.key().table, o.key().table), r.dst.Addr().Compare(o.dst.Addr()), cmp.Compare(r.dst.Bits(), o.dst.Bits()))
 }
 
 func (r route) problem(who string, err error) string {
-	if r.kind == unix.RTN_UNICAST && (errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EINVAL)) {
-		return fmt.Sprintf("pods of %s (%s) cannot be reached: its address %s is on no link that this node shares; that needs VXLAN, which a later release brings", who, r.dst, r.via)
-	}
 	return fmt.Sprintf("route to %s for %s: %v", r.dst, who, err)
 }
 
@@ -127,32 +85,36 @@ func parse(k *netlink.Route) (route, bool) {
 	if k.Dst == nil {
 		return route{}, false
 	}
-	addr, ok := netip.AddrFromSlice(k.Dst.IP)
-	bits, _ := k.Dst.Mask.Size()
-	r := route{kind: byte(k.Type), dst: netip.PrefixFrom(addr.Unmap(), bits)}
+	r := route{kind: byte(k.Type), dst: prefixOf(k.Dst), pods: k.Table == podTable}
 	switch {
-	case !ok || k.Table != r.key().table:
+	case k.Table != r.key().table:
 		return r, false
 	case r.kind == unix.RTN_LOCAL, r.kind == unix.RTN_UNREACHABLE:
 		return r, true
 	case r.kind == unix.RTN_UNICAST:
 		via, routed := netip.AddrFromSlice(k.Gw)
-		r.via = via.Unmap()
+		r.via, r.dev, r.mtu = via.Unmap(), k.LinkIndex, k.MTU
+		if src, ok := netip.AddrFromSlice(k.Src); ok {
+			r.src = src.Unmap()
+		}
 		return r, routed
 	}
 	return r, false
 }
 
 func (r route) netlink() *netlink.Route {
-	k := &netlink.Route{
-		Dst:      &net.IPNet{IP: r.dst.Addr().AsSlice(), Mask: net.CIDRMask(r.dst.Bits(), r.dst.Addr().BitLen())},
-		Protocol: linux.RouteProtocol,
-		Type:     int(r.kind),
-		Table:    r.key().table,
-	}
+	k := &netlink.Route{Dst: ipnet(r.dst), Protocol: linux.RouteProtocol, Type: int(r.kind), Table: r.key().table}
 	switch r.kind {
 	case unix.RTN_UNICAST:
-		k.Gw = r.via.AsSlice()
+		k.Gw, k.LinkIndex, k.MTU = r.via.AsSlice(), r.dev, r.mtu
+		if r.mtu > 0 {
+			// The tunnel's. Its gateways are on no link but there. Of a route for IPv6 the kernel forwards by the MTU only if it is locked;
+			// locked for IPv4, it would have processes send without "don't fragment".
+			k.Flags, k.MTULock = int(netlink.FLAG_ONLINK), r.dst.Addr().Is6()
+		}
+		if r.src.IsValid() {
+			k.Src = r.src.AsSlice()
+		}
 	case unix.RTN_LOCAL:
 		k.Scope, k.LinkIndex = netlink.SCOPE_HOST, loopback
 	case unix.RTN_UNREACHABLE:
@@ -166,20 +128,23 @@ func (r route) netlink() *netlink.Route {
 // loopback is the index of lo, which every network namespace has first.
 const loopback = 1
 
-// strangers are the routes to the same destination, in the same table, that are not ours.
-func (r route) strangers(h *netlink.Handle) ([]netlink.Route, error) {
-	family := netlink.FAMILY_V4
-	if r.dst.Addr().Is6() {
-		family = netlink.FAMILY_V6
+// strangers reads the routes that are not ours, where ours may be: the protocol of one for each key.
+func strangers(h *netlink.Handle) (map[key]netlink.RouteProtocol, error) {
+	all := make(map[key]netlink.RouteProtocol)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := linux.Dump(func() ([]netlink.Route, error) {
+			return h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
+		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, k := range list {
+			if k.Dst != nil && k.Protocol != linux.RouteProtocol {
+				all[key{k.Table, prefixOf(k.Dst)}] = k.Protocol
+			}
+		}
 	}
-	k := r.netlink()
-	all, err := linux.Dump(func() ([]netlink.Route, error) {
-		return h.RouteListFiltered(family, &netlink.Route{Table: k.Table, Dst: k.Dst}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list routes to %s: %w", r.dst, err)
-	}
-	return slices.DeleteFunc(all, func(k netlink.Route) bool { return k.Protocol == linux.RouteProtocol }), nil
+	return all, nil
 }
 
 // remove removes a route of ours; one that is gone already, perhaps with its device, is fine.
@@ -190,7 +155,7 @@ func (r route) remove(h *netlink.Handle) error {
 	return nil
 }
 
-// Cleanup removes every route that this package makes from the current network namespace, whoever ran here before.
+// Cleanup removes everything that this package makes from the current network namespace, whoever ran here before.
 func Cleanup() error {
 	h, err := handle()
 	if err != nil {
@@ -207,7 +172,12 @@ func Cleanup() error {
 			errs = append(errs, r.remove(h))
 		}
 	}
-	return errors.Join(errs...)
+	rules, err := listRules(h)
+	errs = append(errs, err)
+	for pods := range rules {
+		errs = append(errs, removeRule(h, pods))
+	}
+	return errors.Join(append(errs, removeTunnel(h), removeGuard())...)
 }
 
 // Hop is the way to an address.
@@ -221,6 +191,8 @@ type Hop struct {
 	Src netip.Addr
 	// MTU is in bytes: the route's if it has one, or else the device's.
 	MTU int
+	// Tunnel is the node at the other end, if the way leads through the tunnel.
+	Tunnel netip.Addr
 }
 
 // String is the hop as "ip route get" writes it.
@@ -233,16 +205,42 @@ func (h Hop) String() string {
 		fmt.Fprintf(&b, "via %s ", h.Via)
 	}
 	fmt.Fprintf(&b, "dev %s src %s mtu %d", h.Dev, h.Src, h.MTU)
+	if h.Tunnel.IsValid() {
+		fmt.Fprintf(&b, " tunnel to %s", h.Tunnel)
+	}
 	return b.String()
 }
 
-// Lookup asks the kernel for the way to an address. That there is none is an error that is EHOSTUNREACH or ENETUNREACH.
+// Lookup asks the kernel for the way from this node to an address. That there is none is an error that is EHOSTUNREACH or ENETUNREACH.
 func Lookup(dst netip.Addr) (Hop, error) {
 	h, err := handle()
 	if err != nil {
 		return Hop{}, err
 	}
 	defer h.Close()
+	return lookup(h, dst)
+}
+
+// LookupFromPod is Lookup for what a pod of this node sends: to another node's own address, that may be another way.
+func LookupFromPod(dst netip.Addr) (Hop, error) {
+	h, err := handle()
+	if err != nil {
+		return Hop{}, err
+	}
+	defer h.Close()
+	routes, err := list(h)
+	if err != nil {
+		return Hop{}, err
+	}
+	for i := range routes {
+		if r, ours := parse(&routes[i]); ours && r.pods && r.dst == single(dst.Unmap()) {
+			return hopBy(h, &routes[i])
+		}
+	}
+	return lookup(h, dst)
+}
+
+func lookup(h *netlink.Handle, dst netip.Addr) (Hop, error) {
 	routes, err := h.RouteGet(dst.Unmap().AsSlice())
 	if err == nil && len(routes) == 0 {
 		err = unix.ENETUNREACH
@@ -250,10 +248,13 @@ func Lookup(dst netip.Addr) (Hop, error) {
 	if err != nil {
 		return Hop{}, fmt.Errorf("look up route to %s: %w", dst, err)
 	}
-	r := routes[0]
+	return hopBy(h, &routes[0])
+}
+
+func hopBy(h *netlink.Handle, r *netlink.Route) (Hop, error) {
 	link, err := h.LinkByIndex(r.LinkIndex)
 	if err != nil {
-		return Hop{}, fmt.Errorf("look up device of route to %s: %w", dst, err)
+		return Hop{}, fmt.Errorf("look up device of route to %s: %w", r.Dst, err)
 	}
 	hop := Hop{Local: r.Type == unix.RTN_LOCAL, Dev: link.Attrs().Name, MTU: link.Attrs().MTU}
 	if r.MTU > 0 {
@@ -265,10 +266,21 @@ func Lookup(dst netip.Addr) (Hop, error) {
 	if src, ok := netip.AddrFromSlice(r.Src); ok {
 		hop.Src = src.Unmap()
 	}
+	if hop.Dev == Device && hop.Via.IsValid() {
+		neighs, err := listNeighs(h, r.LinkIndex)
+		if err != nil {
+			return Hop{}, err
+		}
+		nodes, err := listFDB(h, r.LinkIndex)
+		if err != nil {
+			return Hop{}, err
+		}
+		hop.Tunnel = nodes[neighs[hop.Via]]
+	}
 	return hop, nil
 }
 
-// Dump prints the kernel's routes with our protocol number, those of pods too, sorted.
+// Dump prints what the kernel has: the routes with our protocol number, those of pods too, sorted, and then the tunnel.
 func Dump() (string, error) {
 	h, err := handle()
 	if err != nil {
@@ -281,22 +293,101 @@ func Dump() (string, error) {
 	}
 	lines := make([]string, 0, len(routes))
 	for i := range routes {
-		k := &routes[i]
-		line := "pod"
-		if r, ours := parse(k); ours {
-			line = map[byte]string{unix.RTN_UNICAST: "node", unix.RTN_LOCAL: "local", unix.RTN_UNREACHABLE: "unreachable"}[r.kind]
-		}
-		line += " " + k.Dst.String()
-		if k.Gw != nil {
-			line += " via " + k.Gw.String()
-		}
-		if k.Type == unix.RTN_UNICAST {
-			if link, err := h.LinkByIndex(k.LinkIndex); err == nil {
-				line += " dev " + link.Attrs().Name
-			}
-		}
-		lines = append(lines, line+"\n")
+		lines = append(lines, dumpRoute(h, &routes[i]))
 	}
 	slices.Sort(lines)
-	return strings.Join(lines, ""), nil
+	tunnel, err := dumpTunnel(h)
+	if err != nil {
+		return "", err
+	}
+	return strings.Join(lines, "") + tunnel, nil
+}
+
+func dumpRoute(h *netlink.Handle, k *netlink.Route) string {
+	line := "pod"
+	if r, ours := parse(k); ours {
+		line = map[byte]string{unix.RTN_UNICAST: "node", unix.RTN_LOCAL: "local", unix.RTN_UNREACHABLE: "unreachable"}[r.kind]
+		if r.pods {
+			line = "for pods"
+		}
+	}
+	line += " " + k.Dst.String()
+	if k.Gw != nil {
+		line += " via " + k.Gw.String()
+	}
+	if k.Type == unix.RTN_UNICAST {
+		if link, err := h.LinkByIndex(k.LinkIndex); err == nil {
+			line += " dev " + link.Attrs().Name
+		}
+	}
+	if k.MTU > 0 {
+		line += fmt.Sprintf(" mtu %d", k.MTU)
+	}
+	if k.Src != nil && k.Gw != nil {
+		line += " src " + k.Src.String()
+	}
+	return line + "\n"
+}
+
+// dumpTunnel prints the device, then what is on it and around it, sorted.
+func dumpTunnel(h *netlink.Handle) (string, error) {
+	rules, err := listRules(h)
+	if err != nil {
+		return "", err
+	}
+	var lines []string
+	for pods := range rules {
+		lines = append(lines, fmt.Sprintf("rule from %s for pods\n", pods))
+	}
+	slices.Sort(lines)
+	d, err := findDevice(h)
+	if d == nil || err != nil {
+		return strings.Join(lines, ""), nil
+	}
+	over, _ := netip.AddrFromSlice(d.SrcAddr)
+	over = over.Unmap()
+	neighs, err := listNeighs(h, d.Index)
+	if err != nil {
+		return "", err
+	}
+	nodes, err := listFDB(h, d.Index)
+	if err != nil {
+		return "", err
+	}
+	have, ok, err := guard{uint16(d.Port), over}.read()
+	if err != nil {
+		return "", err
+	}
+	for gateway, at := range neighs {
+		lines = append(lines, fmt.Sprintf("neighbour %s at %s\n", gateway, at.hardware()))
+	}
+	for at, node := range nodes {
+		lines = append(lines, fmt.Sprintf("peer %s at %s\n", node, at.hardware()))
+	}
+	for a := range have {
+		lines = append(lines, fmt.Sprintf("admit %s\n", a))
+	}
+	if !ok {
+		lines = append(lines, "admit anything: table inet "+Table+" is not there, or has been changed\n")
+	}
+	slices.Sort(lines)
+	addrs, err := linux.Dump(func() ([]netlink.Addr, error) { return h.AddrList(d, netlink.FAMILY_ALL) })
+	if err != nil {
+		return "", fmt.Errorf("list addresses of %s: %w", Device, err)
+	}
+	var own []string
+	for _, a := range addrs {
+		own = append(own, prefixOf(a.IPNet).Addr().String())
+	}
+	slices.Sort(own)
+	state := map[bool]string{true: "up", false: "down"}[d.Flags&net.FlagUp != 0]
+	return fmt.Sprintf("tunnel %s vni %d port %d local %s at %s mtu %d %s addresses %v\n", Device, d.VxlanId, d.Port, over, d.HardwareAddr, d.MTU, state, own) +
+		strings.Join(lines, ""), nil
+}
+
+func removeRule(h *netlink.Handle, pods netip.Prefix) error {
+	if err := h.RuleDel(podRule(pods)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("remove routing rule of %s: %w", pods, err)
+	}
+	return nil
 }

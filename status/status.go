@@ -49,8 +49,20 @@ type Report struct {
 	// Off says what is not working or not switched on, and why, a sentence each.
 	Off []string `json:"off,omitempty"`
 
-	DNS       DNS       `json:"dns"`
-	Dataplane Dataplane `json:"dataplane"`
+	DNS        DNS        `json:"dns"`
+	Dataplane  Dataplane  `json:"dataplane"`
+	PodNetwork PodNetwork `json:"podNetwork"`
+}
+
+// PodNetwork is how other nodes' pods are reached.
+type PodNetwork struct {
+	// Tunnel is the setting: auto, always or never; Port is the tunnel's UDP port.
+	Tunnel string `json:"tunnel"`
+	Port   uint16 `json:"port"`
+	// Linked are the nodes reached by a plain route over a link that they share with this one, Tunnelled those reached through the tunnel. A node whose
+	// families differ counts in both.
+	Linked    int `json:"linked"`
+	Tunnelled int `json:"tunnelled"`
 }
 
 // Progress is how far the agent's loop has come.
@@ -158,6 +170,9 @@ func (r *Report) Print(w io.Writer) {
 		d.Transactions, d.Elements, d.Conntrack, d.Drift)
 	if d.NoLocal+d.NotAllowed > 0 {
 		fmt.Fprintf(w, "  dropped      %d packets without an endpoint here, %d from outside a Service's source ranges\n", d.NoLocal, d.NotAllowed)
+	}
+	if n := r.PodNetwork; n.Tunnel != "" {
+		fmt.Fprintf(w, "  pod network  %d nodes by a shared link, %d through the tunnel (%s, UDP port %d)\n", n.Linked, n.Tunnelled, n.Tunnel, n.Port)
 	}
 	if len(r.DNS.Addresses) > 0 {
 		fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
