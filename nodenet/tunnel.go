@@ -85,6 +85,16 @@ func macOf(node netip.Addr) mac {
 
 func (m mac) hardware() net.HardwareAddr { return m[:] }
 
+// gateway is an address for what the node of this link address is asked to route: it only names the node, in the family of the route. For IPv6 it is the
+// link-local address that goes with the link address (RFC 4291, appendix A). For IPv4 it is the range's first, which no pod gets; for IPv6 the kernel
+// would not take that while the range is routed by another device.
+func (m mac) gateway(pods netip.Prefix) netip.Addr {
+	if pods.Addr().Is4() {
+		return pods.Addr()
+	}
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}
+
 // tunnel is this node's end: a value.
 type tunnel struct {
 	local netip.Addr // the node's first address

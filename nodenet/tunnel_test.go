@@ -358,7 +358,7 @@ func (s *site) pair(from, to *member, far bool) {
 			hop, err := Lookup(at)
 			want := Hop{Dev: "eth0", Via: to.node.Addr(at), Src: from.node.Addr(at), MTU: full}
 			if tunnelled {
-				want.Dev, want.Via, want.Tunnel = Device, r.Addr(), to.node.Addrs[0]
+				want.Dev, want.Via, want.Tunnel = Device, macOf(to.node.Addrs[0]).gateway(r), to.node.Addrs[0]
 			}
 			if !want.Src.IsValid() {
 				hop.Src = netip.Addr{}
@@ -372,13 +372,13 @@ func (s *site) pair(from, to *member, far bool) {
 }
 
 const farFromN1 = `for pods 172.31.0.13/32 via 10.244.3.0 dev fairlead-vxlan mtu 1450
-for pods fd00:31::13/128 via fd00:244:0:3:: dev fairlead-vxlan mtu 1450
+for pods fd00:31::13/128 via fe80::2842:96ff:fe84:672b dev fairlead-vxlan mtu 1450
 local 10.96.0.10/32
 local fd00:96::a/128
 node 10.244.2.0/24 via 172.30.0.12 dev eth0
 node 10.244.3.0/24 via 10.244.3.0 dev fairlead-vxlan mtu 1450 src 172.30.0.11
 node fd00:244:0:2::/64 via fd00:30::12 dev eth0
-node fd00:244:0:3::/64 via fd00:244:0:3:: dev fairlead-vxlan mtu 1450 src fd00:30::11
+node fd00:244:0:3::/64 via fe80::2842:96ff:fe84:672b dev fairlead-vxlan mtu 1450 src fd00:30::11
 pod 10.244.1.5/32 dev fl00000000001
 pod fd00:244:0:1::5/128 dev fl00000000001
 unreachable 10.244.1.0/24
@@ -393,7 +393,7 @@ admit fd00:244:0:3::/64 from 172.31.0.13
 admit fd00:30::12/128 from 172.30.0.12
 admit fd00:31::13/128 from 172.31.0.13
 neighbour 10.244.3.0 at 2a:42:96:84:67:2b
-neighbour fd00:244:0:3:: at 2a:42:96:84:67:2b
+neighbour fe80::2842:96ff:fe84:672b at 2a:42:96:84:67:2b
 peer 172.31.0.13 at 2a:42:96:84:67:2b
 rule from 10.244.1.0/24 for pods
 rule from fd00:244:0:1::/64 for pods

@@ -182,10 +182,10 @@ func (w *want) lead(p *peer, cidr netip.Prefix) {
 	}
 }
 
-// through leads to a range, and to the peer's own addresses for this node's pods, by way of the tunnel. The gateway is the range's first address, which
-// no pod gets: it only names the peer's link address, in the family of the route.
+// through leads to a range, and to the peer's own addresses for this node's pods, by way of the tunnel.
 func (w *want) through(p *peer, cidr netip.Prefix) {
-	gateway, at := cidr.Addr(), macOf(p.outer())
+	at := macOf(p.outer())
+	gateway := at.gateway(cidr)
 	mtu := p.way(p.outer()).mtu - overhead(p.outer())
 	if gateway.Is6() {
 		mtu = max(mtu, minMTU6)
