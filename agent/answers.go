@@ -144,6 +144,11 @@ func (n *Node) count(r *status.Report) {
 	r.Off = append(r.Off, n.routes.Problems()...)
 	reach := n.routes.Reach()
 	r.PodNetwork = status.PodNetwork{Tunnel: reach.Mode.String(), Port: reach.Port, Linked: reach.Linked, Tunnelled: reach.Tunnelled}
+	if dropped, err := nodenet.Dropped(); err == nil {
+		for _, n := range dropped {
+			r.PodNetwork.Dropped += n
+		}
+	}
 }
 
 // WaitReady implements status.Agent.

@@ -162,8 +162,7 @@ func (g guard) chains() []chain {
 		&expr.Verdict{Kind: expr.VerdictGoto, Chain: "received"}}
 	return []chain{
 		{name: "received", lines: []line{
-			{"of a pod", slices.Concat([]expr.Any{meta(expr.MetaKeyIIFNAME), is('f', 'l')}, drop)},
-			{"within the tunnel", slices.Concat([]expr.Any{meta(expr.MetaKeyIIFNAME), deviceName(Device)}, drop)},
+			{"of a pod of this node", slices.Concat([]expr.Any{meta(expr.MetaKeyIIFNAME), is('f', 'l')}, drop)},
 			g.from(false), g.from(true),
 			{"forged, or of a node not known yet", drop},
 		}},
@@ -333,6 +332,33 @@ func removeGuard() error {
 		return fmt.Errorf("remove table %s: %w", Table, err)
 	}
 	return nil
+}
+
+// Dropped returns how many packets that came to the tunnel have not been let out of it, by the reason.
+func Dropped() (map[string]uint64, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open netfilter socket: %w", err)
+	}
+	if there, err := hasTable(c); err != nil || !there {
+		return nil, err
+	}
+	table := guard{}.table()
+	rules, err := c.GetRules(table, &nftables.Chain{Name: "received", Table: table})
+	if err != nil {
+		return nil, fmt.Errorf("read counters of table %s: %w", Table, err)
+	}
+	all := make(map[string]uint64)
+	for _, r := range rules {
+		for _, e := range r.Exprs {
+			if n, ok := e.(*expr.Counter); ok {
+				comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+				comment, _, _ = strings.Cut(comment, " (layout")
+				all[comment] = n.Packets
+			}
+		}
+	}
+	return all, nil
 }
 
 func (a admission) compare(b admission) int {

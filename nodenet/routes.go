@@ -108,9 +108,7 @@ func (r route) netlink() *netlink.Route {
 	case unix.RTN_UNICAST:
 		k.Gw, k.LinkIndex, k.MTU = r.via.AsSlice(), r.dev, r.mtu
 		if r.mtu > 0 {
-			// The tunnel's. Its gateways are on no link but there. Of a route for IPv6 the kernel forwards by the MTU only if it is locked;
-			// locked for IPv4, it would have processes send without "don't fragment".
-			k.Flags, k.MTULock = int(netlink.FLAG_ONLINK), r.dst.Addr().Is6()
+			k.Flags = int(netlink.FLAG_ONLINK) // the tunnel's gateways are on no link but there
 		}
 		if r.src.IsValid() {
 			k.Src = r.src.AsSlice()

@@ -11,11 +11,15 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
@@ -31,12 +35,14 @@ type member struct {
 	target *Target
 }
 
-// site is three nodes, the first two on one link and the third behind a router that passes only what comes from nodes and goes to nodes.
+// site is three nodes, the first two on one link and the third behind two routers, which pass only what comes from nodes and goes to nodes.
 type site struct {
 	t       *testing.T
 	world   *testnet.World
 	members []*member
-	router  *testnet.Host
+	router  *testnet.Host // on the link of the first two
+	border  *testnet.Host // on that of the third
+	fabric  *testnet.Host // the switch
 }
 
 const (
@@ -63,26 +69,34 @@ func choose[T any](families int, first, second T) []T {
 func newSite(t *testing.T, nodes, pods int) *site {
 	t.Helper()
 	w := testnet.New(t)
-	s := &site{t: t, world: w, router: w.Host("router")}
-	fabric := w.Host("fabric")
-	w.Cable(s.router, "left", fabric, "p0")
+	s := &site{t: t, world: w, router: w.Host("router"), border: w.Host("border"), fabric: w.Host("fabric")}
+	w.Cable(s.router, "left", s.fabric, "p0")
+	w.Cable(s.router, "right", s.border, "left")
 	ports := []string{"p0"}
 	for i := 1; i <= 3; i++ {
 		h := w.Host(fmt.Sprintf("n%d", i))
 		if i < 3 {
-			w.Cable(h, "eth0", fabric, fmt.Sprintf("p%d", i))
+			w.Cable(h, "eth0", s.fabric, fmt.Sprintf("p%d", i))
 			ports = append(ports, fmt.Sprintf("p%d", i))
 		} else {
-			w.Cable(h, "eth0", s.router, "right")
+			w.Cable(h, "eth0", s.border, "right")
 		}
 		s.members = append(s.members, &member{Host: h, node: s.nodeN(i, nodes, pods)})
 	}
-	fabric.Switch("br0", ports...)
-	s.router.Forward()
-	s.router.Sysctl("net/ipv4/conf/left/rp_filter", "1")
-	s.router.Sysctl("net/ipv4/conf/right/rp_filter", "1")
+	s.fabric.Switch("br0", ports...)
+	for _, r := range []*testnet.Host{s.router, s.border} {
+		r.Forward()
+		r.Sysctl("net/ipv4/conf/left/rp_filter", "1")
+		r.Sysctl("net/ipv4/conf/right/rp_filter", "1")
+	}
 	s.router.Addr("left", choose(nodes, "172.30.0.1/24", "fd00:30::1/64")...)
-	s.router.Addr("right", choose(nodes, "172.31.0.1/24", "fd00:31::1/64")...)
+	s.router.Addr("right", choose(nodes, "172.29.0.1/24", "fd00:29::1/64")...)
+	s.border.Addr("left", choose(nodes, "172.29.0.2/24", "fd00:29::2/64")...)
+	s.border.Addr("right", choose(nodes, "172.31.0.1/24", "fd00:31::1/64")...)
+	for _, to := range choose(nodes, [4]string{"172.31.0.0/24", "172.29.0.2", "172.30.0.0/24", "172.29.0.1"}, [4]string{"fd00:31::/64", "fd00:29::2", "fd00:30::/64", "fd00:29::1"}) {
+		s.router.Route(to[0], to[1], "right")
+		s.border.Route(to[2], to[3], "left")
+	}
 	for i, m := range s.members {
 		net4, net6 := "172.30.0", "fd00:30"
 		if i == 2 {
@@ -274,12 +288,12 @@ func datagram(t *testing.T, from, to *testnet.Host, at netip.Addr, size int) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for range 20 {
+	for range 3 {
 		if _, err := c.Write(make([]byte, size)); err != nil && !errors.Is(err, syscall.EMSGSIZE) {
 			t.Errorf("send %d bytes to %s: %v", size, at, err)
 			return
 		}
-		c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		c.SetReadDeadline(time.Now().Add(2 * time.Second))
 		if _, err := c.Read(make([]byte, 200)); err == nil {
 			return
 		}
@@ -318,9 +332,44 @@ func TestTunnel(t *testing.T) {
 						}
 					}
 				}
+				for _, m := range s.members {
+					if n := m.fragments(t); n != 0 {
+						t.Errorf("%s has cut up packets, into %d", m.Name, n)
+					}
+				}
 			})
 		}
 	}
+}
+
+// fragments is how many the node itself has made, of both families.
+func (m *member) fragments(t *testing.T) (n int) {
+	t.Helper()
+	m.Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		six, err := os.ReadFile("/proc/thread-self/net/snmp6")
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(string(text), "\n")
+		at := slices.Index(strings.Fields(lines[0]), "FragCreates")
+		n, err = strconv.Atoi(strings.Fields(lines[1])[at])
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(six)) {
+			if f := strings.Fields(line); f[0] == "Ip6FragCreates" {
+				more, err := strconv.Atoi(f[1])
+				n += more
+				return err
+			}
+		}
+		return errors.New("no Ip6FragCreates")
+	})
+	return n
 }
 
 // pair tries what there is between two nodes.
@@ -410,10 +459,14 @@ func TestTunnelDump(t *testing.T) {
 	if got, want := s.members[0].target.Reach(), (Reach{Auto, DefaultPort, 1, 1}); got != want {
 		t.Errorf("reach %v, want %v", got, want)
 	}
-	writes := s.members[0].watchAll(t)
-	s.set(0, Auto)
-	s.members[0].Do(func() error { return s.members[0].target.Verify(context.Background()) })
-	if n := writes(); len(n) != 0 {
+	n := s.members[0].writes(t, func() error {
+		again := New(Options{})
+		if err := again.Apply(context.Background(), s.snapshot(0)); err != nil {
+			return err
+		}
+		return again.Verify(context.Background())
+	})
+	if len(n) != 0 {
 		t.Errorf("another start wrote: %q", n)
 	}
 	if got := s.members[0].dump(t); got != farFromN1 {
@@ -422,6 +475,19 @@ func TestTunnelDump(t *testing.T) {
 	s.members[0].Do(Cleanup)
 	if got, want := s.members[0].dump(t), "pod 10.244.1.5/32 dev fl00000000001\npod fd00:244:0:1::5/128 dev fl00000000001\n"; got != want {
 		t.Errorf("after cleaning up\n%s", got)
+	}
+}
+
+// writes returns what a function that should change nothing has changed. The kernel tells of an address once more some time after a change of its
+// device; so it is tried until nothing was told.
+func (m *member) writes(t *testing.T, f func() error) (changes []string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; {
+		told := m.watchAll(t)
+		m.Do(f)
+		if changes = told(); len(changes) == 0 || time.Now().After(end) {
+			return changes
+		}
 	}
 }
 
@@ -479,6 +545,17 @@ func (m *member) watchAll(t *testing.T) func() []string {
 		}
 		return changes
 	}
+}
+
+// otherDevice is another program's VXLAN device.
+func otherDevice(local, remote netip.Addr, vni int, port uint16) *netlink.Vxlan {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "other.1"
+	d := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, SrcAddr: local.AsSlice(), Port: int(port)}
+	if remote.IsValid() {
+		d.Group = remote.AsSlice()
+	}
+	return d
 }
 
 // permanent reads ndm_state.

@@ -63,6 +63,8 @@ type PodNetwork struct {
 	// families differ counts in both.
 	Linked    int `json:"linked"`
 	Tunnelled int `json:"tunnelled"`
+	// Dropped are packets that came to the tunnel's port and were not from the node that they said, since the tunnel's table was made.
+	Dropped uint64 `json:"droppedForged"`
 }
 
 // Progress is how far the agent's loop has come.
@@ -172,7 +174,11 @@ func (r *Report) Print(w io.Writer) {
 		fmt.Fprintf(w, "  dropped      %d packets without an endpoint here, %d from outside a Service's source ranges\n", d.NoLocal, d.NotAllowed)
 	}
 	if n := r.PodNetwork; n.Tunnel != "" {
-		fmt.Fprintf(w, "  pod network  %d nodes by a shared link, %d through the tunnel (%s, UDP port %d)\n", n.Linked, n.Tunnelled, n.Tunnel, n.Port)
+		fmt.Fprintf(w, "  pod network  %d nodes by a shared link, %d through the tunnel (%s, UDP port %d)", n.Linked, n.Tunnelled, n.Tunnel, n.Port)
+		if n.Dropped > 0 {
+			fmt.Fprintf(w, "; %d forged tunnel packets dropped", n.Dropped)
+		}
+		fmt.Fprintln(w)
 	}
 	if len(r.DNS.Addresses) > 0 {
 		fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,
