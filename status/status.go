@@ -174,7 +174,7 @@ func (r *Report) Print(w io.Writer) {
 		fmt.Fprintf(w, "  dropped      %d packets without an endpoint here, %d from outside a Service's source ranges\n", d.NoLocal, d.NotAllowed)
 	}
 	if n := r.PodNetwork; n.Tunnel != "" {
-		fmt.Fprintf(w, "  pod network  %d nodes by a shared link, %d through the tunnel (%s, UDP port %d)", n.Linked, n.Tunnelled, n.Tunnel, n.Port)
+		fmt.Fprintf(w, "  pod network  other nodes: %d by a shared link, %d through the tunnel (%s, UDP port %d)", n.Linked, n.Tunnelled, n.Tunnel, n.Port)
 		if n.Dropped > 0 {
 			fmt.Fprintf(w, "; %d forged tunnel packets dropped", n.Dropped)
 		}
