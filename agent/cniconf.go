@@ -17,11 +17,13 @@ import (
 // cniConfName sorts before other plugins' files: a container runtime takes the first.
 const cniConfName = "10-fairlead.conflist"
 
-// cniConf is the network configuration list (CNI 1.1, section 1) that a container runtime reads. The plugin is fairlead itself.
+// cniConf is the network configuration list (CNI 1.1, section 1) that a container runtime reads. The plugin is fairlead itself. A runtime
+// that knows CNI 1.1 takes the highest of cniVersions; an older one, such as containerd 1.7, knows only cniVersion, and would refuse 1.1.0.
 func cniConf(cfg *config.Agent, podCIDRs []netip.Prefix) ([]byte, error) {
 	conf := map[string]any{
-		"cniVersion": "1.1.0",
-		"name":       "fairlead",
+		"cniVersion":  "1.0.0",
+		"cniVersions": []string{"1.0.0", "1.1.0"},
+		"name":        "fairlead",
 		"plugins": []map[string]any{{
 			"type":     "fairlead",
 			"podCIDRs": podCIDRs,
