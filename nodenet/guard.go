@@ -16,6 +16,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	mnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -248,11 +249,23 @@ func (g guard) read() (have map[admission]struct{}, ok bool, err error) {
 // elementsAtOnce bounds a netlink attribute, which holds 64 KiB.
 const elementsAtOnce = 400
 
+// batchBytes bounds one transaction: of a hundred thousand nodes, all at once.
+const batchBytes = 64 << 20
+
+// dialGuard opens a socket that takes a whole transaction in one piece.
+func dialGuard() (*nftables.Conn, error) {
+	c, err := nftables.New(nftables.WithSockOptions(func(c *mnetlink.Conn) error { return c.SetWriteBuffer(batchBytes) }))
+	if err != nil {
+		return nil, fmt.Errorf("open netfilter socket: %w", err)
+	}
+	return c, nil
+}
+
 // write adds and removes admissions in one step; anew makes the whole table anew in the same step.
 func (g guard) write(anew bool, add, remove []admission) error {
-	c, err := nftables.New()
+	c, err := dialGuard()
 	if err != nil {
-		return fmt.Errorf("open netfilter socket: %w", err)
+		return err
 	}
 	if anew {
 		c.AddTable(g.table()) // so that it is there to be removed

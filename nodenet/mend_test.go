@@ -274,6 +274,47 @@ func TestTunnelHistories(t *testing.T) {
 	}
 }
 
+// TestManyNodes: thousands of nodes come at once, and one more.
+func TestManyNodes(t *testing.T) {
+	testnet.MustRoot(t)
+	const many = 2000
+	s := newSite(t, dual, dual)
+	one := s.members[0]
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	b.SetNode(one.node)
+	add := func(i int) {
+		b.SetNode(model.Node{
+			Name:     fmt.Sprintf("m%d", i),
+			Addrs:    []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd01::%x", i+1))},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd02:0:0:%x::/64", i))},
+		})
+	}
+	for i := range many {
+		add(i)
+	}
+	tg := New(Options{})
+	apply := func() string {
+		one.Do(func() error { return tg.Apply(context.Background(), b.Build()) })
+		if p := tg.Problems(); len(p) > 0 {
+			t.Fatalf("problems %q", p[:min(len(p), 5)])
+		}
+		return one.dump(t)
+	}
+	if n := strings.Count(apply(), "\nadmit "); n != 4*many {
+		t.Errorf("%d admissions, want %d", n, 4*many)
+	}
+	add(many)
+	if n := strings.Count(apply(), "\nadmit "); n != 4*many+4 {
+		t.Errorf("with one more: %d admissions, want %d", n, 4*many+4)
+	}
+	for i := range many {
+		b.DeleteNode(fmt.Sprintf("m%d", i))
+	}
+	if n := strings.Count(apply(), "\nadmit "); n != 4 {
+		t.Errorf("with all but that gone: %d admissions, want 4", n)
+	}
+}
+
 // TestOff: what keeps the tunnel from working is named, for each node that needs it, and everything else goes on.
 func TestOff(t *testing.T) {
 	testnet.MustRoot(t)

@@ -233,7 +233,7 @@ func (t *Target) addTunnel(h *netlink.Handle, w *want) error {
 
 // addRoutes returns the routes that could not be made, each a sentence.
 func (t *Target) addRoutes(ctx context.Context, h *netlink.Handle, w *want) (problems []string, err error) {
-	var others map[key]netlink.RouteProtocol // read when the first is needed
+	others := sync.OnceValues(func() (map[key]netlink.RouteProtocol, error) { return strangers(h) })
 	for _, w := range w.routes {
 		if err := ctx.Err(); err != nil {
 			return problems, fmt.Errorf("add routes: %w", err)
@@ -241,11 +241,6 @@ func (t *Target) addRoutes(ctx context.Context, h *netlink.Handle, w *want) (pro
 		old, had := t.have.routes[w.key()]
 		if had && old == w.route {
 			continue
-		}
-		if others == nil {
-			if others, err = strangers(h); err != nil {
-				return problems, err
-			}
 		}
 		if err := t.write(h, w.route, others); err != nil {
 			problems = append(problems, w.route.problem(w.who, err))
@@ -262,11 +257,14 @@ func (t *Target) addRoutes(ctx context.Context, h *netlink.Handle, w *want) (pro
 
 // write makes a route, in place of an older one of ours if there is one. Replacing a route does not look at its protocol, so where another
 // program has one to the same destination, ours is taken away first, and it is the other's that stays.
-func (t *Target) write(h *netlink.Handle, r route, others map[key]netlink.RouteProtocol) error {
+func (t *Target) write(h *netlink.Handle, r route, others func() (map[key]netlink.RouteProtocol, error)) error {
 	old, had := t.have.routes[r.key()]
-	stranger, beside := others[r.key()]
 	if had {
-		if !beside && old.kind == r.kind {
+		strangers, err := others()
+		if err != nil {
+			return err
+		}
+		if _, beside := strangers[r.key()]; !beside && old.kind == r.kind {
 			err := h.RouteReplace(r.netlink())
 			if err == nil {
 				t.have.routes[r.key()] = r
@@ -280,8 +278,9 @@ func (t *Target) write(h *netlink.Handle, r route, others map[key]netlink.RouteP
 	}
 	err := h.RouteAdd(r.netlink())
 	if errors.Is(err, unix.EEXIST) {
-		if beside {
-			return fmt.Errorf("another program's route (protocol %d) is in the way: remove it if nothing needs it", stranger)
+		strangers, readErr := others()
+		if protocol, beside := strangers[r.key()]; beside && readErr == nil {
+			return fmt.Errorf("another program's route (protocol %d) is in the way: remove it if nothing needs it", protocol)
 		}
 		t.stale = true // it is ours and was not known
 	}
