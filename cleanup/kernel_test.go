@@ -75,6 +75,8 @@ func kernelState(t *testing.T) string {
 	b.WriteString(tool(t, "", "nft", "list", "tables", "inet"))
 	b.WriteString(tool(t, "", "ip", "route", "show", "table", "all", "proto", "4"))
 	b.WriteString(tool(t, "", "ip", "route", "show", "table", "all", "proto", fmt.Sprint(linux.RouteProtocol)))
+	b.WriteString(tool(t, "", "ip", "rule"))
+	b.WriteString(tool(t, "", "ip", "-o", "link", "show", "type", "vxlan"))
 	return b.String()
 }
 
@@ -187,6 +189,8 @@ table inet fairlead-else { chain c { accept; }; }
 table ip fairlead { chain c { accept; }; }
 `, "nft", "-f", "-")
 	h.Route("10.9.0.0/16", "10.0.0.2", "eth0")
+	tool(t, "", "ip", strings.Fields("link add flannel.1 type vxlan id 1 dstport 4789 local 10.0.0.1 nolearning")...)
+	tool(t, "", "ip", strings.Fields("rule add from 10.244.0.0/24 lookup 170 priority 171")...)
 }
 
 // leftovers are Fairlead's and kube-proxy's in nftables, and Fairlead's routes.
@@ -195,10 +199,18 @@ func leftovers(t *testing.T, h *testnet.Host) {
 	tool(t, `
 table inet fairlead { map services { type ipv4_addr : verdict; }; chain nat { type nat hook prerouting priority dstnat; ip daddr vmap @services; }; }
 table inet fairlead-dns-17 { chain c { accept; }; }
+table inet fairlead-tunnel { chain c { accept; }; }
 table ip kube-proxy { chain a { accept; }; map m { type ipv4_addr : verdict; elements = { 10.96.0.1 : goto a }; }; chain services { ip daddr vmap @m; }; }
 table ip6 kube-proxy { chain services { type filter hook input priority 0; accept; }; }
 `, "nft", "-f", "-")
 	for _, args := range []string{
+		"link add fairlead-vxlan type vxlan id 170 dstport 4789 local 10.0.0.1 nolearning", "link set fairlead-vxlan up",
+		"rule add from 10.244.0.0/24 lookup 170 priority 170 protocol 170",
+	} {
+		tool(t, "", "ip", strings.Fields(args)...)
+	}
+	for _, args := range []string{
+		"10.9.9.3/32 via 10.244.9.0 dev fairlead-vxlan onlink mtu 1450 table 170 proto 170",
 		"10.244.1.0/24 via 10.0.0.2 proto 170", "local 10.96.0.10 dev lo table local proto 170", "unreachable 10.244.0.0/24 proto 170",
 		"unreachable fd00:244::/64 proto 170",
 	} {
@@ -258,10 +270,14 @@ func TestRun(t *testing.T) {
 		}
 		const ownText = `removed nftables table inet fairlead
 removed nftables table inet fairlead-dns-17
+removed route for pods 10.9.9.3/32 via 10.244.9.0 dev fairlead-vxlan mtu 1450
 removed route local 10.96.0.10/32
 removed route node 10.244.1.0/24 via 10.0.0.2 dev eth0
 removed route unreachable 10.244.0.0/24
 removed route unreachable fd00:244::/64
+removed device fairlead-vxlan
+removed routing rule from 10.244.0.0/24 for pods
+removed nftables table inet fairlead-tunnel
 note: 1 routes to pods of this node stay; they go with the pods
 `
 		if got := printed(own); got != ownText {
@@ -450,14 +466,14 @@ func TestAgentRunning(t *testing.T) {
 		if r, err := Run(t.Context(), Options{}); !errors.Is(err, ErrRunning) || len(r.Removed) > 0 {
 			t.Errorf("%v, %v", err, r.Removed)
 		}
-		if r, err := Run(t.Context(), Options{DryRun: true}); err != nil || len(r.Removed) != 5 {
+		if r, err := Run(t.Context(), Options{DryRun: true}); err != nil || len(r.Removed) != 9 {
 			t.Errorf("dry run: %v, %v", err, r.Removed)
 		}
 		if after := tool(t, "", "nft", "list", "ruleset"); after != before {
 			t.Errorf("changed:\n%s", after)
 		}
 		r, err := Run(t.Context(), Options{Force: true})
-		if err != nil || len(r.Removed) != 5 || r.Removed[0].Name != "inet fairlead" ||
+		if err != nil || len(r.Removed) != 9 || r.Removed[0].Name != "inet fairlead" ||
 			!strings.HasPrefix(r.Notes[0], "table inet fairlead-dns-42 belongs to an agent that is running") {
 			t.Errorf("forced: %v, %+v", err, r)
 		}

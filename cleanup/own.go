@@ -131,7 +131,8 @@ func listRoutes() (found []Removal, pods int, err error) {
 		case "rule":
 			found = append(found, Removal{Kind: RoutingRule, Name: rest})
 		case "tunnel":
-			found = append(found, Removal{Kind: Device, Name: rest})
+			name, _, _ := strings.Cut(rest, " ")
+			found = append(found, Removal{Kind: Device, Name: name})
 		}
 	}
 	tables, err := listTables(nftables.TableFamilyINet)

@@ -148,6 +148,18 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+func TestRoute(t *testing.T) {
+	for want, r := range map[string]Route{
+		"dev fl0 mtu 1500":                  {Dev: "fl0", MTU: 1500},
+		"via 172.30.0.12 dev eth0 mtu 1500": {Dev: "eth0", Via: netip.MustParseAddr("172.30.0.12"), MTU: 1500},
+		"via 10.244.3.0 dev fairlead-vxlan mtu 1450 through the tunnel to 172.31.0.13": {Dev: "fairlead-vxlan", Via: netip.MustParseAddr("10.244.3.0"), MTU: 1450, Tunnel: netip.MustParseAddr("172.31.0.13")},
+	} {
+		if got := r.String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestWalkFindings(t *testing.T) {
 	for _, tt := range []struct {
 		name, target, want string

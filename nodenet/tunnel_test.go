@@ -390,6 +390,16 @@ func (s *site) pair(from, to *member, far bool) {
 		}
 		if other := to.node.Addr(at); other.IsValid() {
 			ask(s.t, fmt.Sprintf("pod of %s to %s", from.Name, to.Name), from.pod, source, to.Host, other)
+			from.Do(func() error {
+				hop, err := LookupFromPod(other)
+				if (hop.Tunnel == to.node.Addrs[0]) != far || (hop.Dev == Device) != far {
+					s.t.Errorf("pod of %s to %s: %v", from.Name, other, hop)
+				}
+				if hop, err := Lookup(other); err != nil || hop.Dev != "eth0" {
+					s.t.Errorf("%s to %s: %v, %v", from.Name, other, hop, err)
+				}
+				return err
+			})
 		}
 		full, header := 1500, 40
 		if tunnelled {
