@@ -13,6 +13,17 @@ import (
 	"time"
 )
 
+// Objects takes in a cluster's objects, one at a time and in any order. A Builder does.
+type Objects interface {
+	SetService(ServiceSpec)
+	SetSlice(Slice)
+	SetNode(Node)
+	SetPod(Pod)
+	SetServiceCIDR(name string, ranges []netip.Prefix)
+}
+
+var _ Objects = (*Builder)(nil)
+
 // Builder takes in objects and builds snapshots. It is not safe for concurrent use.
 //
 // The zero cost of a quiet cluster and the small cost of a change come from here: only the Services that an object touched are
@@ -180,6 +191,17 @@ func (b *Builder) Nodes(yield func(Name) bool) { global(keys(b.nodes.table))(yie
 
 // ServiceCIDRs is like Nodes, for ServiceCIDRs.
 func (b *Builder) ServiceCIDRs(yield func(Name) bool) { global(maps.Keys(b.ranges))(yield) }
+
+// Ranges yields the ServiceCIDRs that were taken in, by name.
+func (b *Builder) Ranges(yield func(name string, ranges []netip.Prefix) bool) {
+	maps.All(b.ranges)(yield)
+}
+
+// Sliced yields the names of the Services that have EndpointSlices, whether they are there themselves or not.
+func (b *Builder) Sliced(yield func(Name) bool) { maps.Keys(b.slices)(yield) }
+
+// SlicesOf are the EndpointSlices of a Service. The list is the caller's; what is in it must not be changed.
+func (b *Builder) SlicesOf(service Name) []Slice { return slices.Clone(b.slices[service]) }
 
 // Orphans yields the EndpointSlices of Services that there are not, each with the Service's name.
 func (b *Builder) Orphans(yield func(slice, service Name) bool) {
