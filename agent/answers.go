@@ -25,8 +25,15 @@ var _ status.Agent = (*Node)(nil)
 // Report implements status.Agent.
 func (n *Node) Report() *status.Report {
 	r := &status.Report{
-		Node: n.cfg.Node, Version: n.version, PID: os.Getpid(), Holder: n.held.Holder(), Started: n.started, Server: n.client.Server,
+		Node: n.cfg.Node, Version: n.version, PID: os.Getpid(), Holder: n.held.Holder(), Started: n.started, Server: n.client.Server(),
 		Waiting: n.source.Waiting(), Flawed: n.source.Flawed(), Progress: n.state.Progress(),
+	}
+	r.Off = append(r.Off, n.source.Troubles()...)
+	if n.source.Relying() {
+		r.KeptOf = n.kept.saved()
+	}
+	if problem := n.kept.problem(); problem != "" {
+		r.Off = append(r.Off, problem)
 	}
 	if snap := n.state.Acknowledged(); snap != nil {
 		r.Services, r.Nodes, r.Pods = snap.Services.Len(), snap.Nodes.Len(), snap.Pods.Len()

@@ -48,6 +48,7 @@ type Node struct {
 	state   *State
 	metrics *prometheus.Registry
 	explain *explain.Explainer
+	kept    *kept
 	proxy   *metrics.Proxy
 	health  *health.Proxy
 	ports   *health.Ports
@@ -81,7 +82,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 		return err
 	}
 	defer n.plane.Close()
-	log.Info("starting", "version", version, "pid", os.Getpid(), "server", n.client.Server, "holder", held.Holder(), "beside", held.Beside())
+	log.Info("starting", "version", version, "pid", os.Getpid(), "server", n.client.Server(), "holder", held.Holder(), "beside", held.Beside())
 
 	var wg sync.WaitGroup
 	part := func(run func(context.Context) error) {
@@ -104,6 +105,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 		return nil
 	})
 	part(n.afterFirst)
+	part(func(ctx context.Context) error { n.kept.follow(ctx, n.state, n.source); return nil })
 	part(n.balance)
 	if cfg.Corefile != "" {
 		part(n.followCorefile)
@@ -129,17 +131,19 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logger) (*Node, error) {
 	n := &Node{cfg: cfg, version: version, started: time.Now(), held: held, log: log, state: NewState(), metrics: prometheus.NewRegistry(), ready: make(chan struct{})}
 	var err error
-	if n.client, err = kube.NewClient(cfg.Kubeconfig); err != nil {
+	if n.client, err = kube.NewClient(cfg.Kubeconfig, cfg.APIServers...); err != nil {
 		return nil, err
 	}
 	if n.names, err = n.newNames(); err != nil {
 		return nil, err
 	}
+	n.kept = newKept(cfg, log)
 	n.proxy = metrics.New(metrics.Options{Dataplane: n.dataplane, Dropped: dropped})
-	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: model.Config{
+	view := model.Config{
 		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, PodCIDRs: cfg.PodCIDRs, NodePortAddrs: cfg.NodePortAddrs,
 		KeepSource: cfg.KeepSource, Left: cfg.Left, PassOn: cfg.PassOn, OwnPorts: ownPorts(cfg, n.names.Ports()),
-	}})
+	}
+	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: view, Kept: n.kept.read(view)})
 	n.routes = nodenet.New(nodenet.Options{Mode: cfg.Tunnel, Port: cfg.TunnelPort, Logger: log})
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)
@@ -156,6 +160,7 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 		n.metrics.MustRegister(n.names.Collectors()...)
 	}
 	n.metrics.MustRegister(n.proxy.Collectors()...)
+	n.metrics.MustRegister(n.kept.metrics.Collectors()...)
 	n.explain = n.explainer()
 	return n, nil
 }
@@ -283,12 +288,16 @@ func (n *Node) metricsHandler() http.Handler {
 // to keep pods away until now can go.
 func (n *Node) announceReady(ctx context.Context) {
 	tell := func(what string, f func(context.Context) error) {
+		said := false
 		for pause := retryFirst; ; pause = min(2*pause, retryMost) {
 			err := f(ctx)
 			if err == nil || ctx.Err() != nil {
 				return
 			}
-			n.log.Warn("cannot "+what+", trying again", "err", err)
+			if !said {
+				n.log.Warn("cannot "+what+", trying again until it works", "err", err)
+			}
+			said = true
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):

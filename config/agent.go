@@ -10,8 +10,10 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	mdns "github.com/miekg/dns"
@@ -30,7 +32,9 @@ type Agent struct {
 	Node string
 	// Kubeconfig is a file; empty for the in-cluster configuration.
 	Kubeconfig string
-	// State is the directory for the socket and for address leases.
+	// APIServers are where the API server is reached, HOST:PORT each, the one to prefer first; empty: where the configuration says, or the cluster itself.
+	APIServers []string
+	// State is the directory for the socket, for address leases and for the state on disk.
 	State string
 	// Left are the parts of the node's work that other programs do; the pod network is, without a CNIConfDir.
 	Left model.Roles
@@ -79,6 +83,9 @@ func (a *Agent) Door() string { return filepath.Join(a.State, "door.sock") }
 // Leases is the directory of the pods' address leases.
 func (a *Agent) Leases() string { return filepath.Join(a.State, "ipam") }
 
+// Checkpoint is the file of the state on disk.
+func (a *Agent) Checkpoint() string { return filepath.Join(a.State, "checkpoint") }
+
 // DefaultState is the directory of an agent that is given none.
 const DefaultState = "/var/lib/fairlead/agent"
 
@@ -99,6 +106,7 @@ type Flags struct {
 	dnsPods, corefile                    string
 	tunnel                               string
 	tunnelPort                           uint16
+	apiServers                           []string
 }
 
 // AddFlags registers the agent's flags.
@@ -107,7 +115,8 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.BoolVar(&f.proxy, "proxy", true, "carry the traffic of Services; =false leaves that to another program, such as kube-proxy")
 	fs.StringVar(&f.node, "node", "", "name of this node, as the API server knows it (required)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it, the in-cluster configuration")
-	fs.StringVar(&f.state, "state", DefaultState, "`directory` for the agent's socket and address leases")
+	fs.StringSliceVar(&f.apiServers, "api-server", nil, "`HOST:PORT` of API servers, the one to prefer first; credentials are those of the kubeconfig or the cluster's (default: what the configuration says, and the endpoints of Service default/kubernetes)")
+	fs.StringVar(&f.state, "state", DefaultState, "`directory` for the agent's socket, address leases and the state on disk")
 	fs.StringVar(&f.cniConfDir, "cni-conf-dir", "", "`directory` to write the CNI configuration to; without it, the pod network is left to others")
 	fs.StringSliceVar(&f.domains, "cluster-domain", []string{"cluster.local"}, "DNS `domains` of the cluster; reverse names lead to the first")
 	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family; without them, the cluster DNS is left to others")
@@ -144,6 +153,14 @@ func (f *Flags) Agent() (*Agent, error) {
 	}
 	if f.node == "" {
 		fail("node", "the node's name is required")
+	}
+	for _, s := range f.apiServers {
+		host, port, err := net.SplitHostPort(s)
+		if n, wrong := strconv.ParseUint(port, 10, 16); err != nil || host == "" || strings.ContainsAny(host, "/@ ") || wrong != nil || n == 0 {
+			fail("api-server", "%q is not HOST:PORT, like 192.0.2.1:6443 or [2001:db8::1]:6443", s)
+			continue
+		}
+		a.APIServers = append(a.APIServers, s)
 	}
 	if len(f.domains) == 0 {
 		fail("cluster-domain", "the cluster's domain is required")

@@ -36,6 +36,20 @@ func TestAgent(t *testing.T) {
 	}
 }
 
+// TestAPIServers: addresses and names with a port are taken, in their order; whatever else is not.
+func TestAPIServers(t *testing.T) {
+	a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 --state /s --api-server 192.0.2.1:6443,api.example:443 --api-server [2001:db8::1]:6443")
+	if err != nil || strings.Join(a.APIServers, " ") != "192.0.2.1:6443 api.example:443 [2001:db8::1]:6443" || a.Checkpoint() != "/s/checkpoint" {
+		t.Errorf("%v, %v, %v", a.APIServers, a.Checkpoint(), err)
+	}
+	for _, bad := range []string{"192.0.2.1", "https://192.0.2.1:6443", ":6443", "192.0.2.1:0", "192.0.2.1:65536", "192.0.2.1:https", "2001:db8::1:6443", "a/b:1"} {
+		_, err := parse(t, "--node n1 --dns-ip 10.96.0.10 --api-server "+bad)
+		if want := fmt.Sprintf("--api-server: %q is not HOST:PORT", bad); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 // TestServing: what the service proxy serves where, by default and as asked.
 func TestServing(t *testing.T) {
 	for args, want := range map[string]string{

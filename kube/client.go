@@ -26,25 +26,52 @@ import (
 	"github.com/fairlead/fairlead/model"
 )
 
-// Client reaches the two API groups a node needs. A full clientset would carry every type of
+// Client reaches the API groups a node needs. A full clientset would carry every type of
 // Kubernetes into each agent.
 type Client struct {
 	core, discovery, networking rest.Interface
-	// Server is the API server's address, for messages.
-	Server string
+	servers                     *servers
 }
 
-// NewClient reads a kubeconfig; an empty path means the in-cluster configuration.
-func NewClient(kubeconfig string) (*Client, error) {
+// NewClient reads a kubeconfig; an empty path means the in-cluster configuration. With servers, HOST:PORT each, the API server is reached at these, in this
+// order, instead of at the configuration's address.
+func NewClient(kubeconfig string, servers ...string) (*Client, error) {
+	if kubeconfig == "" {
+		cfg, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("read in-cluster configuration: %w; outside a cluster, give --kubeconfig", err)
+		}
+		return newClient(cfg, servers, true)
+	}
 	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("read kubeconfig %q: %w", kubeconfig, err)
 	}
-	return NewClientFor(cfg)
+	return newClient(cfg, servers, false)
 }
 
 // NewClientFor uses a configuration that is at hand.
-func NewClientFor(cfg *rest.Config) (*Client, error) {
+func NewClientFor(cfg *rest.Config, servers ...string) (*Client, error) {
+	return newClient(cfg, servers, false)
+}
+
+func newClient(cfg *rest.Config, addrs []string, virtual bool) (*Client, error) {
+	cfg = rest.CopyConfig(cfg)
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "fairlead"
+	}
+	servers, err := newServers(cfg, addrs, virtual)
+	if err != nil {
+		return nil, err
+	}
+	return newClientOf(cfg, servers)
+}
+
+func newClientOf(cfg *rest.Config, servers *servers) (*Client, error) {
+	wire, err := servers.client()
+	if err != nil {
+		return nil, err
+	}
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -58,10 +85,7 @@ func NewClientFor(cfg *rest.Config) (*Client, error) {
 		c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 		c.ContentType = runtime.ContentTypeProtobuf
 		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-		if c.UserAgent == "" {
-			c.UserAgent = "fairlead"
-		}
-		r, err := rest.RESTClientFor(c)
+		r, err := rest.RESTClientForConfigAndClient(c, wire)
 		if err != nil {
 			return nil, fmt.Errorf("make client for %s: %w", gv, err)
 		}
@@ -79,8 +103,11 @@ func NewClientFor(cfg *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{core: core, discovery: discovery, networking: networking, Server: cfg.Host}, nil
+	return &Client{core: core, discovery: discovery, networking: networking, servers: servers}, nil
 }
+
+// Server is the API server's address by the configuration, and where it is really reached if that is elsewhere.
+func (c *Client) Server() string { return c.servers.server() }
 
 // servesServiceCIDRs asks whether the API server has the kind ServiceCIDR, which is in networking.k8s.io/v1 since Kubernetes 1.33.
 func (c *Client) servesServiceCIDRs(ctx context.Context) (bool, error) {
@@ -103,7 +130,7 @@ func (c *Client) servesServiceCIDRs(ctx context.Context) (bool, error) {
 func (c *Client) SetNetworkAvailable(ctx context.Context, name string) error {
 	var n corev1.Node
 	if err := c.core.Get().Resource("nodes").Name(name).Do(ctx).Into(&n); err != nil {
-		return fmt.Errorf("get node %s: %w", name, err)
+		return fmt.Errorf("get node %s: %w", name, rule(err, "get", "nodes"))
 	}
 	for _, cond := range n.Status.Conditions {
 		if cond.Type == corev1.NodeNetworkUnavailable && cond.Status == corev1.ConditionFalse {
@@ -124,7 +151,7 @@ func (c *Client) SetNetworkAvailable(ctx context.Context, name string) error {
 	}
 	err = c.core.Patch(types.StrategicMergePatchType).Resource("nodes").Name(name).SubResource("status").Body(patch).Do(ctx).Error()
 	if err != nil {
-		return fmt.Errorf("patch status of node %s: %w", name, err)
+		return fmt.Errorf("patch status of node %s: %w", name, rule(err, "patch", "nodes/status"))
 	}
 	return nil
 }
@@ -133,7 +160,7 @@ func (c *Client) SetNetworkAvailable(ctx context.Context, name string) error {
 func (c *Client) RemoveTaint(ctx context.Context, name, key string) error {
 	var n corev1.Node
 	if err := c.core.Get().Resource("nodes").Name(name).Do(ctx).Into(&n); err != nil {
-		return fmt.Errorf("get node %s: %w", name, err)
+		return fmt.Errorf("get node %s: %w", name, rule(err, "get", "nodes"))
 	}
 	left := slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == key })
 	if len(left) == len(n.Spec.Taints) {
@@ -145,16 +172,24 @@ func (c *Client) RemoveTaint(ctx context.Context, name, key string) error {
 		return fmt.Errorf("encode taints: %w", err)
 	}
 	if err := c.core.Patch(types.MergePatchType).Resource("nodes").Name(name).Body(patch).Do(ctx).Error(); err != nil {
-		return fmt.Errorf("remove taint %s from node %s: %w", key, name, err)
+		return fmt.Errorf("remove taint %s from node %s: %w", key, name, rule(err, "patch", "nodes"))
 	}
 	return nil
+}
+
+// rule adds to an answer that something is forbidden how to allow it.
+func rule(err error, verb, resource string) error {
+	if apierrors.IsForbidden(err) {
+		return fmt.Errorf("%w: add the verb %s of resource %s to the agent's ClusterRole", err, verb, resource)
+	}
+	return err
 }
 
 // Warn makes an Event of type Warning about a Service: kubectl describe shows it. The message is cut to what the API takes.
 func (c *Client) Warn(ctx context.Context, service model.Name, node, reason, message string) error {
 	var svc corev1.Service
 	if err := c.core.Get().Resource("services").Namespace(service.Namespace).Name(service.Name).Do(ctx).Into(&svc); err != nil {
-		return fmt.Errorf("get service %s: %w", service, err)
+		return fmt.Errorf("get service %s: %w", service, rule(err, "get", "services"))
 	}
 	const most = 1024 // of a message, in bytes, as the API server validates it
 	if len(message) > most {
@@ -170,7 +205,7 @@ func (c *Client) Warn(ctx context.Context, service model.Name, node, reason, mes
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}
 	if err := c.core.Post().Resource("events").Namespace(service.Namespace).Body(e).Do(ctx).Error(); err != nil {
-		return fmt.Errorf("make event about service %s: %w", service, err)
+		return fmt.Errorf("make event about service %s: %w", service, rule(err, "create", "events"))
 	}
 	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -19,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/fairlead/fairlead/model"
 )
@@ -28,6 +31,9 @@ type Options struct {
 	Client *Client
 	// Config is passed on into snapshots. Of pods, only those of its Self are watched.
 	Config model.Config
+	// Kept is what was known before the start, made with the same Config; it is the source's from then on. It is compared with the first lists, and is what
+	// counts if they do not come. nil: nothing was known.
+	Kept *model.Builder
 	// Events hears of what arrives; nil: nobody does.
 	Events Events
 	Logger *slog.Logger
@@ -60,6 +66,9 @@ type Source struct {
 	mu       sync.Mutex
 	builder  *model.Builder
 	unsynced int
+	kept     bool // there was something known before
+	relying  bool // it counts, until the first lists are complete
+	troubles map[string]trouble
 	synced   time.Time
 	triggers []Trigger
 	flawed   map[string]string // objects of which something is left out, and what
@@ -68,11 +77,21 @@ type Source struct {
 // New prepares the watches; nothing is sent before Run.
 func New(o Options) *Source {
 	s := &Source{
-		log:     o.Logger,
-		events:  o.Events,
-		changed: make(chan struct{}, 1),
-		builder: model.NewBuilder(o.Config),
+		log:      o.Logger,
+		events:   o.Events,
+		client:   o.Client,
+		changed:  make(chan struct{}, 1),
+		builder:  o.Kept,
+		kept:     o.Kept != nil,
+		troubles: make(map[string]trouble),
 	}
+	if !s.kept {
+		s.builder = model.NewBuilder(o.Config)
+	}
+	if o.Client.servers.known == nil {
+		o.Client.servers.known = s.apiServers
+	}
+	o.Client.servers.changed = s.connection
 	ownPods := fields.OneTermEqualSelector("spec.nodeName", o.Config.Self).String()
 	add(s, o.Client.core, "services", metav1.ListOptions{}, &corev1.Service{}, s.builder.Services, s.setService, s.deleteService)
 	add(s, o.Client.discovery, "endpointslices", metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName},
@@ -88,7 +107,6 @@ func New(o Options) *Source {
 			return func() { s.builder.SetServiceCIDR(name, ranges) }
 		},
 		func(n model.Name) { s.builder.DeleteServiceCIDR(n.Name) })
-	s.client = o.Client
 	return s
 }
 
@@ -187,11 +205,15 @@ func (s *Source) deleteSlice(n model.Name) {
 
 // Run watches until ctx ends.
 func (s *Source) Run(ctx context.Context) {
+	ctx = klog.NewContext(ctx, logr.Discard()) // what a reflector logs again and again, the askers name once
 	var wg sync.WaitGroup
 	for _, w := range s.watches {
 		wg.Go(func() { w.reflector.RunWithContext(ctx) })
 	}
 	wg.Go(func() { s.watchRanges(ctx) })
+	if s.kept {
+		wg.Go(func() { s.rely(ctx) })
+	}
 	wg.Wait()
 }
 
@@ -204,12 +226,13 @@ func (s *Source) watchRanges(ctx context.Context) {
 			s.ranges.reflector.RunWithContext(ctx)
 			return
 		case err == nil:
+			_ = s.ranges.Replace(nil, "") // none, whatever was known before
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(pause + rand.N(pause)):
 		}
 	}
 }
@@ -227,11 +250,11 @@ func (s *Source) Triggers() []Trigger {
 	return t
 }
 
-// Snapshot is everything that has arrived; nil until every watch has been complete once.
+// Snapshot is everything that has arrived; nil until every watch has been complete once, or until what was known before has to do.
 func (s *Source) Snapshot() *model.Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.unsynced > 0 {
+	if s.unsynced > 0 && !s.relying {
 		return nil
 	}
 	return s.builder.Build()
@@ -254,6 +277,7 @@ func (s *Source) Waiting() []string {
 type watched struct {
 	source    *Source
 	resource  string
+	asker     *asker
 	reflector *cache.Reflector
 	known     iter.Seq[model.Name] // what the builder has
 	complete  bool
@@ -284,14 +308,14 @@ func newWatched[T runtime.Object](s *Source, client rest.Interface, resource str
 		set:      func(o any) func() { return set(o.(T)) },
 		delete:   del,
 	}
-	lw := cache.NewFilteredListWatchFromClient(client, resource, metav1.NamespaceAll, func(o *metav1.ListOptions) {
-		o.FieldSelector, o.LabelSelector = filter.FieldSelector, filter.LabelSelector
-	})
-	w.reflector = cache.NewReflectorWithOptions(lw, kind, w, cache.ReflectorOptions{
+	w.asker = &asker{client: client, resource: resource, filter: filter, slow: slow, brief: brief, tell: func(problem string) { s.trouble(resource, problem) }}
+	w.reflector = cache.NewReflectorWithOptions(w.asker.listWatch(), kind, w, cache.ReflectorOptions{
 		Name: resource,
-		// A node that lost the API server should hear of changes soon after it is back; the default waits up to 30 s.
-		Backoff: &wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 7, Cap: 5 * time.Second},
+		// The asker does the waiting.
+		Backoff: &wait.Backoff{Duration: time.Millisecond, Factor: 1, Steps: 1},
 	})
+	// A connection that is lost in the middle of a watch comes as an internal error. The watch goes on where it was, and is not begun anew.
+	w.reflector.MaxInternalErrorRetryDuration = time.Hour
 	return w
 }
 
@@ -321,6 +345,7 @@ func (w *watched) Delete(o any) error {
 // Replace implements cache.ReflectorStore: a complete list, at the start or after a broken watch.
 func (w *watched) Replace(list []any, _ string) error {
 	s := w.source
+	w.asker.listed.Add(1)
 	for i, o := range list {
 		// The objects of a list that did not stream in are whole.
 		if _, ok := o.(*shrunk); !ok {
@@ -365,6 +390,7 @@ func (w *watched) Transformer() cache.TransformFunc {
 }
 
 func (w *watched) shrink(o any) *shrunk {
+	w.asker.received.Add(1)
 	n := nameOf(o)
 	return &shrunk{ObjectMeta: metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name}, set: w.set(o)}
 }

@@ -35,14 +35,17 @@ type feed struct {
 	log   strings.Builder
 }
 
-func newFeed(t *testing.T) *feed {
+func newFeed(t *testing.T) *feed { return newFeedKeeping(t, nil) }
+
+// newFeedKeeping is a feed of a source that knows something already.
+func newFeedKeeping(t *testing.T, kept *model.Builder) *feed {
 	t.Helper()
 	client, err := NewClientFor(&rest.Config{Host: "http://127.0.0.1:1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &feed{t: t}
-	f.s = New(Options{Client: client, Config: model.Config{Self: "n1"}, Events: &f.heard, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
+	f.s = New(Options{Client: client, Config: model.Config{Self: "n1"}, Kept: kept, Events: &f.heard, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
 	return f
 }
 

@@ -30,6 +30,10 @@
 //	fairlead_dataplane_elements_total                          own: map elements written, added and deleted ones
 //	fairlead_dataplane_drift_total                             own: times that another program's change was found and mended
 //	fairlead_dropped_packets_total                             own: packets that the rules dropped, by reason
+//	fairlead_checkpoint_timestamp_seconds                      own: when the state on disk was written
+//	fairlead_checkpoint_size_bytes                             own: its size
+//	fairlead_checkpoint_writes_total                           own: writes of it
+//	fairlead_checkpoint_write_failures_total                   own: those that failed
 //
 // The invariant: nothing is waited for on the way of a change; each call is one or two atomic operations, and what others count already is
 // asked for when a scrape comes.

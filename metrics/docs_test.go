@@ -27,7 +27,7 @@ func described(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	var out []string
-	for _, c := range slices.Concat(metrics.New(metrics.Options{}).Collectors(), server.Collectors()) {
+	for _, c := range slices.Concat(metrics.New(metrics.Options{}).Collectors(), metrics.NewCheckpoint().Collectors(), server.Collectors()) {
 		ch := make(chan *prometheus.Desc)
 		go func() { defer close(ch); c.Describe(ch) }()
 		for d := range ch {

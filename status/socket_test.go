@@ -160,6 +160,27 @@ func TestNotReady(t *testing.T) {
 	}
 }
 
+// TestKept: an agent that works from the state on disk is ready, and says what it works from.
+func TestKept(t *testing.T) {
+	a := working()
+	a.report.Waiting, a.report.Server = []string{"services"}, "https://x at 192.0.2.1:6443"
+	a.report.KeptOf = time.Date(2026, 5, 6, 7, 8, 9, 0, time.UTC)
+	c := serve(t, a, filepath.Join(t.TempDir(), "agent.sock"))
+	var text string
+	if err := c.Get(t.Context(), "/v1/ready", nil, &text); err != nil {
+		t.Error(err)
+	}
+	r, err := c.Report(t.Context())
+	if err != nil || !r.KeptOf.Equal(a.report.KeptOf) {
+		t.Errorf("%v, %v", r, err)
+	}
+	var b strings.Builder
+	r.Print(&b)
+	if first, _, _ := strings.Cut(b.String(), "\n"); first != "node n1: ready, from the state on disk of 2026-05-06T07:08:09Z, the API server does not answer" {
+		t.Error(first)
+	}
+}
+
 // TestSocketPaths: a path longer than a socket address works, one left by a killed agent is taken over, one in use is not, and only the owner may connect.
 func TestSocketPaths(t *testing.T) {
 	path := filepath.Join(t.TempDir(), strings.Repeat("d", 100), "agent.sock")

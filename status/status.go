@@ -28,8 +28,10 @@ type Report struct {
 	// Server is the API server's address.
 	Server string `json:"apiServer"`
 	// Waiting names the watches that were not complete yet.
-	Waiting  []string `json:"waiting,omitempty"`
-	Progress Progress `json:"progress"`
+	Waiting []string `json:"waiting,omitempty"`
+	// KeptOf is when the state was written to disk that everything works from, because the API server does not answer; zero: it is the API server's.
+	KeptOf   time.Time `json:"keptOf,omitzero"`
+	Progress Progress  `json:"progress"`
 
 	Services  int `json:"services"`
 	Endpoints int `json:"endpoints"`
@@ -137,7 +139,7 @@ type Dataplane struct {
 // Ready says in a sentence why the node cannot deliver yet; empty if it can.
 func (r *Report) Ready() string {
 	switch {
-	case len(r.Waiting) > 0:
+	case len(r.Waiting) > 0 && r.KeptOf.IsZero():
 		return fmt.Sprintf("waiting for the API server at %s to list %s", r.Server, strings.Join(r.Waiting, ", "))
 	case r.Progress.Acknowledged == 0 && r.Progress.Error != "":
 		return "nothing is programmed: " + r.Progress.Error
@@ -154,6 +156,9 @@ func (r *Report) Print(w io.Writer) {
 		state = why
 	} else if r.Progress.Arrived != r.Progress.Acknowledged {
 		state = fmt.Sprintf("behind: generation %d arrived, %d acknowledged", r.Progress.Arrived, r.Progress.Acknowledged)
+	}
+	if !r.KeptOf.IsZero() {
+		state += fmt.Sprintf(", from the state on disk of %s, the API server does not answer", r.KeptOf.UTC().Format(time.RFC3339))
 	}
 	fmt.Fprintf(w, "node %s: %s\n", r.Node, state)
 	held := ""
