@@ -19,11 +19,13 @@ import (
 )
 
 const (
-	// keepEvery is the least time between two writes of the state, and keepShare the part of the time that writing may take at most: in a large cluster that
-	// never rests, a write of a fifth of a second comes every twenty seconds. What is lost with a node that loses its power is what changed since the last one.
-	keepEvery = 10 * time.Second
-	keepShare = 0.01
-	// keepFirst is the pause after the first snapshot: a start has more urgent things to do.
+	// keepSettle is how long a change may wait for others to be written with it, and keepEvery the least time between two writes; keepShare is the
+	// part of the time that writing may take at most: in a large cluster that never rests, a write of a fifth of a second comes every twenty seconds. What a
+	// node that loses its power does not find again is what changed since the last one.
+	keepSettle = 500 * time.Millisecond
+	keepEvery  = 10 * time.Second
+	keepShare  = 0.01
+	// keepFirst is the pause after the first lists: a start has more urgent things to do.
 	keepFirst = 2 * time.Second
 )
 
@@ -111,11 +113,12 @@ type known interface {
 // time. What is known only from the disk is not written to it again.
 func (k *kept) follow(ctx context.Context, state *State, source known) {
 	var last *model.Snapshot
-	for pause := keepFirst; ; {
+	pause, next := keepFirst, time.Time{}
+	for {
 		if state.Wait(ctx, func(s *model.Snapshot) bool { return s != last && source.Listed() }) == nil {
 			select {
 			case <-ctx.Done():
-			case <-time.After(pause):
+			case <-time.After(max(pause, time.Until(next))):
 			}
 		}
 		began := time.Now()
@@ -125,6 +128,6 @@ func (k *kept) follow(ctx context.Context, state *State, source known) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause = max(keepEvery, time.Duration(float64(time.Since(began))/keepShare))
+		pause, next = keepSettle, began.Add(max(keepEvery, time.Duration(float64(time.Since(began))/keepShare)))
 	}
 }

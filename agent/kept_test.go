@@ -74,7 +74,7 @@ func (d *disk) onDisk() string {
 	return b.Build().String()
 }
 
-// TestFollow: the state is written a moment after the first lists, then at most every ten seconds, only when it has changed, and at the end; and
+// TestFollow: the state is written a moment after the first lists and after a change, but at most every ten seconds, only when it has changed, and at the end; and
 // never while it is only what was read.
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -103,7 +103,7 @@ func TestFollow(t *testing.T) {
 		time.Sleep(time.Hour)
 		saves("without a change", 1)
 		state.acknowledge(d.add("n3"), 0)
-		time.Sleep(keepEvery + time.Millisecond)
+		time.Sleep(keepSettle + time.Millisecond)
 		saves("after a change", 2)
 		for i := range 100 {
 			state.acknowledge(d.add("m"+string(rune('a'+i%26))+string(rune('a'+i/26))), 0)
