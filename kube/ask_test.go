@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -67,6 +68,7 @@ func TestRefusals(t *testing.T) {
 		{"a broken answer", func(w http.ResponseWriter) { panic(http.ErrAbortHandler) }, "the connection broke while services were asked for"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			a, cfg := serveAPI(t)
 			a.behave(func(w http.ResponseWriter, _ *http.Request, what string) bool {
 				if strings.HasPrefix(what, "services ") {
@@ -118,6 +120,7 @@ func TestRefusals(t *testing.T) {
 
 // TestRetryAfter: an API server that wants to be left alone for a second is.
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	a, cfg := serveAPI(t)
 	var refused atomic.Pointer[time.Time]
 	var early atomic.Int32
@@ -289,6 +292,19 @@ func TestSlow(t *testing.T) {
 	if a.count("services") != 1 {
 		t.Errorf("asked more than once: %v", a.asked)
 	}
+}
+
+// TestNoRanges: of an API server that has no ServiceCIDRs, none are kept that were known before.
+func TestNoRanges(t *testing.T) {
+	_, cfg := serveAPI(t)
+	client, err := NewClientFor(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listenWith(t, client, func(s *Source) {
+		s.builder.SetServiceCIDR("old", []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16")})
+	})
+	l.wait("end of the range", func() bool { return l.has("web")() && len(l.Snapshot().ServiceCIDRs) == 0 })
 }
 
 // TestPause: the pauses grow, and not beyond their bound.

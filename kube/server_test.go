@@ -398,6 +398,7 @@ func TestHalfOpen(t *testing.T) {
 
 // TestStuckHandshake: a server that takes connections and says nothing is left for the next one.
 func TestStuckHandshake(t *testing.T) {
+	t.Parallel()
 	authority := newCA(t)
 	stuck, err := net.Listen("tcp", "127.0.0.2:0")
 	if err != nil {
@@ -454,6 +455,7 @@ func TestClock(t *testing.T) {
 
 // TestTokenRotation: a token file that is written anew is read anew, also when the API server has already refused the old one.
 func TestTokenRotation(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	valid := "first"
 	a := newAPI(t)
@@ -488,6 +490,7 @@ func TestTokenRotation(t *testing.T) {
 
 // TestCertificateRotation: a client certificate that was renewed is used once the API server refuses the old one, though the connection is there.
 func TestCertificateRotation(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	valid := "first"
 	a := newAPI(t)
