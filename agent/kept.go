@@ -32,6 +32,7 @@ const (
 // kept is the state on disk.
 type kept struct {
 	path, node, boot string
+	left             model.Roles
 	log              *slog.Logger
 	metrics          *metrics.Checkpoint
 
@@ -41,7 +42,7 @@ type kept struct {
 }
 
 func newKept(cfg *config.Agent, log *slog.Logger) *kept {
-	return &kept{path: cfg.Checkpoint(), node: cfg.Node, boot: checkpoint.BootID(), log: log, metrics: metrics.NewCheckpoint()}
+	return &kept{path: cfg.Checkpoint(), node: cfg.Node, left: cfg.Left, boot: checkpoint.BootID(), log: log, metrics: metrics.NewCheckpoint()}
 }
 
 // read is what was known before the start; nil if nothing was, or if it cannot be read, which is said.
@@ -56,6 +57,10 @@ func (k *kept) read(view model.Config) *model.Builder {
 	case err != nil:
 		k.failed = fmt.Sprintf("the start was without a state on disk: %v", err)
 		k.log.Warn("starts without a state on disk", "err", err)
+		return nil
+	}
+	if h.Left.Has(model.Proxy) && !view.Left.Has(model.Proxy) {
+		k.log.Info("state on disk is of when another program was the service proxy: the start is without it", "saved", h.Saved)
 		return nil
 	}
 	k.at = h.Saved
@@ -83,7 +88,7 @@ func (k *kept) problem() string {
 // write replaces the state on disk. It says once that it cannot, and that it can again.
 func (k *kept) write(objects func(model.Objects)) error {
 	began := time.Now()
-	size, err := checkpoint.Write(k.path, checkpoint.Header{Node: k.node, Boot: k.boot, Saved: began}, objects)
+	size, err := checkpoint.Write(k.path, checkpoint.Header{Node: k.node, Boot: k.boot, Saved: began, Left: k.left}, objects)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err != nil {

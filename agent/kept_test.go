@@ -197,3 +197,26 @@ func TestStartWithWhatIsThere(t *testing.T) {
 		t.Errorf("logged %d lines:\n%s", n, &next.log)
 	}
 }
+
+// What was written while another program was the service proxy says of every Service that it is that program's. Who is the proxy now starts without it,
+// and whoever is not anew goes on with what a proxy wrote.
+func TestStartInAnotherRole(t *testing.T) {
+	for _, tt := range []struct {
+		before, now model.Roles
+		kept        bool
+	}{{0, 0, true}, {0, model.Proxy, true}, {model.Proxy, model.Proxy, true}, {model.Proxy, 0, false}, {model.Network, 0, true}} {
+		d := newDisk(t)
+		d.left = tt.before
+		if err := d.write(func(to model.Objects) { to.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "web"}}) }); err != nil {
+			t.Fatal(err)
+		}
+		b := d.read(model.Config{Self: "n1", Left: tt.now})
+		if (b != nil) != tt.kept {
+			t.Errorf("roles left %b, then %b: kept %t", tt.before, tt.now, b != nil)
+			continue
+		}
+		if b != nil && b.Build().Services.Len() != 1 {
+			t.Errorf("roles left %b, then %b: %s", tt.before, tt.now, b.Build())
+		}
+	}
+}

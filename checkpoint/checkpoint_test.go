@@ -24,7 +24,7 @@ import (
 
 var saved = time.Unix(1_780_000_000, 0)
 
-func header() Header { return Header{Node: "n1", Boot: "b1", Saved: saved} }
+func header() Header { return Header{Node: "n1", Boot: "b1", Saved: saved, Left: model.Network} }
 
 // written is a file of a world.
 func written(t testing.TB, w *world) string {
@@ -77,7 +77,8 @@ func TestEveryFieldIsKept(t *testing.T) {
 		{model.Endpoint{}, "Addr Hostname Node Zone Pod Ready Serving Terminating Leaving Hints"},
 		{model.Hints{}, "Nodes Zones"},
 		{model.Node{}, "Name Addrs PodCIDRs Zone Ready Leaving"},
-		{model.Pod{}, "Name Addrs Hostname Subdomain Terminating HostNetwork Resolver"},
+		{model.Pod{}, "Name Addrs Hostname Subdomain Terminating HostNetwork HostPorts Created Resolver"},
+		{model.HostPort{}, "Addr Protocol Port Target"},
 		{model.Resolver{}, "Policy Searches Ndots"},
 	} {
 		var got []string

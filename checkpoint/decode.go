@@ -115,13 +115,28 @@ func (d *decoder) pod() model.Pod {
 	if resolver {
 		p.Resolver = &model.Resolver{Policy: model.DNSPolicy(d.number(uint64(model.DNSNone))), Searches: items(d, d.shared), Ndots: int(d.number(16)) - 1}
 	}
+	p.HostPorts = items(d, d.hostPort)
+	p.Created = time.Unix(d.signed(), 0).UTC()
 	return p
 }
 
+func (d *decoder) hostPort() (h model.HostPort) {
+	var at bool
+	if d.flags(&at); at {
+		h.Addr = d.addr()
+	}
+	h.Protocol, h.Port, h.Target = d.protocol(), d.portNumber(), d.portNumber()
+	return h
+}
+
 func (d *decoder) port() model.Port {
-	p := model.Port{Name: d.shared(), Protocol: model.Protocol(d.number(255)), Port: d.portNumber(), NodePort: d.portNumber()}
-	if _, known := model.ParseProtocol(p.Protocol.String()); !known {
-		d.fail("protocol %d", p.Protocol)
+	return model.Port{Name: d.shared(), Protocol: d.protocol(), Port: d.portNumber(), NodePort: d.portNumber()}
+}
+
+func (d *decoder) protocol() model.Protocol {
+	p := model.Protocol(d.number(255))
+	if _, known := model.ParseProtocol(p.String()); !known {
+		d.fail("protocol %d", p)
 	}
 	return p
 }

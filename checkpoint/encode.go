@@ -122,6 +122,8 @@ func (e *encoder) SetPod(p model.Pod) {
 		list(e, r.Searches, e.text)
 		e.number(uint64(r.Ndots + 1))
 	}
+	list(e, p.HostPorts, e.hostPort)
+	e.scratch = binary.AppendVarint(e.scratch, p.Created.Unix())
 	e.write()
 }
 
@@ -163,6 +165,16 @@ func (e *encoder) addr(a netip.Addr) {
 func (e *encoder) prefix(p netip.Prefix) {
 	e.addr(p.Addr())
 	e.scratch = append(e.scratch, byte(p.Bits()))
+}
+
+func (e *encoder) hostPort(h model.HostPort) {
+	e.flags(h.Addr.IsValid())
+	if h.Addr.IsValid() {
+		e.addr(h.Addr)
+	}
+	e.number(uint64(h.Protocol))
+	e.number(uint64(h.Port))
+	e.number(uint64(h.Target))
 }
 
 func (e *encoder) port(p model.Port) {

@@ -39,6 +39,8 @@ type Header struct {
 	Boot string
 	// Saved is when it was written, to the second.
 	Saved time.Time
+	// Left are the roles that other programs had then: to whom the proxy was left, every Service is Unproxied.
+	Left model.Roles
 }
 
 // The errors of Read, beside those of the file system.
@@ -148,7 +150,7 @@ func encode(w *counter, h Header, each func(model.Objects)) error {
 	for _, s := range []string{h.Node, h.Boot} {
 		head = append(binary.AppendUvarint(head, uint64(len(s))), s...)
 	}
-	head = binary.AppendVarint(head, h.Saved.Unix())
+	head = append(binary.AppendVarint(head, h.Saved.Unix()), byte(h.Left))
 	if _, err := w.Write(head); err != nil {
 		return err
 	}
@@ -233,7 +235,7 @@ func read(f io.ReaderAt, size int64, node, boot string, to model.Objects) (Heade
 	}
 	d := newDecoder(io.NewSectionReader(f, int64(len(start)), size-sumSize-int64(len(start))))
 	h := Header{Node: d.string(), Boot: d.string()}
-	h.Saved = time.Unix(d.signed(), 0)
+	h.Saved, h.Left = time.Unix(d.signed(), 0), model.Roles(d.byte())
 	switch {
 	case d.err != nil:
 		return h, corrupt("%w", d.err)

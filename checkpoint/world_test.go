@@ -116,6 +116,15 @@ func (d dice) port() model.Port {
 	return model.Port{Name: d.word(), Protocol: []model.Protocol{model.TCP, model.UDP, model.SCTP}[d.IntN(3)], Port: uint16(d.Uint32()), NodePort: uint16(d.Uint32())}
 }
 
+func (d dice) hostPort() model.HostPort {
+	p := d.port()
+	h := model.HostPort{Protocol: p.Protocol, Port: p.Port, Target: p.NodePort}
+	if d.coin() {
+		h.Addr = d.addr()
+	}
+	return h
+}
+
 func (d dice) endpoint() model.Endpoint {
 	e := model.Endpoint{Addr: d.addr(), Hostname: d.word(), Node: []string{"n1", "n2", ""}[d.IntN(3)], Zone: d.word(), Ready: d.coin(), Serving: d.coin(), Terminating: d.coin()}
 	if d.coin() {
@@ -149,6 +158,7 @@ func (d dice) world() *world {
 	}
 	for i := range d.IntN(6) {
 		p := model.Pod{Name: model.Name{Namespace: "x", Name: fmt.Sprintf("p%d", i)}, Addrs: some(d, d.addr), Hostname: d.word(), Subdomain: d.word(), Terminating: d.coin(), HostNetwork: d.coin()}
+		p.HostPorts, p.Created = some(d, d.hostPort), time.Unix(d.Int64N(1<<33), 0).UTC()
 		if d.coin() {
 			p.Resolver = &model.Resolver{Policy: model.DNSPolicy(d.IntN(3)), Searches: some(d, d.word), Ndots: d.IntN(17) - 1}
 		}
