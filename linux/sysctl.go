@@ -4,16 +4,28 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
+
+// hostDir is where a container has parts of the node's file system.
+const hostDir = "/host"
 
 // WriteSysctl sets a net sysctl of the current namespace. key is the path under
 // /proc/sys, with slashes because interface names may contain dots:
 // "net/ipv4/conf/eth0.7/rp_filter". A value that is there already is not
 // written again, so that it works on a read-only /proc/sys that is right.
+//
+// In a container /proc/sys is read-only, also where the network is the node's.
+// Then the value is written below /host/proc/sys/net, which is the node's
+// /proc/sys/net if the container has it mounted there. The network namespace
+// is the calling thread's on either way.
 func WriteSysctl(key, value string) error {
 	path, err := sysctlPath(key)
 	if err != nil {
@@ -23,7 +35,16 @@ func WriteSysctl(key, value string) error {
 	if err == nil && strings.TrimSpace(string(old)) == value {
 		return nil
 	}
-	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+	err = os.WriteFile(path, []byte(value), 0o644)
+	if errors.Is(err, unix.EROFS) {
+		other := os.WriteFile(hostDir+path, []byte(value), 0o644)
+		if !errors.Is(other, fs.ErrNotExist) {
+			err = other
+		} else {
+			err = fmt.Errorf("%w; in a container, mount the node's /proc/sys/net at %s/proc/sys/net", err, hostDir)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("set sysctl %s=%s: %w", key, value, err)
 	}
 	return nil
