@@ -40,6 +40,8 @@ type Agent struct {
 	Left model.Roles
 	// CNIConfDir is where the CNI configuration is written once the node can deliver.
 	CNIConfDir string
+	// CNIBinDir is where the program puts itself as the CNI plugin before it writes the configuration; empty: it is there already.
+	CNIBinDir string
 	// ClusterDomains have no trailing dots; the first is the one that reverse names lead to and explain asks in.
 	ClusterDomains []string
 	// DNS are the cluster DNS's virtual addresses, at most one of a family; none: it is left to others.
@@ -92,6 +94,7 @@ const DefaultState = "/var/lib/fairlead/agent"
 // Flags are the settings as the user wrote them.
 type Flags struct {
 	node, kubeconfig, state, cniConfDir  string
+	cniBinDir                            string
 	domains                              []string
 	dns, serviceCIDR, podCIDR, upstreams []string
 	nodePortAddrs                        []string
@@ -118,6 +121,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringSliceVar(&f.apiServers, "api-server", nil, "`HOST:PORT` of API servers, the one to prefer first; credentials are those of the kubeconfig or the cluster's (default: what the configuration says, and the endpoints of Service default/kubernetes)")
 	fs.StringVar(&f.state, "state", DefaultState, "`directory` for the agent's socket, address leases and the state on disk")
 	fs.StringVar(&f.cniConfDir, "cni-conf-dir", "", "`directory` to write the CNI configuration to; without it, the pod network is left to others")
+	fs.StringVar(&f.cniBinDir, "cni-bin-dir", "", "`directory` to put this program into as the CNI plugin, where it is not there already; goes with --cni-conf-dir")
 	fs.StringSliceVar(&f.domains, "cluster-domain", []string{"cluster.local"}, "DNS `domains` of the cluster; reverse names lead to the first")
 	fs.StringSliceVar(&f.dns, "dns-ip", nil, "cluster DNS's virtual `addresses`, one of each family; without them, the cluster DNS is left to others")
 	fs.StringSliceVar(&f.serviceCIDR, "service-cidr", nil, "`ranges` of Services' virtual addresses, one of each family")
@@ -161,6 +165,9 @@ func (f *Flags) Agent() (*Agent, error) {
 			continue
 		}
 		a.APIServers = append(a.APIServers, s)
+	}
+	if a.CNIBinDir = f.cniBinDir; a.CNIBinDir != "" && a.CNIConfDir == "" {
+		fail("cni-bin-dir", "a plugin needs a configuration: give --cni-conf-dir too")
 	}
 	if len(f.domains) == 0 {
 		fail("cluster-domain", "the cluster's domain is required")
