@@ -35,6 +35,7 @@ func (n *Node) Report() *status.Report {
 	if problem := n.kept.problem(); problem != "" {
 		r.Off = append(r.Off, problem)
 	}
+	r.PIDNamespace, _ = os.Readlink("/proc/self/ns/pid") // without it, ready does not know its own agent
 	if snap := n.state.Acknowledged(); snap != nil {
 		r.Services, r.Nodes, r.Pods = snap.Services.Len(), snap.Nodes.Len(), snap.Pods.Len()
 		for _, svc := range snap.Services.All() {

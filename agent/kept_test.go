@@ -207,7 +207,9 @@ func TestStartInAnotherRole(t *testing.T) {
 	}{{0, 0, true}, {0, model.Proxy, true}, {model.Proxy, model.Proxy, true}, {model.Proxy, 0, false}, {model.Network, 0, true}} {
 		d := newDisk(t)
 		d.left = tt.before
-		if err := d.write(func(to model.Objects) { to.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "web"}}) }); err != nil {
+		if err := d.write(func(to model.Objects) {
+			to.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "web"}})
+		}); err != nil {
 			t.Fatal(err)
 		}
 		b := d.read(model.Config{Self: "n1", Left: tt.now})

@@ -22,6 +22,8 @@ type Report struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
 	PID     int    `json:"pid"`
+	// PIDNamespace is what the process ids are numbers in, as /proc/self/ns/pid has it: it tells the agents of two containers apart.
+	PIDNamespace string `json:"pidNamespace,omitempty"`
 	// Holder is the process that keeps the agent's sockets open and starts the agent again; 0: there is none.
 	Holder  int       `json:"holder,omitempty"`
 	Started time.Time `json:"started"`
