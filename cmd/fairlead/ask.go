@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fairlead/fairlead/cluster"
+	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/explain"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/status"
@@ -51,8 +52,25 @@ type agent struct {
 	client *status.Client
 }
 
+// here finds the agent of a node that is no part of a one-machine cluster: in a cluster's pod, or on a node, nobody should have to name it.
+func (w *where) here() {
+	if w.socket != "" || w.state != cluster.DefaultDir {
+		return
+	}
+	if dir, err := cluster.Open(w.state); err == nil {
+		if _, err := dir.ReadRecord(); err == nil {
+			return
+		}
+	}
+	node := config.Agent{State: config.DefaultState}
+	if _, err := os.Stat(node.Socket()); err == nil {
+		w.socket = node.Socket()
+	}
+}
+
 // agents finds the agents to ask, in the order of their nodes.
 func (w *where) agents() ([]agent, error) {
+	w.here()
 	if w.socket != "" {
 		return []agent{{client: status.Dial(w.socket)}}, nil
 	}
@@ -183,7 +201,7 @@ func runExplain(ctx context.Context, w *where, pod, target string, probe, asJSON
 	if err != nil {
 		return err
 	}
-	if w.socket == "" {
+	if w.here(); w.socket == "" {
 		node, err := nodeOf(ctx, w.state, model.Name{Namespace: namespace, Name: name})
 		if err != nil {
 			return err

@@ -54,14 +54,18 @@ were taken for the new one, the old pod would be ended too early.`,
 
 // waitReady returns once an agent whose process ids are numbers in the PID namespace own says that it is ready.
 func waitReady(ctx context.Context, client *status.Client, own string) error {
+	var last error
 	for {
 		why := askReady(ctx, client, own)
 		if why == nil {
 			return nil
 		}
+		if ctx.Err() == nil || last == nil { // that the time is over is no reason
+			last = why
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w", why)
+			return fmt.Errorf("not ready: %w", last)
 		case <-time.After(readyPause):
 		}
 	}
