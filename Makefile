@@ -12,7 +12,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns compare-dns check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns compare-dns image manifest test-deploy check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -26,7 +26,7 @@ demo: deps build ## a 3-node cluster on this machine, the example shop, one requ
 demo-down: ## remove what make demo left running
 	@hack/demo.sh down
 
-test: deps build check test-unit test-bench test-cluster ## everything: checks, packages, kernel, cluster
+test: deps build check test-unit test-bench test-deploy test-cluster ## everything: checks, packages, kernel, cluster
 
 test-unit: ## every package's tests, as root those against the kernel too; unprivileged those are skipped
 	$(GO) test -count=1 $(PACKAGES)
@@ -39,6 +39,21 @@ test-cluster: build ## the scenarios on a real 3-node cluster; needs root
 
 test-bench: ## the tests of bench/, a module of its own
 	cd bench && $(GO) vet ./... && $(GO) test -count=1 ./...
+
+# The image's name is the one in the manifest, unless IMAGE is given. What is built depends on the commit and the Go version only.
+IMAGE ?= localhost/fairlead:$(shell awk '$$1 == "appVersion:" { print $$2 }' deploy/chart/Chart.yaml)
+PLATFORMS = amd64 arm64
+image: ## bin/fairlead-image.tar, an OCI archive for linux/amd64 and linux/arm64; IMAGE=NAME:TAG names it otherwise
+	for arch in $(PLATFORMS); do GOARCH=$$arch $(GO) build -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/fairlead ./cmd/fairlead || exit; done
+	cd deploy && $(GO) run ./image -o ../bin/fairlead-image.tar -name '$(IMAGE)' -version '$(VERSION)' \
+		-revision '$(shell git rev-parse HEAD 2>/dev/null)' -created '$(shell git log -1 --format=%ct 2>/dev/null || echo 0)' \
+		-license ../LICENSE $(foreach arch,$(PLATFORMS),linux/$(arch)=../bin/linux-$(arch)/fairlead)
+
+manifest: ## deploy/fairlead.yaml, from the chart
+	cd deploy && $(GO) run ./manifest fairlead.yaml
+
+test-deploy: image ## the chart, the manifest and the image: rendered, imported, and run with its privileges; needs root
+	cd deploy && $(GO) vet ./... && $(GO) test -count=1 ./...
 
 # Unmodified, from their module; once, and again when bench/go.mod asks for another version.
 KUBERNETES_BENCH = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2; exit }' bench/go.mod)

@@ -22,8 +22,11 @@ need git git
 need gcc gcc
 need musl-gcc musl-tools
 need node nodejs
+need containerd containerd
+need runc runc
+need strace strace
 [ -e /usr/include/resolv.h ] || missing="$missing libc6-dev"
-servers="gdnsd knot nsd unbound"
+servers="containerd gdnsd knot nsd unbound"
 if [ "${1-}" = bench-dns ]; then
 	PATH=$PATH:/usr/sbin
 	need dnsperf dnsperf

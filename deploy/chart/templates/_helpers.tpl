@@ -1,0 +1,70 @@
+{{- define "fairlead.labels" -}}
+app.kubernetes.io/name: fairlead
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- if ne .Release.Service "manifest" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+{{- end }}
+
+{{- define "fairlead.image" -}}
+{{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- /* Where the agent says how it is. Without the service proxy, the port is kube-proxy's, and the agent takes another one, for its probes only. */ -}}
+{{- define "fairlead.healthz" -}}
+{{- if .Values.proxy.enabled }}{{ .Values.proxy.healthzBindAddress }}{{ else }}127.0.0.1:10266{{ end }}
+{{- end }}
+
+{{- /* What the schema cannot say. Each refusal names the value, and what would be accepted. */ -}}
+{{- define "fairlead.check" -}}
+{{- $v := .Values }}
+{{- if ne .Release.Namespace "kube-system" }}
+{{- fail (printf "the namespace is %q: install into kube-system (--namespace kube-system), where the Service kube-dns finds the agents" .Release.Namespace) }}
+{{- end }}
+{{- if not (or $v.proxy.enabled $v.dns.enabled $v.network.enabled) }}
+{{- fail "proxy.enabled, dns.enabled and network.enabled are all false: nothing would be left to do; switch one on" }}
+{{- end }}
+{{- if and $v.proxy.enabled (not $v.apiServer) }}
+{{- fail "apiServer is empty: name the API server's own address as HOST:PORT (kubectl cluster-info shows it), since its ClusterIP works only after the service proxy does; it may be empty only with proxy.enabled=false" }}
+{{- end }}
+{{- if and $v.apiServer (not (regexMatch "^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\]):[0-9]+$" $v.apiServer)) }}
+{{- fail (printf "apiServer is %q: want HOST:PORT, such as 192.0.2.1:6443 or [2001:db8::1]:6443, without https://" $v.apiServer) }}
+{{- end }}
+{{- range $name, $ranges := dict "serviceCIDRs" $v.serviceCIDRs "podCIDRs" $v.podCIDRs "proxy.nodePortAddresses" $v.proxy.nodePortAddresses "dns.clients" $v.dns.clients }}
+{{- range $ranges }}
+{{- if not (regexMatch "^([0-9]+\\.[0-9]+\\.[0-9]+\\.[0-9]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)/[0-9]+$" .) }}
+{{- fail (printf "%s has %q: want ranges such as 10.96.0.0/12 or fd00:96::/112" $name .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name, $pair := dict "serviceCIDRs" $v.serviceCIDRs "podCIDRs" $v.podCIDRs "dns.ips" $v.dns.ips }}
+{{- if and (eq (len $pair) 2) (eq (contains ":" (first $pair)) (contains ":" (last $pair))) }}
+{{- fail (printf "%s has two of one family: want one, or one IPv4 and one IPv6" $name) }}
+{{- end }}
+{{- end }}
+{{- range $v.dns.ips }}
+{{- if not (regexMatch "^([0-9]+\\.[0-9]+\\.[0-9]+\\.[0-9]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)$" .) }}
+{{- fail (printf "dns.ips has %q: want addresses such as 10.96.0.10 or fd00:96::a" .) }}
+{{- end }}
+{{- end }}
+{{- if and $v.dns.corefileConfigMap $v.dns.upstreams }}
+{{- fail "dns.upstreams and dns.corefileConfigMap are both given: the Corefile says where names are forwarded; empty one of them" }}
+{{- end }}
+{{- range $name, $dir := dict "stateDir" $v.stateDir "network.cniBinDir" $v.network.cniBinDir "network.cniConfDir" $v.network.cniConfDir }}
+{{- if not (regexMatch "^(/[^/ ]+)+$" $dir) }}
+{{- fail (printf "%s is %q: want an absolute path, without a slash at its end" $name $dir) }}
+{{- end }}
+{{- end }}
+{{- if not (regexMatch "^(sha256:[0-9a-f]{64})?$" $v.image.digest) }}
+{{- fail (printf "image.digest is %q: want sha256: and 64 hexadecimal digits, or nothing" $v.image.digest) }}
+{{- end }}
+{{- range $v.extraArgs }}
+{{- if not (hasPrefix "--" .) }}
+{{- fail (printf "extraArgs has %q: want flags of fairlead agent, such as --dns-log=errors" .) }}
+{{- end }}
+{{- end }}
+{{- if not (regexMatch "^.*:[0-9]+$" $v.proxy.healthzBindAddress) }}
+{{- fail (printf "proxy.healthzBindAddress is %q: want ADDR:PORT, such as 0.0.0.0:10256" $v.proxy.healthzBindAddress) }}
+{{- end }}
+{{- end }}
