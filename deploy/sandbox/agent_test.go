@@ -21,6 +21,7 @@ import (
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/status"
@@ -118,6 +119,34 @@ func testAgent(t *testing.T, edit func(*specs.Spec)) {
 	pod := c.pod()
 	if m, err := ask(ctx, pod.NS, "udp", dnsAddr, "orders.default.svc.cluster.local."); err != nil || len(m.Answer) != 1 {
 		t.Errorf("a pod asks: %v, %v", m, err)
+	} else if a, err := pod.Ask("tcp", "", netip.AddrPortFrom(netip.MustParseAddr(m.Answer[0].(*mdns.A).A.String()), 80)); err != nil || !podRange.Contains(a.Client.Addr()) {
+		t.Errorf("a pod connects: %v, %v", a, err)
+	}
+	c.forgetFlow(ctx, k, pod)
+}
+
+// podRange is the node's.
+var podRange = netip.MustParsePrefix("10.244.1.0/24")
+
+// forgetFlow sends a datagram to a Service and takes the Service's endpoint away: the agent has to remove the entry of connection tracking.
+func (c *cluster) forgetFlow(ctx context.Context, k *container, pod *testnet.Host) {
+	c.t.Helper()
+	if a, err := pod.Ask("udp", "", netip.AddrPortFrom(eventsAddr, 80)); err != nil || !podRange.Contains(a.Client.Addr()) {
+		c.t.Fatalf("a pod sends: %v, %v", a, err)
+	}
+	c.ok(c.admin.DiscoveryV1().EndpointSlices("default").Delete(ctx, "events", metav1.DeleteOptions{}))
+	for {
+		text, err := k.exec(ctx, "status", "--json")
+		var reports []status.Report
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &reports)
+		}
+		if err == nil && reports[0].Dataplane.Conntrack > 0 {
+			return
+		}
+		if ctx.Err() != nil {
+			c.t.Fatalf("the entry of connection tracking stays: %v\n%s", err, text)
+		}
 	}
 }
 

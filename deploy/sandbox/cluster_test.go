@@ -63,7 +63,10 @@ var (
 	nodeAddr  = netip.MustParseAddr("10.0.0.1")
 	otherAddr = netip.MustParseAddr("10.0.0.2")
 	dnsAddr   = netip.MustParseAddr("10.96.0.10")
-	apiAddr   = netip.MustParseAddrPort("10.0.0.1:6443")
+	// eventsAddr is the ClusterIP of a Service by UDP.
+	eventsAddr = netip.MustParseAddr("10.96.0.20")
+	farPod     = netip.MustParseAddrPort("10.244.2.7:8080")
+	apiAddr    = netip.MustParseAddrPort("10.0.0.1:6443")
 )
 
 // cluster is an API server, with a node's network namespace in which it can be reached.
@@ -85,7 +88,10 @@ func startCluster(t *testing.T, roles ...rbacv1.ClusterRole) *cluster {
 	node, peer := w.Host(nodeName), w.Host("peer")
 	w.Cable(node, "eth0", peer, "eth0")
 	node.Addr("eth0", nodeAddr.String()+"/24")
-	peer.Addr("eth0", otherAddr.String()+"/24")
+	peer.Addr("eth0", otherAddr.String()+"/24", farPod.Addr().String()+"/32") // the other node, and a pod on it
+	peer.Route("10.244.1.0/24", nodeAddr.String(), "eth0")
+	peer.Echo("tcp", farPod.String())
+	peer.Echo("udp", farPod.String())
 	c := &cluster{t: t, world: w, node: node, dir: t.TempDir(), policy: newPolicy(roles), log: newLines()}
 	var err error
 	c.pki, err = pki.Ensure(filepath.Join(c.dir, "pki"), pki.Options{Addresses: []netip.Addr{apiAddr.Addr()}})
@@ -190,6 +196,9 @@ func (c *cluster) populate() {
 		s.Ports = []corev1.ServicePort{{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53}, {Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53}}
 	})
 	c.service(metav1.NamespaceDefault, "orders", func(*corev1.ServiceSpec) {})
+	c.service(metav1.NamespaceDefault, "events", func(s *corev1.ServiceSpec) {
+		s.ClusterIP, s.Ports[0].Protocol = eventsAddr.String(), corev1.ProtocolUDP
+	})
 	l, err := c.node.NS.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", healthPort))
 	c.ok(err)
 	c.t.Cleanup(func() { l.Close() })
@@ -209,7 +218,7 @@ func (c *cluster) service(namespace, name string, edit func(*corev1.ServiceSpec)
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{"10.244.2.7"}, NodeName: ptr.To("n2")}},
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{farPod.Addr().String()}, NodeName: ptr.To("n2")}},
 	}
 	for _, p := range s.Spec.Ports {
 		target := p.TargetPort.IntVal
