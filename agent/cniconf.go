@@ -39,11 +39,16 @@ func cniConf(cfg *config.Agent, podCIDRs []netip.Prefix) ([]byte, error) {
 }
 
 // writeCNIConf puts the configuration in place in one step, so that a runtime never reads half of it. Its presence tells the
-// runtime that the node can carry pods, which is why it is written last. The same text is not written again.
+// runtime that the node can carry pods, which is why it is written last, and after the plugin that it names. The same text is not written again.
 func writeCNIConf(cfg *config.Agent, podCIDRs []netip.Prefix) error {
 	text, err := cniConf(cfg, podCIDRs)
 	if err != nil {
 		return err
+	}
+	if cfg.CNIBinDir != "" {
+		if err := installPlugin("/proc/self/exe", cfg.CNIBinDir); err != nil {
+			return err
+		}
 	}
 	path := filepath.Join(cfg.CNIConfDir, cniConfName)
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {

@@ -255,11 +255,6 @@ func (n *Node) afterFirst(ctx context.Context) error {
 			go port.Serve(ctx, netip.AddrPortFrom(a, metricsPort).String(), mux)
 		}
 	}
-	if n.cfg.CNIBinDir != "" {
-		if err := installPlugin("/proc/self/exe", n.cfg.CNIBinDir); err != nil {
-			return err
-		}
-	}
 	if !n.cfg.Left.Has(model.Network) {
 		if err := writeCNIConf(n.cfg, self.PodCIDRs); err != nil {
 			return err
