@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/fairlead/fairlead/config"
+	"github.com/fairlead/fairlead/podnet"
 )
 
 // cniConfName sorts before other plugins' files: a container runtime takes the first.
@@ -65,4 +66,16 @@ func writeCNIConf(cfg *config.Agent, podCIDRs []netip.Prefix) error {
 		return fmt.Errorf("put CNI configuration in place: %w", err)
 	}
 	return nil
+}
+
+// healLeases adopts the pods that were here before the agent, and frees the addresses of those that have gone without a word. If it cannot, the plugin will
+// when it needs to: nobody waits for it.
+func (n *Node) healLeases(podCIDRs []netip.Prefix) {
+	freed, err := podnet.Heal(n.cfg.Leases(), podCIDRs)
+	if err != nil {
+		n.log.Warn("cannot look for leaked pod addresses", "err", err)
+	}
+	for _, lease := range freed {
+		n.log.Info("leaked pod address freed", "addrs", lease.Addrs, "pod", lease.PodNamespace+"/"+lease.PodName, "since", lease.AllocatedAt)
+	}
 }

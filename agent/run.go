@@ -256,6 +256,7 @@ func (n *Node) afterFirst(ctx context.Context) error {
 		}
 	}
 	if !n.cfg.Left.Has(model.Network) {
+		n.healLeases(self.PodCIDRs)
 		if err := writeCNIConf(n.cfg, self.PodCIDRs); err != nil {
 			return err
 		}

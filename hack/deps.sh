@@ -26,6 +26,7 @@ need containerd containerd
 need runc runc
 need strace strace
 [ -e /usr/include/resolv.h ] || missing="$missing libc6-dev"
+[ -e /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
 servers="containerd gdnsd knot nsd unbound"
 if [ "${1-}" = bench-dns ]; then
 	PATH=$PATH:/usr/sbin

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -245,6 +246,10 @@ func (s *Store) update(change func(*state) ([]record, error)) error {
 		return err
 	}
 	defer unlock()
+	// Whoever died while it wrote a new file has left half of it.
+	if err := os.Remove(s.path(tmpName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	file, st, err := s.open()
 	if err != nil {
 		return err
@@ -286,6 +291,33 @@ func (s *Store) lock() (unlock func(), err error) {
 	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("lock %s: %w", file.Name(), err)
+	}
+	return func() { file.Close() }, nil
+}
+
+// Exclusive waits until nobody else works on the attachment with this ID, and returns how to let the next one. The kernel lets go when a process dies, and
+// nothing is left behind: it is a byte of the lock file, which need not be there to be locked.
+func (s *Store) Exclusive(id string) (done func(), err error) {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
+	}
+	file, err := os.OpenFile(s.path(lockName), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
+	}
+	sum := fnv.New64a()
+	sum.Write([]byte(id))
+	// Two that share a byte wait for each other without need, and no more.
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: int64(sum.Sum64() >> 2), Len: 1}
+	for {
+		err = unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLKW, &lock)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
 	}
 	return func() { file.Close() }, nil
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -589,5 +590,58 @@ func BenchmarkAllocate(b *testing.B) {
 		if _, err := s.Release("x"); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestExclusive lets one at a time at an attachment, others at theirs meanwhile, and needs no more files.
+func TestExclusive(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ipam")
+	s := open(t, dir, "10.0.0.0/24")
+	done, err := s.Exclusive("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := s.Exclusive("b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	allocate(t, s, "a") // the file itself is free
+	got := make(chan func())
+	go func() {
+		second, err := s.Exclusive("a")
+		if err != nil {
+			t.Error(err)
+		}
+		got <- second
+	}()
+	other()
+	select {
+	case <-got:
+		t.Fatal("two at one attachment")
+	case <-time.After(20 * time.Millisecond): // enough for a lock that does not hold to be seen
+	}
+	done()
+	(<-got)()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("files %v, %v", entries, err)
+	}
+	if _, err := open(t, "/dev/null/x", "10.0.0.0/24").Exclusive("a"); err == nil {
+		t.Error("locked where there can be no file")
+	}
+}
+
+// TestHalfRewritten takes away what a writer left that died while it made a new file.
+func TestHalfRewritten(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, "10.0.0.0/24")
+	allocate(t, s, "a")
+	if err := os.WriteFile(filepath.Join(dir, tmpName), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t, s); got != "a[10.0.0.2]" {
+		t.Errorf("leases %s", got)
+	}
+	if _, err := os.Stat(filepath.Join(dir, tmpName)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the half file is there: %v", err)
 	}
 }

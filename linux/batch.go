@@ -35,10 +35,10 @@ type Batch struct {
 
 // request is one encoded message and what is expected of it.
 type request struct {
-	what string          // words for the error
-	msg  []byte          // with header; the length is filled in by attr
-	fine []syscall.Errno // errors that mean that the wish is fulfilled
-	link *netlink.LinkAttrs
+	what string                  // words for the error
+	msg  []byte                  // with header; the length is filled in by attr
+	fine []syscall.Errno         // errors that mean that the wish is fulfilled
+	take func(data []byte) error // what to do with what the kernel answers beside the acknowledgement; nil: nothing
 }
 
 // NewBatch opens an empty batch in the current namespace. The caller closes it.
@@ -108,7 +108,13 @@ func (b *Batch) LinkGet(name string, into *netlink.LinkAttrs) {
 	r := b.add("get interface "+name, unix.RTM_GETLINK, 0)
 	r.ifinfo(0, 0, 0)
 	r.attr(unix.IFLA_IFNAME, zeroed(name))
-	r.link = into
+	r.take = func(data []byte) error {
+		link, err := netlink.LinkDeserialize(nil, data)
+		if err == nil {
+			*into = *link.Attrs()
+		}
+		return err
+	}
 }
 
 // LinkUp sets the interface with this index up.
@@ -265,15 +271,10 @@ func (b *Batch) sendPart(part []request, errs *[]error) error {
 // this request.
 func (r *request) answer(answer syscall.NetlinkMessage) (done bool, err error) {
 	if answer.Header.Type != unix.NLMSG_ERROR {
-		if r.link == nil {
+		if r.take == nil {
 			return false, nil
 		}
-		link, err := netlink.LinkDeserialize(nil, answer.Data)
-		if err != nil {
-			return false, err
-		}
-		*r.link = *link.Attrs()
-		return false, nil // the acknowledgement follows
+		return false, r.take(answer.Data) // the acknowledgement follows
 	}
 	if len(answer.Data) < 4 {
 		return true, unix.EPROTO

@@ -28,6 +28,10 @@ type Conf struct {
 	DataDir  string   `json:"dataDir"`  // absolute; where the lease file is
 	MTU      int      `json:"mtu"`      // of the pods' interfaces, bytes; 0: that of the node's default route
 	Agent    string   `json:"agent"`    // absolute path of the agent's socket; empty: nobody is asked
+
+	// What GC is to leave, under both names that runtimes use: the specification had the second one first.
+	Valid    json.RawMessage `json:"cni.dev/valid-attachments"`
+	Attached json.RawMessage `json:"cni.dev/attachments"`
 }
 
 // Smallest MTUs by RFC 791 and RFC 8200, and the largest that a veth takes.
@@ -120,6 +124,22 @@ func (c *Conf) prev() (*types100.Result, error) {
 		return nil, cniErrorf(types.ErrDecodingFailure, "network configuration: prevResult: %v", err)
 	}
 	return prev, nil
+}
+
+// valid returns what GC is to leave. Nothing is left of an empty list, so one that is not there is refused.
+func (c *Conf) valid() ([]types.GCAttachment, error) {
+	text := c.Valid
+	if text == nil {
+		text = c.Attached
+	}
+	if text == nil {
+		return nil, cniErrorf(types.ErrInvalidNetworkConfig, "network configuration: GC without cni.dev/valid-attachments, which says what to leave")
+	}
+	var list []types.GCAttachment
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, cniErrorf(types.ErrDecodingFailure, "network configuration: cni.dev/valid-attachments: %v", err)
+	}
+	return list, nil
 }
 
 // parseArgs takes the pod's identity out of CNI_ARGS, "KEY=VALUE;KEY=VALUE". Keys

@@ -4,6 +4,7 @@
 package podnet
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -25,14 +26,26 @@ var versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 // and ends the process with code 0 or 1.
 func Main() {
 	if err := run(); err != nil {
-		_ = err.Print() // nothing is left to tell it to
+		printError(err) // nothing is left to tell it to if that fails
 		os.Exit(1)
 	}
 	os.Exit(0)
 }
 
+// asked is the version of the request, as far as it can be read.
+var asked = "1.1.0"
+
+// printError prints an error as the specification wants it, with the version of the request, which the library leaves out.
+func printError(e *types.Error) {
+	text, _ := json.MarshalIndent(struct {
+		CNIVersion string `json:"cniVersion"`
+		*types.Error
+	}{asked, e}, "", "  ")
+	_, _ = os.Stdout.Write(append(text, '\n'))
+}
+
 func run() *types.Error {
-	if os.Getenv("CNI_COMMAND") != "VERSION" {
+	if verb := os.Getenv("CNI_COMMAND"); verb != "VERSION" && verb != "" { // a person who starts it without is told what it is
 		if err := limitStdin(); err != nil {
 			return err
 		}
@@ -56,6 +69,12 @@ func limitStdin() *types.Error {
 	}
 	if len(data) > maxConf {
 		return types.NewError(types.ErrDecodingFailure, fmt.Sprintf("read network configuration: it is larger than %d bytes", maxConf), "")
+	}
+	var request struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if json.Unmarshal(data, &request) == nil && request.CNIVersion != "" {
+		asked = request.CNIVersion
 	}
 	fd, err := unix.MemfdCreate("conf", unix.MFD_CLOEXEC)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,8 +34,35 @@ func TestMain(m *testing.M) {
 	if os.Getenv("CNI_COMMAND") != "" {
 		Main()
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if shippedDir != "" {
+		os.RemoveAll(shippedDir)
+	}
+	os.Exit(code)
 }
+
+var shippedDir string
+
+// shippedPlugin returns the path of the plugin as it is shipped, under the name that configurations have for it.
+func shippedPlugin(t testing.TB) string {
+	t.Helper()
+	path, err := buildPlugin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var buildPlugin = sync.OnceValues(func() (path string, err error) {
+	if shippedDir, err = os.MkdirTemp("", "fairlead-plugin-"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(shippedDir, "fairlead")
+	if out, err := exec.Command("go", "build", "-o", path, "../cmd/fairlead-cni").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the plugin: %w: %s", err, out)
+	}
+	return path, nil
+})
 
 // node is one node with its plugin configuration.
 type node struct {
@@ -47,13 +76,19 @@ type node struct {
 // newNode makes a node that forwards, with the given pod CIDRs.
 func newNode(t testing.TB, podCIDRs ...string) *node {
 	t.Helper()
-	w := testnet.New(t)
-	n := &node{Host: w.Host("node"), t: t, world: w, dir: filepath.Join(t.TempDir(), "ipam")}
-	n.Forward()
-	w.Cable(n.Host, "eth0", w.Host("fabric"), "eth0")
-	n.Addr("eth0", "172.30.0.11/24", "fd00:30::11/64")
+	n := &node{t: t, world: testnet.New(t), dir: filepath.Join(t.TempDir(), "ipam")}
+	n.boot()
 	n.conf = map[string]any{"cniVersion": "1.1.0", "name": "fairlead", "type": "fairlead", "podCIDRs": podCIDRs, "dataDir": n.dir}
 	return n
+}
+
+// boot makes the node's network, with nothing of pods in it.
+func (n *node) boot() {
+	n.t.Helper()
+	n.Host = n.world.Host("node")
+	n.Forward()
+	n.world.Cable(n.Host, "eth0", n.world.Host("fabric"), "eth0")
+	n.Addr("eth0", "172.30.0.11/24", "fd00:30::11/64")
 }
 
 // pod is a network namespace with the identity that the runtime gives it.
@@ -150,18 +185,10 @@ func (n *node) mustDel(p *pod) {
 
 // check runs CHECK with the result of the ADD.
 func (n *node) check(p *pod, result *types100.Result) error {
-	conf := maps(n.conf)
+	conf := maps.Clone(n.conf)
 	conf["prevResult"] = result
 	_, err := n.run("CHECK", p, conf)
 	return err
-}
-
-func maps(m map[string]any) map[string]any {
-	c := map[string]any{}
-	for k, v := range m {
-		c[k] = v
-	}
-	return c
 }
 
 // addrs returns the addresses in a result.

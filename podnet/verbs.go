@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -18,10 +17,6 @@ import (
 	"github.com/fairlead/fairlead/ipam"
 	"github.com/fairlead/fairlead/linux"
 )
-
-// unusedAfter is how old a lease without an interface has to be to be taken for a
-// leak: an ADD that is under way gets there much sooner, or is dead.
-const unusedAfter = 5 * time.Minute
 
 // openPod opens the pod's namespace, and refuses the node's own: wiring that to
 // itself would cut off the node.
@@ -66,13 +61,19 @@ func add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer ns.Close()
-	lease, made, err := attach(conf, store, ns, parseArgs(args))
+	want := parseArgs(args)
+	done, err := store.Exclusive(want.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	lease, made, err := attach(conf, store, ns, want)
 	if err != nil {
 		return err
 	}
 	if err := deliver(conf.Agent, lease.PodNamespace, lease.PodName); err != nil {
 		if made { // and not if it worked before this call
-			err = errors.Join(err, detach(store, lease.ID))
+			err = errors.Join(err, undo(store, lease.ID))
 		}
 		return cniErrorf(types.ErrTryAgainLater, "%v", err)
 	}
@@ -112,8 +113,7 @@ func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (le
 	}
 }
 
-// allocate takes a lease. When a range is full it first looks for leases that
-// nobody has any more: a container whose namespace went away without a DEL.
+// allocate takes a lease. When a range is full it first frees those that nobody has any more.
 func allocate(store *ipam.Store, want ipam.Lease) (ipam.Lease, error) {
 	lease, err := store.Allocate(want)
 	var full *ipam.FullError
@@ -121,25 +121,25 @@ func allocate(store *ipam.Store, want ipam.Lease) (ipam.Lease, error) {
 		return lease, err
 	}
 	err = cniErrorf(types.ErrTryAgainLater, "%v", err)
-	ends, endsErr := hostEnds()
-	if endsErr != nil {
-		return lease, errors.Join(err, endsErr)
-	}
-	wired := map[string]bool{}
-	for _, name := range ends {
-		wired[name] = true
-	}
-	gone, reconcileErr := store.Reconcile(func(l ipam.Lease) bool {
-		return wired[l.ID] || time.Since(l.AllocatedAt) < unusedAfter
-	})
-	if reconcileErr != nil || len(gone) == 0 {
-		return lease, errors.Join(err, reconcileErr)
+	gone, freeErr := free(store, store.Ranges)
+	if freeErr != nil || len(gone) == 0 {
+		return lease, errors.Join(err, freeErr)
 	}
 	return store.Allocate(want)
 }
 
-// detach takes back what attach did: first the interface, then the lease.
+// detach takes back what attach did, when nobody else is at it.
 func detach(store *ipam.Store, id string) error {
+	done, err := store.Exclusive(id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return undo(store, id)
+}
+
+// undo is detach for who has the attachment to himself: first the interface, then the lease.
+func undo(store *ipam.Store, id string) error {
 	if err := unwire(id); err != nil {
 		return err
 	}
@@ -237,8 +237,12 @@ func gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	list, err := conf.valid()
+	if err != nil {
+		return err
+	}
 	valid := map[string]bool{}
-	for _, a := range conf.ValidAttachments {
+	for _, a := range list {
 		valid[hostName(a.ContainerID, a.IfName)] = true
 	}
 	leases, err := store.Leases()
@@ -251,7 +255,7 @@ func gc(args *skel.CmdArgs) error {
 	}
 	var errs []error
 	for _, lease := range append(leases, orphans...) {
-		if !valid[lease.ID] {
+		if !valid[lease.ID] && isHostName(lease.ID) { // a stranger's is not in this network's list while it lives
 			errs = append(errs, detach(store, lease.ID))
 		}
 	}
@@ -262,7 +266,7 @@ func gc(args *skel.CmdArgs) error {
 // if the lease file was lost. The leases are read after the interfaces, so that
 // one which is being made is not among them.
 func (c *Conf) orphans(store *ipam.Store) ([]ipam.Lease, error) {
-	wired, err := liveLeases(c.knownRanges())
+	live, err := wired(c.knownRanges())
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +274,7 @@ func (c *Conf) orphans(store *ipam.Store) ([]ipam.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(wired, func(w ipam.Lease) bool {
+	return slices.DeleteFunc(live, func(w ipam.Lease) bool {
 		return slices.ContainsFunc(leases, func(l ipam.Lease) bool { return l.ID == w.ID })
 	}), nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -84,7 +85,7 @@ func TestResult(t *testing.T) {
 func TestPrevResult(t *testing.T) {
 	n := newNode(t, dual...)
 	p := n.pod("a")
-	conf := maps(n.conf)
+	conf := maps.Clone(n.conf)
 	conf["prevResult"] = map[string]any{
 		"cniVersion": "1.1.0",
 		"interfaces": []any{map[string]any{"name": "other0", "sandbox": "/x"}},
@@ -265,7 +266,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	with := func(key string, value any) string {
-		conf := maps(n.conf)
+		conf := maps.Clone(n.conf)
 		if conf[key] = value; value == nil {
 			delete(conf, key)
 		}
@@ -323,7 +324,7 @@ func TestBadInput(t *testing.T) {
 	}
 	// Also verbs that are not for this version, and those that need less.
 	for verb, version := range map[string]string{"GC": "1.0.0", "STATUS": "1.0.0", "CHECK": "0.3.1"} {
-		conf := maps(n.conf)
+		conf := maps.Clone(n.conf)
 		conf["cniVersion"] = version
 		if _, err := n.run(verb, p, conf); code(err) != types.ErrIncompatibleCNIVersion {
 			t.Errorf("%s of version %s: %v", verb, version, err)
@@ -447,13 +448,13 @@ func TestGC(t *testing.T) {
 		t.Fatal(err)
 	}
 	// of another network of the same node
-	elsewhere, stranger := maps(n.conf), n.pod("stranger")
+	elsewhere, stranger := maps.Clone(n.conf), n.pod("stranger")
 	elsewhere["podCIDRs"], elsewhere["dataDir"] = []string{"10.99.0.0/24"}, n.dir+"-elsewhere"
 	out, err := n.run("ADD", stranger, elsewhere)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := maps(n.conf)
+	conf := maps.Clone(n.conf)
 	conf["cni.dev/valid-attachments"] = []any{map[string]any{"containerID": "p1", "ifname": "eth0"}}
 	for range 2 {
 		if _, err := n.run("GC", nil, conf); err != nil {
@@ -467,7 +468,8 @@ func TestGC(t *testing.T) {
 	if err := n.check(pods[1], n.mustAdd(pods[1])); err != nil {
 		t.Errorf("CHECK: %v", err)
 	}
-	if _, err := n.run("GC", nil, n.conf); err != nil { // nothing is valid
+	conf["cni.dev/valid-attachments"] = []any{}
+	if _, err := n.run("GC", nil, conf); err != nil {
 		t.Fatal(err)
 	}
 	elsewhere["prevResult"] = json.RawMessage(out)
@@ -549,7 +551,7 @@ func TestTaken(t *testing.T) {
 	for _, last := range []string{"2", "3", "4", "5", "6"} {
 		n.Route("10.244.1."+last+"/32", "", "lo")
 	}
-	if _, err := n.add(a); err == nil || !strings.Contains(err.Error(), "has a route to this address already") {
+	if _, err := n.add(a); err == nil || !strings.Contains(err.Error(), "the node has a route to it") {
 		t.Errorf("ADD over a stranger's route: %v", err)
 	}
 	n.wantEmpty()
@@ -768,7 +770,7 @@ func TestKill(t *testing.T) {
 				t.Errorf("round %d: %d interfaces in the pod", round, len(links))
 			}
 		case 2:
-			conf := maps(n.conf)
+			conf := maps.Clone(n.conf)
 			conf["cni.dev/valid-attachments"] = []any{map[string]any{"containerID": "bystander", "ifname": "eth0"}}
 			if _, err := n.run("GC", nil, conf); err != nil {
 				t.Errorf("round %d: GC: %v", round, err)

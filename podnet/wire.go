@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -25,8 +26,8 @@ var (
 	gateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// errTaken says that an address which was just allocated has a route already.
-var errTaken = errors.New("the node has a route to this address already")
+// errTaken says that somebody uses an address which was just allocated, against what the leases say.
+var errTaken = errors.New("this address is in use already")
 
 // hostPrefix starts the names of the node's ends.
 const hostPrefix = "fl"
@@ -94,6 +95,10 @@ func (w *wiring) make() (made bool, err error) {
 		return false, err
 	}
 	defer node.Close()
+	ways := make([]linux.Found, len(w.addrs))
+	for i, addr := range w.addrs {
+		node.RouteGet(addr, &ways[i])
+	}
 	veth, err := w.create(node)
 	if errors.Is(err, unix.EEXIST) && veth.Index != 0 { // the node's end is there: an ADD before this one
 		if w.check() == nil {
@@ -103,10 +108,14 @@ func (w *wiring) make() (made bool, err error) {
 		if err := node.Send(); err != nil {
 			return false, err
 		}
+		ways = nil // were those to the interface that was there
 		veth, err = w.create(node)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		return false, fmt.Errorf("interface %s is in the pod's network namespace already: %w", w.name, err)
+	}
+	if err == nil {
+		err = w.vacant(ways)
 	}
 	if err == nil {
 		if err = w.connect(node, veth); err == nil {
@@ -115,6 +124,25 @@ func (w *wiring) make() (made bool, err error) {
 	}
 	node.LinkDel(w.host)
 	return false, errors.Join(err, node.Send())
+}
+
+// vacant wants that nobody has the addresses. That costs nothing unless the node has a way to one of them that is neither a gateway nor a pod of ours: another
+// plugin's bridge or interface, whose pods no lease file of ours knows. Then it looks for the address itself.
+func (w *wiring) vacant(ways []linux.Found) error {
+	suspect := func(way linux.Found) bool { return way.Local || way.Index != 0 && !way.Via }
+	if !slices.ContainsFunc(ways, suspect) {
+		return nil
+	}
+	used, err := linux.AddrsInUse()
+	if err != nil {
+		return err
+	}
+	for _, u := range used {
+		if slices.Contains(w.addrs, u.Addr) {
+			return fmt.Errorf("%w: %s, at interface %s", errTaken, u.Addr, u.Link)
+		}
+	}
+	return nil
 }
 
 // create makes the pair, and reads what the kernel made of it: the index of the
@@ -137,7 +165,7 @@ func (w *wiring) connect(node *linux.Batch, veth netlink.LinkAttrs) error {
 	}
 	if err := node.Send(); err != nil {
 		if errors.Is(err, unix.EEXIST) {
-			err = errors.Join(errTaken, err)
+			err = fmt.Errorf("%w: the node has a route to it: %w", errTaken, err)
 		}
 		return err
 	}
@@ -342,58 +370,4 @@ func hasNeigh(index int, addr netip.Addr, mac net.HardwareAddr) error {
 		}
 	}
 	return fmt.Errorf("no permanent neighbour %s at %s", addr, mac)
-}
-
-// liveLeases finds the pods of this node in the kernel: the routes of ours to
-// single addresses by interfaces with our kind of name. Ranges, if there are any,
-// leave out those of another network of the same node.
-func liveLeases(ranges []netip.Prefix) ([]ipam.Lease, error) {
-	ends, err := hostEnds()
-	if err != nil {
-		return nil, err
-	}
-	addrs := map[string][]netip.Addr{}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := linux.Dump(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: linux.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
-		}
-		for _, route := range routes {
-			dst, name := prefixOf(route.Dst), ends[route.LinkIndex]
-			if name != "" && dst.IsSingleIP() && inRanges(dst.Addr(), ranges) {
-				addrs[name] = append(addrs[name], dst.Addr())
-			}
-		}
-	}
-	var leases []ipam.Lease
-	for name, list := range addrs {
-		leases = append(leases, ipam.Lease{ID: name, Addrs: list})
-	}
-	return leases, nil
-}
-
-func inRanges(addr netip.Addr, ranges []netip.Prefix) bool {
-	for _, r := range ranges {
-		if r.Contains(addr) {
-			return true
-		}
-	}
-	return len(ranges) == 0
-}
-
-// hostEnds returns the names of all interfaces with our kind of name, by index.
-func hostEnds() (map[int]string, error) {
-	links, err := linux.Dump(netlink.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	ends := map[int]string{}
-	for _, link := range links {
-		if isHostName(link.Attrs().Name) {
-			ends[link.Attrs().Index] = link.Attrs().Name
-		}
-	}
-	return ends, nil
 }
