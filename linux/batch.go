@@ -57,6 +57,15 @@ func NewBatch() (*Batch, error) {
 	return &Batch{fd: fd}, nil
 }
 
+// Cookie is [NetNS.Cookie] of the namespace in which the batch acts.
+func (b *Batch) Cookie() (uint64, error) {
+	cookie, err := unix.GetsockoptUint64(b.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("read network namespace cookie: %w", err)
+	}
+	return cookie, nil
+}
+
 // Batch opens an empty batch that acts inside the namespace.
 func (n *NetNS) Batch() (batch *Batch, err error) {
 	err = n.Do(func() (err error) {
@@ -108,6 +117,17 @@ func (b *Batch) LinkGet(name string, into *netlink.LinkAttrs) {
 	r := b.add("get interface "+name, unix.RTM_GETLINK, 0)
 	r.ifinfo(0, 0, 0)
 	r.attr(unix.IFLA_IFNAME, zeroed(name))
+	r.takeLink(into)
+}
+
+// LinkAt is LinkGet by the interface's index.
+func (b *Batch) LinkAt(index int, into *netlink.LinkAttrs) {
+	r := b.add(fmt.Sprintf("get interface %d", index), unix.RTM_GETLINK, 0)
+	r.ifinfo(index, 0, 0)
+	r.takeLink(into)
+}
+
+func (r *request) takeLink(into *netlink.LinkAttrs) {
 	r.take = func(data []byte) error {
 		link, err := netlink.LinkDeserialize(nil, data)
 		if err == nil {
@@ -116,6 +136,37 @@ func (b *Batch) LinkGet(name string, into *netlink.LinkAttrs) {
 		return err
 	}
 }
+
+// RPFilterOff takes packets from the interface whatever the way back to their source (rp_filter 0).
+func (b *Batch) RPFilterOff(index int) {
+	r := b.add(fmt.Sprintf("switch off rp_filter of interface %d", index), unix.RTM_SETLINK, 0)
+	r.ifinfo(index, 0, 0)
+	spec := r.nest(unix.IFLA_AF_SPEC)
+	inet := r.nest(unix.AF_INET)
+	conf := r.nest(unix.IFLA_INET_CONF)
+	r.attr(devconfRPFilter, u32(0))
+	r.end(conf)
+	r.end(inet)
+	r.end(spec)
+}
+
+// devconfRPFilter is IPV4_DEVCONF_RP_FILTER of linux/ip.h.
+const devconfRPFilter = 8
+
+// LinkLocalOff leaves the interface without an IPv6 address of its own making (addr_gen_mode none). Call it before the other end of a veth pair is set
+// up.
+func (b *Batch) LinkLocalOff(index int) {
+	r := b.add(fmt.Sprintf("switch off link-local addresses of interface %d", index), unix.RTM_SETLINK, 0)
+	r.ifinfo(index, 0, 0)
+	spec := r.nest(unix.IFLA_AF_SPEC)
+	inet6 := r.nest(unix.AF_INET6)
+	r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
+	r.end(inet6)
+	r.end(spec)
+}
+
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+const addrGenModeNone = 1
 
 // LinkUp sets the interface with this index up.
 func (b *Batch) LinkUp(index int) {
@@ -298,17 +349,27 @@ const upTimeout = 5 * time.Second
 // everything until a worker of the kernel has noticed the other: without waiting,
 // the first packet may be lost. Asking makes kernels since 6.9 do that work at
 // once; with older ones it takes a few tries.
-func (b *Batch) WaitUp(name string) error {
-	for end, pause := time.Now().Add(upTimeout), 100*time.Microsecond; ; pause *= 2 {
+//
+// It also waits until the addresses, which [Batch.AddrAdd] has added, are the namespace's own: with IPv6 that too is a worker's work.
+func (b *Batch) WaitUp(name string, addrs ...netip.Addr) error {
+	for end, pause := time.Now().Add(upTimeout), 50*time.Microsecond; ; pause *= 2 {
 		var link netlink.LinkAttrs
 		b.LinkGet(name, &link)
+		ways := make([]Found, len(addrs))
+		for i, addr := range addrs {
+			b.RouteGet(addr, &ways[i])
+		}
 		if err := b.Send(); err != nil {
 			return err
 		}
-		if link.OperState == netlink.OperUp {
+		missing := slices.IndexFunc(ways, func(way Found) bool { return !way.Local })
+		if link.OperState == netlink.OperUp && missing < 0 {
 			return nil
 		}
 		if time.Now().After(end) {
+			if missing >= 0 {
+				return fmt.Errorf("wait for address %s: interface %s does not answer to it after %s", addrs[missing], name, upTimeout)
+			}
 			return fmt.Errorf("wait for interface %s: it is %s after %s", name, link.OperState, upTimeout)
 		}
 		time.Sleep(min(pause, 10*time.Millisecond))

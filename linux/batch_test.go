@@ -284,3 +284,38 @@ func names(links []netlink.Link) string {
 	}
 	return strings.Join(s, " ")
 }
+
+// TestInterfaceSettings reads back what the batch sets beside addresses and routes, in the kernel's own files.
+func TestInterfaceSettings(t *testing.T) {
+	w := testnet.New(t)
+	a, b := w.Host("a"), w.Host("b")
+	for _, key := range []string{"all", "default"} {
+		a.Sysctl("net/ipv4/conf/"+key+"/rp_filter", "1")
+	}
+	w.Cable(a, "eth0", b, "eth0")
+	settings := batch(t, a.NS)
+	settings.RPFilterOff(a.Index("eth0"))
+	settings.LinkLocalOff(a.Index("eth0"))
+	send(t, settings)
+	var link netlink.LinkAttrs
+	settings.LinkAt(a.Index("eth0"), &link)
+	send(t, settings)
+	if link.Name != "eth0" {
+		t.Errorf("LinkAt: %+v", link)
+	}
+	a.Do(func() error {
+		for key, want := range map[string]string{"net/ipv4/conf/eth0/rp_filter": "0", "net/ipv6/conf/eth0/addr_gen_mode": "1"} {
+			if got, err := linux.ReadSysctl(key); err != nil || got != want {
+				t.Errorf("%s is %q, %v, want %s", key, got, err, want)
+			}
+		}
+		return nil
+	})
+	settings.RPFilterOff(1 << 20)
+	if err := settings.Send(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "rp_filter of interface 1048576") {
+		t.Errorf("an interface that is not there: %v", err)
+	}
+	if err := settings.WaitUp("none"); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("wait for nothing: %v", err)
+	}
+}

@@ -19,6 +19,7 @@ type Found struct {
 	Index int  // of the outgoing interface; 0: there is no way
 	Local bool // the address is one of this namespace's own
 	Via   bool // by way of a gateway
+	MTU   int  // that the route has, bytes; 0: the interface's
 }
 
 // noRoute are the errors by which the kernel says that there is no way to an address, or one that refuses.
@@ -41,6 +42,12 @@ func (b *Batch) RouteGet(dst netip.Addr, into *Found) {
 				into.Index = int(binary.NativeEndian.Uint32(value))
 			case kind == unix.RTA_GATEWAY || kind == unix.RTA_VIA:
 				into.Via = true
+			case kind == unix.RTA_METRICS:
+				for metric, value := range attrs(value) {
+					if metric == unix.RTAX_MTU && len(value) == 4 {
+						into.MTU = int(binary.NativeEndian.Uint32(value))
+					}
+				}
 			}
 		}
 		return nil

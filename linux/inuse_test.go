@@ -54,15 +54,9 @@ func TestAddrsInUse(t *testing.T) {
 		t.Errorf("of the far end: %s", got)
 	}
 	// A pair with both ends here is no way out.
-	batch, err := far.NS.Batch()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer batch.Close()
-	batch.VethAdd(linux.VethPair{Name: "a", PeerName: "b"})
-	if err := batch.Send(); err != nil {
-		t.Fatal(err)
-	}
+	pair := batch(t, far.NS)
+	pair.VethAdd(linux.VethPair{Name: "a", PeerName: "b"})
+	send(t, pair)
 	far.Addr("b", "10.0.2.1/24")
 	if got := inUse(t, far); got != "10.0.0.3 eth0, 10.0.1.1 eth0, 10.0.1.2 eth0, 10.0.2.1 b" {
 		t.Errorf("of the far end: %s", got)
@@ -76,13 +70,13 @@ func TestRouteGet(t *testing.T) {
 	w.Cable(a, "eth0", b, "eth0")
 	a.Addr("eth0", "10.0.0.1/24", "fd00::1/64")
 	a.Route("10.1.0.0/16", "10.0.0.2", "eth0")
-	a.Route("fd01::/64", "fd00::2", "eth0")
-	index := a.Index("eth0")
-	batch, err := a.NS.Batch()
-	if err != nil {
+	waiting := batch(t, a.NS)
+	if err := waiting.WaitUp("eth0", netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")); err != nil {
 		t.Fatal(err)
 	}
-	defer batch.Close()
+	a.Route("fd01::/64", "fd00::2", "eth0")
+	index := a.Index("eth0")
+	asking := batch(t, a.NS)
 	for addr, want := range map[string]linux.Found{
 		"10.0.0.1": {Index: 1, Local: true},
 		"fd00::1":  {Index: 1, Local: true},
@@ -94,8 +88,8 @@ func TestRouteGet(t *testing.T) {
 		"fd09::1":  {},
 	} {
 		var got linux.Found
-		batch.RouteGet(netip.MustParseAddr(addr), &got)
-		if err := batch.Send(); err != nil {
+		asking.RouteGet(netip.MustParseAddr(addr), &got)
+		if err := asking.Send(); err != nil {
 			t.Errorf("%s: %v", addr, err)
 		}
 		if want.Local { // the kernel names the loopback interface, or for IPv6 sometimes the one that has the address

@@ -118,19 +118,12 @@ func (n *NetNS) Inode() (uint64, error) {
 // Cookie returns the number that identifies the namespace among all there have
 // been since boot (SO_NETNS_COOKIE, Linux 5.14).
 func (n *NetNS) Cookie() (cookie uint64, err error) {
-	err = n.Do(func() error {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open socket: %w", err)
-		}
-		defer unix.Close(fd)
-		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-		if err != nil {
-			return fmt.Errorf("read network namespace cookie: %w", err)
-		}
-		return nil
-	})
-	return cookie, err
+	b, err := n.Batch()
+	if err != nil {
+		return 0, err
+	}
+	defer b.Close()
+	return b.Cookie()
 }
 
 // Same reports whether both are the same namespace.

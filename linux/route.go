@@ -9,7 +9,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // RouteProtocol is the routing protocol number (rtm_protocol, as shown by `ip
@@ -45,27 +44,34 @@ var probeAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseA
 // interface: the smaller one if the two families differ, 0 if there is no default
 // route.
 func DefaultMTU() (int, error) {
+	b, err := NewBatch()
+	if err != nil {
+		return 0, err
+	}
+	defer b.Close()
+	ways := make([]Found, len(probeAddrs))
+	for i, addr := range probeAddrs {
+		b.RouteGet(addr, &ways[i])
+	}
+	if err := b.Send(); err != nil {
+		return 0, fmt.Errorf("look up default route: %w", err)
+	}
 	mtu := 0
-	for _, addr := range probeAddrs {
-		routes, err := netlink.RouteGet(addr.AsSlice())
-		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EINVAL) {
+	for _, way := range ways {
+		if way.Index == 0 {
 			continue // none, or one that refuses
 		}
-		if err != nil {
-			return 0, fmt.Errorf("look up default route: %w", err)
+		got := way.MTU
+		if got == 0 {
+			var link netlink.LinkAttrs
+			b.LinkAt(way.Index, &link)
+			if err := b.Send(); err != nil {
+				return 0, fmt.Errorf("look up interface of default route: %w", err)
+			}
+			got = link.MTU
 		}
-		for _, route := range routes {
-			got := route.MTU
-			if got == 0 {
-				link, err := netlink.LinkByIndex(route.LinkIndex)
-				if err != nil {
-					return 0, fmt.Errorf("look up interface of default route: %w", err)
-				}
-				got = link.Attrs().MTU
-			}
-			if mtu == 0 || got < mtu {
-				mtu = got
-			}
+		if mtu == 0 || got < mtu {
+			mtu = got
 		}
 	}
 	return mtu, nil

@@ -32,15 +32,22 @@ func Main() {
 	os.Exit(0)
 }
 
-// asked is the version of the request, as far as it can be read.
-var asked = "1.1.0"
+// asked is the configuration, as it came.
+var asked []byte
 
 // printError prints an error as the specification wants it, with the version of the request, which the library leaves out.
 func printError(e *types.Error) {
-	text, _ := json.MarshalIndent(struct {
+	type request struct {
 		CNIVersion string `json:"cniVersion"`
+	}
+	var r request
+	if json.Unmarshal(asked, &r) != nil || r.CNIVersion == "" {
+		r.CNIVersion = "1.1.0"
+	}
+	text, _ := json.MarshalIndent(struct {
+		request
 		*types.Error
-	}{asked, e}, "", "  ")
+	}{r, e}, "", "  ")
 	_, _ = os.Stdout.Write(append(text, '\n'))
 }
 
@@ -70,12 +77,7 @@ func limitStdin() *types.Error {
 	if len(data) > maxConf {
 		return types.NewError(types.ErrDecodingFailure, fmt.Sprintf("read network configuration: it is larger than %d bytes", maxConf), "")
 	}
-	var request struct {
-		CNIVersion string `json:"cniVersion"`
-	}
-	if json.Unmarshal(data, &request) == nil && request.CNIVersion != "" {
-		asked = request.CNIVersion
-	}
+	asked = data
 	fd, err := unix.MemfdCreate("conf", unix.MFD_CLOEXEC)
 	if err != nil {
 		return fail(err)

@@ -84,7 +84,12 @@ func add(args *skel.CmdArgs) error {
 // against what the leases say, it is held for whoever uses it, and another one is
 // taken. After an error there is neither lease nor wiring.
 func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (lease ipam.Lease, made bool, err error) {
-	want.NetNSID, _ = ns.Cookie() // only to tell people; older kernels have none
+	pod, err := ns.Batch()
+	if err != nil {
+		return lease, false, err
+	}
+	defer pod.Close()
+	want.NetNSID, _ = pod.Cookie() // only to tell people; older kernels have none
 	mtu := conf.MTU
 	if mtu == 0 {
 		if mtu, err = linux.DefaultMTU(); err != nil {
@@ -95,7 +100,7 @@ func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (le
 		if lease, err = allocate(store, want); err != nil {
 			return lease, false, err
 		}
-		made, err = newWiring(ns, lease, mtu).make()
+		made, err = newWiring(ns, pod, lease, mtu).make()
 		if err == nil {
 			return lease, made, nil
 		}
@@ -223,7 +228,7 @@ func check(args *skel.CmdArgs) error {
 	}
 	defer ns.Close()
 	lease.IfName = args.IfName
-	return newWiring(ns, lease, 0).check()
+	return newWiring(ns, nil, lease, 0).check()
 }
 
 // gc is CNI GC: everything that is not among the valid attachments goes. What is

@@ -58,6 +58,7 @@ func mac(id, end string) net.HardwareAddr {
 // wiring is what ADD makes and CHECK looks at.
 type wiring struct {
 	ns      *linux.NetNS // the pod's
+	pod     *linux.Batch // acts in it; nil if there is nothing to make
 	host    string       // name of the node's end
 	name    string       // name of the pod's end
 	hostMAC net.HardwareAddr
@@ -66,9 +67,9 @@ type wiring struct {
 	mtu     int // 0: the kernel's default
 }
 
-func newWiring(ns *linux.NetNS, lease ipam.Lease, mtu int) *wiring {
+func newWiring(ns *linux.NetNS, pod *linux.Batch, lease ipam.Lease, mtu int) *wiring {
 	return &wiring{
-		ns: ns, host: lease.ID, name: lease.IfName, mtu: mtu,
+		ns: ns, pod: pod, host: lease.ID, name: lease.IfName, mtu: mtu,
 		hostMAC: mac(lease.ID, "host"), podMAC: mac(lease.ID, "pod"), addrs: lease.Addrs,
 	}
 }
@@ -155,9 +156,13 @@ func (w *wiring) create(node *linux.Batch) (netlink.LinkAttrs, error) {
 }
 
 // connect gives both ends what they need. The pod's end is set up last.
+//
+// The reverse path of a pod's packet is the route to the pod, but the filter would also judge what a service address makes of it. The node's end has no use
+// for a link-local address of its own, nor for what goes with one.
 func (w *wiring) connect(node *linux.Batch, veth netlink.LinkAttrs) error {
-	if err := w.nodeSysctls(); err != nil {
-		return err
+	node.RPFilterOff(veth.Index)
+	if w.has6() {
+		node.LinkLocalOff(veth.Index)
 	}
 	for _, addr := range w.addrs {
 		node.NeighSet(veth.Index, addr, w.podMAC)
@@ -169,55 +174,35 @@ func (w *wiring) connect(node *linux.Batch, veth netlink.LinkAttrs) error {
 		}
 		return err
 	}
-	if err := w.ns.Do(func() error { return w.connectPod(veth.ParentIndex) }); err != nil {
+	if w.has6() {
+		if err := linux.WriteSysctl("net/ipv6/conf/"+w.host+"/accept_ra", "0"); err != nil {
+			return err
+		}
+		if err := w.ns.Do(w.podSysctls); err != nil {
+			return err
+		}
+	}
+	if err := w.connectPod(veth.ParentIndex); err != nil {
 		return err
 	}
 	return node.WaitUp(w.host)
 }
 
-// connectPod runs in the pod's namespace.
+// connectPod makes the pod's end usable.
 func (w *wiring) connectPod(index int) error {
-	if err := w.podSysctls(); err != nil {
-		return err
-	}
-	pod, err := linux.NewBatch()
-	if err != nil {
-		return err
-	}
-	defer pod.Close()
-	pod.LinkUp(index)
+	w.pod.LinkUp(index)
 	for _, addr := range w.addrs {
 		gateway, all := gatewayOf(addr)
-		pod.AddrAdd(index, single(addr))
-		pod.NeighSet(index, gateway, w.hostMAC)
-		pod.RouteAdd(linux.Route{Dst: all, Via: gateway, Index: index})
+		w.pod.AddrAdd(index, single(addr))
+		w.pod.NeighSet(index, gateway, w.hostMAC)
+		w.pod.RouteAdd(linux.Route{Dst: all, Via: gateway, Index: index})
 	}
-	return pod.WaitUp(w.name)
-}
-
-// nodeSysctls: the reverse path of a pod's packet is the route to the pod, but the
-// filter would also judge what a service address makes of it. The node's end has
-// no use for a link-local address of its own, nor for what goes with one.
-func (w *wiring) nodeSysctls() error {
-	if err := linux.WriteSysctl("net/ipv4/conf/"+w.host+"/rp_filter", "0"); err != nil {
-		return err
-	}
-	if !w.has6() {
-		return nil
-	}
-	dir := "net/ipv6/conf/" + w.host + "/"
-	return errors.Join(
-		linux.WriteSysctl(dir+"addr_gen_mode", "1"), // none
-		linux.WriteSysctl(dir+"accept_ra", "0"),
-	)
+	return w.pod.WaitUp(w.name, w.addrs...)
 }
 
 // podSysctls: some runtimes start with IPv6 off. Nobody else is on the link, so
 // there is nobody to have the same address and no router to wait for.
 func (w *wiring) podSysctls() error {
-	if !w.has6() {
-		return nil
-	}
 	dir := "net/ipv6/conf/" + w.name + "/"
 	return errors.Join(
 		linux.WriteSysctl(dir+"disable_ipv6", "0"),
