@@ -12,13 +12,13 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns compare-dns image manifest test-deploy check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns bench-network compare-dns image manifest test-deploy check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-build: ## bin/fairlead, bin/fairlead-server and bin/shop
-	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/fairlead ./cmd/fairlead-server ./examples/shop/shop
+build: ## bin/fairlead, bin/fairlead-cni, bin/fairlead-server and bin/shop
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/fairlead ./cmd/fairlead-cni ./cmd/fairlead-server ./examples/shop/shop
 
 demo: deps build ## a 3-node cluster on this machine, the example shop, one request followed; STATE=DIR chooses where
 	@hack/demo.sh up
@@ -76,6 +76,10 @@ compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,00
 bench-dns: build bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd, Knot, NSD, Unbound and bare echoes as yardsticks; needs root, under 40 minutes; BENCH='-quick -run load' for less
 	@hack/deps.sh bench-dns
 	cd bench && $(GO) build -o bin/ . && cc -O2 -o bin/udp-echo echo/echo.c && bin/bench dns -docs ../docs $(BENCH)
+
+bench-network: build ## Fairlead's pod network beside the reference CNI plugins and the bare link; needs root, under 20 minutes; BENCH='-quick -run attach' for less
+	@hack/deps.sh
+	cd bench && $(GO) build -o bin/ . ./floor && bin/bench network -docs ../docs $(BENCH)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

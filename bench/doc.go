@@ -1,9 +1,9 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures Fairlead beside what else does its work, on one machine, in one run, against the same API server. It has two chapters: the
-// service proxy and the slices, beside kube-proxy and kube-controller-manager, for docs/benchmarks.md; and DNS, beside CoreDNS and with other servers as
-// yardsticks, for docs/benchmarks-dns.md.
+// Command bench measures Fairlead beside what else does its work, on one machine, in one run, against the same API server. It has three chapters: the
+// service proxy and the slices, beside kube-proxy and kube-controller-manager, for docs/benchmarks.md; DNS, beside CoreDNS and with other servers as
+// yardsticks, for docs/benchmarks-dns.md; and the pod network, beside the reference CNI plugins, for docs/benchmarks-network.md.
 //
 // Everything happens in network namespaces that it makes itself and that have no way out. A world (world.go) is an API server with
 // some number of Services, each with two endpoints; a rig (rig.go) is a node of it: the namespace of the node, in which one contender runs,
@@ -24,6 +24,12 @@
 //	external  dnsexternal.go  names outside the cluster, looked up as glibc does (dnslookup.go)
 //	memory    dnsmemory.go    memory of the process, and the most of it during a relist
 //
+// and those of the pod network, whose contenders (netplugin.go) each have nodes of their own:
+//
+//	attach   netattach.go    ADD and DEL, one pod at a time and many at once, with the least that attaching can be (floor/) as yardstick
+//	full     netattach.go    ADD with nearly all addresses held
+//	traffic  nettraffic.go   what pods on two nodes can send each other (netload.go), beside what the nodes can
+//
 // # How it measures
 //
 // Contenders take turns, in the order A B B A, and the first round does not count. A ratio is of one round; what is given is the median of the rounds'
@@ -38,6 +44,7 @@
 //	make compare-dns                           100,000 questions, two minutes
 //	make bench-service                         everything about Services, under 40 minutes
 //	make bench-dns                             everything about DNS, under 40 minutes
+//	make bench-network                         everything about the pod network, under 20 minutes
 //	bench/bin/bench dns -quick -run load       one figure of DNS, small and short
 //	bench/bin/bench -quick -run start,change   some figures, small and short: to see that it works, not for the numbers
 package main

@@ -50,6 +50,10 @@ func run(args []string) error {
 		return dnsheap(args[1:], os.Stdout)
 	case "upstream":
 		return upstream(args[1:])
+	case "sink":
+		return sink(args[1:])
+	case "carry":
+		return carry(args[1:], os.Stdout)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -59,12 +63,15 @@ func run(args []string) error {
 	if name == "dns" {
 		return measure(ctx, dnsChapter, args[1:])
 	}
+	if name == "network" {
+		return measure(ctx, networkChapter, args[1:])
+	}
 	return measure(ctx, serviceChapter, args)
 }
 
 // programs are the paths of what is measured, and of this program, which is also the client and the server in the pods.
 type programs struct {
-	bench, fairlead, fairleadServer, kubeProxy, kubeControllerManager, coreDNS string
+	bench, fairlead, fairleadCNI, fairleadServer, kubeProxy, kubeControllerManager, coreDNS, floor string
 
 	built string // the folder with the rivals that are built here
 }
@@ -74,10 +81,12 @@ func programsOf(root string) programs {
 	bin, built := filepath.Join(root, "bin"), filepath.Join(root, "bench", "bin")
 	return programs{
 		fairlead:              filepath.Join(bin, "fairlead"),
+		fairleadCNI:           filepath.Join(bin, "fairlead-cni"),
 		fairleadServer:        filepath.Join(bin, "fairlead-server"),
 		kubeProxy:             filepath.Join(built, "kube-proxy"),
 		kubeControllerManager: filepath.Join(built, "kube-controller-manager"),
 		coreDNS:               filepath.Join(built, "coredns"),
+		floor:                 filepath.Join(built, "floor"),
 		built:                 built,
 	}
 }

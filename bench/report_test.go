@@ -99,7 +99,7 @@ func TestWriteDocs(t *testing.T) {
 // The pages in docs are what their templates and the numbers beside them make.
 func TestPagesAreOfTheirNumbers(t *testing.T) {
 	const dir = "../docs"
-	for _, c := range []*chapter{serviceChapter, dnsChapter} {
+	for _, c := range []*chapter{serviceChapter, dnsChapter, networkChapter} {
 		text, err := os.ReadFile(filepath.Join(dir, "benchmarks", c.numbers+".json"))
 		if err != nil {
 			t.Fatal(err)

@@ -251,10 +251,10 @@ func (w *world) join(node *host, number int) error {
 }
 
 // addNode makes a node that is ready.
-func (w *world) addNode(ctx context.Context, name, address, cidr string) error {
+func (w *world) addNode(ctx context.Context, name, address string, cidrs ...string) error {
 	node := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}},
-		Spec:       corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}},
+		Spec:       corev1.NodeSpec{PodCIDR: cidrs[0], PodCIDRs: cidrs},
 	}
 	made, err := w.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
 	if err != nil {

@@ -125,6 +125,7 @@ func TestChaos(t *testing.T) {
 	c := &chaos{node: newNode(t, "10.244.1.0/26", "fd00:244:0:1::/64"), machine: newMachine(t), all: map[string]bool{},
 		owners: map[netip.Addr]string{}, did: map[string]int{}}
 	c.clean = c.everything()
+	var events []int // what comes between, each as often as the others
 	for done := 0; done < operations; done += workers * each {
 		for len(c.now) < 10 {
 			c.next++
@@ -146,7 +147,12 @@ func TestChaos(t *testing.T) {
 		}
 		running.Wait()
 		c.look()
-		switch random.IntN(4) {
+		if len(events) == 0 {
+			events = random.Perm(4)
+		}
+		event := events[0]
+		events = events[1:]
+		switch event {
 		case 0:
 			c.collect()
 		case 1:
@@ -464,6 +470,7 @@ func (c *chaos) restart(random *rand.Rand) {
 // everything prints what there is in the node's kernel that a plugin could have made.
 func (c *chaos) everything() string {
 	c.t.Helper()
+	eth0 := c.Index("eth0")
 	var lines []string
 	line := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	links, err := c.Link.LinkList()
@@ -479,7 +486,7 @@ func (c *chaos) everything() string {
 			c.t.Fatal(err)
 		}
 		for _, r := range routes {
-			if r.Dst != nil && r.Dst.IP.IsLinkLocalUnicast() { // of eth0, made anew with each boot
+			if r.Protocol == unix.RTPROT_KERNEL && r.LinkIndex == eth0 { // which for IPv6 the kernel makes some time after the address
 				continue
 			}
 			line("route %v table %d protocol %d", r.Dst, r.Table, r.Protocol)

@@ -4,7 +4,10 @@
 package podnet
 
 import (
+	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -65,4 +68,33 @@ func FuzzParseConf(f *testing.F) {
 			t.Fatalf("error without a code: %v", err)
 		}
 	})
+}
+
+// TestDocs: the tests that docs/cni.md names are there.
+func TestDocs(t *testing.T) {
+	page, err := os.ReadFile("../docs/cni.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`(podnet|ipam)\\.(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(page), -1)
+	if len(names) < 15 {
+		t.Fatalf("found %d names", len(names))
+	}
+	for _, name := range names {
+		files, err := filepath.Glob("../" + name[1] + "/*_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = found || strings.Contains(string(text), "func "+name[2]+"(")
+		}
+		if !found {
+			t.Errorf("there is no %s", name[0])
+		}
+	}
 }

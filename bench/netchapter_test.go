@@ -1,0 +1,108 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// networkSample is a result of every experiment.
+func networkSample() *suite {
+	s := &suite{chapter: networkChapter, out: json.NewEncoder(io.Discard)}
+	rivals := []string{"bridge + host-local", "ptp + host-local", "floor"}
+	taken := map[string][]attached{"fairlead": {{add: []float64{3, 4}, del: []float64{9, 10}, all: 20}, {add: []float64{3, 5}, del: []float64{8, 9}, all: 21}}}
+	for i, rival := range rivals {
+		v := float64(10 - 3*i)
+		taken[rival] = []attached{{add: []float64{v, v}, del: []float64{10, 10}, all: 9 * v}, {add: []float64{v, v + 1}, del: []float64{10, 11}, all: 10 * v}}
+	}
+	s.reportAttach(taken, "IPv4, one at a time", rivals, true)
+	s.reportAttach(taken, "dual-stack, one at a time", rivals, false)
+	s.compare(figure{Section: "full", Figure: "ADD with 250 of 253 addresses held, p50", Unit: "ms"}, "fairlead, none held", []float64{3}, []float64{2.9}, share, atMost(1.1))
+	carried := func(v float64) []passed {
+		c := carried{PerSecond: v * 1e9, P50: 10 / v, P99: 20 / v}
+		return []passed{{c, c, c, c}, {c, c, c, c}}
+	}
+	s.reportTraffic([]string{barePairName, bridgePairName, "host-gw", "VXLAN", vxlanPairName}, map[string][]passed{
+		barePairName: carried(2), bridgePairName: carried(1.8), "host-gw": carried(1.9), "VXLAN": carried(1.2), vxlanPairName: carried(1.2)})
+	s.state(figure{Section: "traffic", Figure: "VXLAN is not measured", Missing: "this agent has no --tunnel"})
+	return s
+}
+
+// The page has a row of every figure, says what is missing and why, and shows the plots that are written.
+func TestWriteNetworkDocs(t *testing.T) {
+	dir := t.TempDir()
+	s := networkSample()
+	if err := s.writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "benchmarks-network.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	for _, f := range s.figures {
+		row := "| " + f.Figure + " | " + number(f.Value) + " | " + f.Rival + " |"
+		if f.Missing != "" {
+			row = "| " + f.Figure + ": " + f.Missing + " |"
+		}
+		if !strings.Contains(page, row) {
+			t.Errorf("no row %q", row)
+		}
+	}
+	for _, bad := range []string{"NaN", "Inf", "<no value>", "%!", "\n\n\n"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("the page has %q in it", bad)
+		}
+	}
+	if n := strings.Count(page, "\n## "); n != len(networkChapter.experiments)+1 {
+		t.Errorf("%d sections, want one for each experiment and the goals", n)
+	}
+	shown := regexp.MustCompile(`\]\((benchmarks/[a-z]+\.svg)\)`).FindAllStringSubmatch(page, -1)
+	if len(shown) != 2 {
+		t.Errorf("%d plots, want those of ADD and of a stream", len(shown))
+	}
+	for _, m := range shown {
+		svg, err := os.ReadFile(filepath.Join(dir, m[1]))
+		if err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(string(svg), "Fairlead") || !strings.Contains(string(svg), "bridge") {
+			t.Errorf("%s lacks a contender", m[1])
+		}
+	}
+}
+
+// Every goal is judged against the rival that it names.
+func TestNetworkGoals(t *testing.T) {
+	got := map[string]string{}
+	for _, f := range networkSample().figures {
+		if f.Met != nil {
+			got[f.Figure+" / "+f.Rival] = f.Goal
+		}
+	}
+	for what, want := range map[string]string{
+		"ADD, IPv4, one at a time, p50 / bridge + host-local":                        "≥ 4",
+		"ADD, IPv4, one at a time, p50 / ptp + host-local":                           "≥ 3",
+		"ADD, dual-stack, one at a time, p50 / floor":                                "≥ 0.5",
+		"ADD with 250 of 253 addresses held, p50 / fairlead, none held":              "≤ 1.1",
+		"one TCP stream, host-gw / " + barePairName:                                  "≥ 0.95",
+		"TCP connections per second, one after the other, host-gw / " + barePairName: "≥ 0.95",
+		"TCP exchanges per second on one connection, host-gw / " + barePairName:      "≥ 0.92",
+		"one TCP stream, VXLAN / " + vxlanPairName:                                   "≥ 0.95",
+	} {
+		if got[what] != want {
+			t.Errorf("%s has the goal %q, want %s", what, got[what], want)
+		}
+		delete(got, what)
+	}
+	if len(got) != 3 { // of p50 one at a time: the others
+		t.Errorf("further goals: %v", got)
+	}
+}
