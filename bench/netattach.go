@@ -127,8 +127,8 @@ func (s *suite) attachAll(ctx context.Context, family string, dual bool, n int) 
 		return err
 	}
 	progress("attaching one pod at a time, %s", family)
+	quiet(ctx)
 	one, err := takeTurns(ctx, pick(s, 8, 3), names, func(name string) (attached, error) {
-		quiet(ctx)
 		return byName[name].oneByOne(ctx, n, pods[0])
 	})
 	if err != nil {
@@ -136,8 +136,8 @@ func (s *suite) attachAll(ctx context.Context, family string, dual bool, n int) 
 	}
 	s.reportAttach(one, family+", one at a time", names[1:], n >= 100)
 	progress("attaching %d pods at once, %s", burst, family)
+	quiet(ctx)
 	many, err := takeTurns(ctx, pick(s, 8, 3), names, func(name string) (attached, error) {
-		quiet(ctx)
 		return byName[name].atOnce(ctx, pods)
 	})
 	if err != nil {
@@ -288,7 +288,6 @@ func fullRange(ctx context.Context, s *suite) error {
 		if err := fill(name == "full"); err != nil {
 			return attached{}, err
 		}
-		quiet(ctx)
 		return a.oneByOne(ctx, pick(s, 100, 5), pods[0])
 	})
 	if err != nil {

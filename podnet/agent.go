@@ -4,16 +4,14 @@
 package podnet
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/url"
-	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // How long the agent may take to answer.
@@ -25,9 +23,9 @@ const (
 // maxSaid bounds how much of an answer is read.
 const maxSaid = 4096
 
-// deliver waits until the node can deliver for the pod. Without a name, as when a
-// person calls the plugin, it asks for the node as a whole.
-func deliver(socket, podNamespace, podName string) error {
+// deliver asks whether the node can deliver for the pod; the agent answers when it can. Without a name, as when a person calls the plugin, it asks for the node
+// as a whole.
+func deliver(socket, podNamespace, podName string) (*question, error) {
 	query := url.Values{"timeout": {(deliverTimeout - time.Second).String()}} // so that it is the agent who says why
 	if podName != "" {
 		query.Set("pod", podNamespace+"/"+podName)
@@ -36,59 +34,119 @@ func deliver(socket, podNamespace, podName string) error {
 }
 
 // ready asks whether the agent has set up the node.
-func ready(socket string) error { return ask(socket, "/v1/ready", readyTimeout) }
-
-// ask sends one request to the agent and wants the status 200. An empty socket is
-// nobody to ask.
-func ask(socket, path string, timeout time.Duration) error {
-	if socket == "" {
-		return nil
+func ready(socket string) error {
+	q, err := ask(socket, "/v1/ready", readyTimeout)
+	if err != nil {
+		return err
 	}
-	said, err := get(socket, path, timeout)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the agent of this node is not running: there is no socket %s", socket)
-	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("the agent of this node did not answer within %s", timeout)
-	case err != nil:
-		return fmt.Errorf("the agent of this node does not answer: %w", err)
-	case said != "":
-		return fmt.Errorf("the agent of this node is not ready: %s", said)
-	}
-	return nil
+	return q.answer()
 }
 
-// get does one HTTP request by hand: the library's client would cost more than the request, and its package more than the whole of the rest when
-// the plugin starts. Version 1.0 has the answer end where the connection does. It returns the first line of an answer other than 200.
-func get(socket, path string, timeout time.Duration) (said string, err error) {
-	end := time.Now().Add(timeout)
-	conn, err := (&net.Dialer{Deadline: end}).Dial("unix", socket)
+// question is one that was put to the agent. While it is answered, the plugin can do something else.
+type question struct {
+	fd      int // -1: nobody was asked
+	timeout time.Duration
+	end     time.Time
+}
+
+// ask sends one request to the agent. An empty socket is nobody to ask.
+//
+// The connection and the HTTP are by hand: the library's client, with its pool and its goroutines, would cost more than the request, and its package more than
+// the whole of the rest when the plugin starts. Version 1.0 has the answer end where the connection does.
+func ask(socket, path string, timeout time.Duration) (*question, error) {
+	if socket == "" {
+		return &question{fd: -1}, nil
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return "", err
+		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(end); err != nil {
-		return "", err
+	q := &question{fd: fd, timeout: timeout, end: time.Now().Add(timeout)}
+	request := fmt.Appendf(nil, "GET %s HTTP/1.0\r\nHost: agent\r\n\r\n", path)
+	limit := unix.NsecToTimeval(timeout.Nanoseconds())
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: socket})
 	}
-	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\nHost: agent\r\n\r\n", path); err != nil {
-		return "", err
+	if err == nil {
+		_, err = unix.SendmsgN(fd, request, nil, nil, unix.MSG_NOSIGNAL)
 	}
-	answer, err := io.ReadAll(io.LimitReader(conn, maxSaid))
 	if err != nil {
-		return "", err
+		q.close()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("the agent of this node is not running: there is no socket %s", socket)
+		}
+		return nil, q.failed(err)
 	}
-	head, body, _ := strings.Cut(string(answer), "\r\n\r\n")
+	return q, nil
+}
+
+// answer waits for the answer, and wants the status 200.
+func (q *question) answer() error {
+	if q.fd < 0 {
+		return nil
+	}
+	defer q.close()
+	text, err := q.read()
+	if err != nil {
+		return q.failed(err)
+	}
+	head, body, _ := strings.Cut(text, "\r\n\r\n")
 	first, _, _ := strings.Cut(head, "\r\n")
 	version, status, _ := strings.Cut(first, " ")
 	switch {
 	case !strings.HasPrefix(version, "HTTP/"):
-		return "", fmt.Errorf("it said %.40q, which is not HTTP", first)
+		return q.failed(fmt.Errorf("it said %.40q, which is not HTTP", first))
 	case status == "200" || strings.HasPrefix(status, "200 "):
-		return "", nil
+		return nil
 	}
-	said, _, _ = strings.Cut(strings.TrimSpace(body), "\n")
+	said, _, _ := strings.Cut(strings.TrimSpace(body), "\n")
 	if said == "" {
 		said = status
 	}
-	return said, nil
+	return fmt.Errorf("the agent of this node is not ready: %s", said)
+}
+
+// read returns what the agent says until it closes, or the first of it.
+func (q *question) read() (string, error) {
+	var all []byte
+	buf := make([]byte, maxSaid)
+	for len(all) < maxSaid {
+		left := time.Until(q.end)
+		if left <= 0 {
+			return "", unix.EAGAIN
+		}
+		limit := unix.NsecToTimeval(left.Nanoseconds())
+		limit.Usec = max(limit.Usec, 1) // zero would be for ever
+		if err := unix.SetsockoptTimeval(q.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+			return "", err
+		}
+		n, err := unix.Read(q.fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if n == 0 {
+			break
+		}
+		all = append(all, buf[:n]...)
+	}
+	return string(all), nil
+}
+
+func (q *question) failed(err error) error {
+	if errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("the agent of this node did not answer within %s", q.timeout)
+	}
+	return fmt.Errorf("the agent of this node does not answer: %w", err)
+}
+
+// close gives the question up.
+func (q *question) close() {
+	if q.fd >= 0 {
+		unix.Close(q.fd)
+	}
+	q.fd = -1
 }

@@ -22,9 +22,10 @@
 // repeated: ADD of what is complete changes nothing and gives the same result,
 // DEL of what is not there is a success.
 //
-// ADD ends by asking the node's agent whether the node can deliver for the pod
-// (its routes, DNS, the services known by then). Without an agent it undoes
-// everything and says "try again later" (code 11).
+// ADD asks the node's agent whether the node can deliver for the pod (its routes,
+// DNS, the services known by then), does its work while the agent thinks, and
+// ends with the answer. If that is no, it undoes everything and says "try again
+// later" (code 11); without an agent it does not begin.
 //
 // The node's forwarding sysctls are the agent's business, not the plugin's.
 package podnet

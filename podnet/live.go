@@ -38,10 +38,19 @@ func liveLeases(ranges []netip.Prefix) ([]ipam.Lease, error) {
 		return nil, err
 	}
 	for _, u := range used {
-		if inRanges(u.Addr, ranges) && !taken[u.Addr] {
-			taken[u.Addr] = true
-			leases = append(leases, ipam.Lease{ID: u.Addr.String(), Addrs: []netip.Addr{u.Addr}, IfName: u.Link})
+		if !inRanges(u.Addr, ranges) || taken[u.Addr] {
+			continue
 		}
+		taken[u.Addr] = true
+		if i := slices.IndexFunc(leases, func(l ipam.Lease) bool { return l.ID == u.Link }); i >= 0 {
+			leases[i].Addrs = append(leases[i].Addrs, u.Addr) // of a pod of ours that has lost a route
+			continue
+		}
+		id := u.Addr.String()
+		if isHostName(u.Link) {
+			id = u.Link
+		}
+		leases = append(leases, ipam.Lease{ID: id, Addrs: []netip.Addr{u.Addr}})
 	}
 	return leases, nil
 }
@@ -52,8 +61,12 @@ func wired(ranges []netip.Prefix) (leases []ipam.Lease, err error) {
 	if err != nil {
 		return nil, err
 	}
+	families := []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
+	if len(ranges) > 0 && ranges[0].Addr().Is6() { // a lease has its addresses in the order of the ranges
+		slices.Reverse(families)
+	}
 	addrs := map[string][]netip.Addr{}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+	for _, family := range families {
 		routes, err := linux.Dump(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: linux.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 		})

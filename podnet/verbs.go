@@ -67,11 +67,16 @@ func add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer done()
+	asked, err := deliver(conf.Agent, want.PodNamespace, want.PodName)
+	if err != nil {
+		return cniErrorf(types.ErrTryAgainLater, "%v", err)
+	}
+	defer asked.close()
 	lease, made, err := attach(conf, store, ns, want)
 	if err != nil {
 		return err
 	}
-	if err := deliver(conf.Agent, lease.PodNamespace, lease.PodName); err != nil {
+	if err := asked.answer(); err != nil {
 		if made { // and not if it worked before this call
 			err = errors.Join(err, undo(store, lease.ID))
 		}

@@ -419,7 +419,10 @@ func TestAgentSilent(t *testing.T) {
 				conn.Read(make([]byte, 1<<10)) // until the other side gives up
 			}
 		}()
-		err = ask(socket, "/v1/ready", 200*time.Millisecond)
+		asked, err := ask(socket, "/v1/ready", 200*time.Millisecond)
+		if err == nil {
+			err = asked.answer()
+		}
 		want := map[string]string{"": "did not answer within 200ms", "220 welcome\r\n": "does not answer", "HTTP/1.1 503 \r\n\r\n": "not ready: 503"}[words]
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", words, err, want)
