@@ -16,6 +16,9 @@
 // and dual-stack are one path. It is known by an ID that the caller derives from
 // the attachment; asking again with the same ID gives the same lease.
 //
+// Who works on an attachment, its interface and its lease, has it to himself by
+// [Store.Exclusive]; the file itself is locked only while it is read and written.
+//
 // The file is a log: a line per change, each with its checksum, now and then
 // rewritten as a whole (new file, fsync, rename). Single lines are not synced to
 // disk: they have to survive the death of every process, but not that of the

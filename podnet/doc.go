@@ -16,6 +16,10 @@
 // go, the node routes everything a pod sends, and the receiver sees the sender's
 // own address.
 //
+// An address that somebody else on the node has, such as a pod of the plugin that
+// was here before, is not given out: live.go finds them in the kernel. [Heal] does
+// so when the agent starts, and frees what has leaked.
+//
 // Invariant: the lease comes before the interface and goes after it. Whenever the
 // plugin dies, what is left is named by the lease file or by the interface's own
 // name, and the next ADD, DEL or GC for it clears it away. All verbs can be

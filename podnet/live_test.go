@@ -316,3 +316,62 @@ func TestHugeConf(t *testing.T) {
 	}
 	n.wantEmpty()
 }
+
+// TestTwoAgents has two agents on one node by mistake, each with leases of its own for the same range, and pods attached by one and the other in turn: no
+// address is given twice, and each takes back its own.
+func TestTwoAgents(t *testing.T) {
+	n := newNode(t, "10.244.1.0/28", "fd00:244:0:1::/64")
+	other := maps.Clone(n.conf)
+	other["dataDir"] = n.dir + "-other"
+	seen := map[netip.Addr]string{}
+	var pods []*pod
+	for i := range 12 {
+		p := n.pod(fmt.Sprint("p", i))
+		conf := n.conf
+		if i%2 == 1 {
+			conf = other
+		}
+		out, err := n.run("ADD", p, conf)
+		if err != nil {
+			t.Fatalf("ADD %s: %v", p.id, err)
+		}
+		got, err := types100.NewResult(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		result, err := types100.NewResultFromResult(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, addr := range addrs(result) {
+			if seen[addr] != "" {
+				t.Errorf("%s given to %s and %s", addr, seen[addr], p.id)
+			}
+			seen[addr] = p.id
+		}
+		pods = append(pods, p)
+	}
+	for i, p := range pods {
+		conf := n.conf
+		if i%2 == 1 {
+			conf = other
+		}
+		if _, err := n.run("DEL", p, conf); err != nil {
+			t.Errorf("DEL %s: %v", p.id, err)
+		}
+	}
+	if got := n.kernel(); got != "" {
+		t.Errorf("left on the node: %s", got)
+	}
+	// What one has taken over of the other's is a leak now, which an agent's start heals when it is old.
+	for _, dir := range []string{n.dir, n.dir + "-other"} {
+		age(t, dir)
+		n.Do(func() error {
+			_, err := Heal(dir, []netip.Prefix{netip.MustParsePrefix("10.244.1.0/28"), netip.MustParsePrefix("fd00:244:0:1::/64")})
+			return err
+		})
+		if leases, err := ListAttachments(dir); err != nil || len(leases) != 0 {
+			t.Errorf("left in %s: %+v, %v", dir, leases, err)
+		}
+	}
+}

@@ -96,11 +96,7 @@ func (w *wiring) make() (made bool, err error) {
 		return false, err
 	}
 	defer node.Close()
-	ways := make([]linux.Found, len(w.addrs))
-	for i, addr := range w.addrs {
-		node.RouteGet(addr, &ways[i])
-	}
-	veth, err := w.create(node)
+	veth, ways, err := w.create(node)
 	if errors.Is(err, unix.EEXIST) && veth.Index != 0 { // the node's end is there: an ADD before this one
 		if w.check() == nil {
 			return false, nil
@@ -109,8 +105,7 @@ func (w *wiring) make() (made bool, err error) {
 		if err := node.Send(); err != nil {
 			return false, err
 		}
-		ways = nil // were those to the interface that was there
-		veth, err = w.create(node)
+		veth, ways, err = w.create(node)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		return false, fmt.Errorf("interface %s is in the pod's network namespace already: %w", w.name, err)
@@ -147,12 +142,17 @@ func (w *wiring) vacant(ways []linux.Found) error {
 }
 
 // create makes the pair, and reads what the kernel made of it: the index of the
-// node's end and, as its parent, that of the pod's.
-func (w *wiring) create(node *linux.Batch) (netlink.LinkAttrs, error) {
-	var veth netlink.LinkAttrs
+// node's end and, as its parent, that of the pod's. ways are the node's ways to the
+// addresses as they were before.
+func (w *wiring) create(node *linux.Batch) (veth netlink.LinkAttrs, ways []linux.Found, err error) {
+	ways = make([]linux.Found, len(w.addrs))
+	for i, addr := range w.addrs {
+		node.RouteGet(addr, &ways[i])
+	}
 	node.VethAdd(linux.VethPair{Name: w.host, MAC: w.hostMAC, PeerName: w.name, PeerMAC: w.podMAC, PeerNS: w.ns, MTU: w.mtu})
 	node.LinkGet(w.host, &veth)
-	return veth, node.Send()
+	err = node.Send()
+	return veth, ways, err
 }
 
 // connect gives both ends what they need. The pod's end is set up last.
