@@ -4,7 +4,6 @@
 package ipam
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -244,17 +243,18 @@ func decodeRecord(line string) (record, error) {
 	if got := crc32.Checksum([]byte(text), &castagnoli); got != uint32(want) {
 		return record{}, fmt.Errorf("checksum is %08x, want %08x", got, want)
 	}
-	f := fields{left: strings.Split(text, "\t")}
+	f := fields{left: text, more: true}
 	r := f.record()
-	if f.err == nil && len(f.left) > 0 {
-		f.err = fmt.Errorf("%d fields too many", len(f.left))
+	if f.err == nil && f.more {
+		f.err = fmt.Errorf("%d fields too many", strings.Count(f.left, "\t")+1)
 	}
 	return r, f.err
 }
 
 // fields takes a line apart and remembers the first thing that is wrong.
 type fields struct {
-	left []string
+	left string
+	more bool // there is a field left, be it an empty one
 	err  error
 }
 
@@ -287,12 +287,12 @@ func (f *fields) fail(err error) {
 }
 
 func (f *fields) text() string {
-	if len(f.left) == 0 {
+	if !f.more {
 		f.fail(errors.New("fields are missing"))
 		return ""
 	}
-	text := f.left[0]
-	f.left = f.left[1:]
+	text, left, more := strings.Cut(f.left, "\t")
+	f.left, f.more = left, more
 	if strings.IndexByte(text, '\\') >= 0 {
 		text = unescaper.Replace(text)
 	}
@@ -327,14 +327,17 @@ func (f *fields) addrs() (addrs []netip.Addr) {
 func decode(data []byte) (s *state, good int, err error) {
 	var corrupt CorruptError
 	s = newState("")
+	text := string(data) // once, and not for each of its parts
+	s.held = make(map[string]Lease, strings.Count(text, "\n"))
+	s.owner = make(map[netip.Addr]string, 2*strings.Count(text, "\n"))
 	number := 0
-	for good < len(data) {
-		end := bytes.IndexByte(data[good:], '\n')
+	for good < len(text) {
+		end := strings.IndexByte(text[good:], '\n')
 		if end < 0 {
 			break
 		}
 		number++
-		r, err := decodeRecord(string(data[good : good+end]))
+		r, err := decodeRecord(text[good : good+end])
 		if err == nil && (r.Head != nil) != (number == 1) {
 			err = errors.New("the head is not the first line")
 		}
