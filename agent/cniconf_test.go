@@ -4,14 +4,97 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
+	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
 
 	"github.com/fairlead/fairlead/config"
+	"github.com/fairlead/fairlead/ipam"
+	"github.com/fairlead/fairlead/testnet"
 )
+
+var podCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:0:1::/64")}
+
+// TestWriteCNIConf writes what a container runtime can load, in one step, and the same text once.
+func TestWriteCNIConf(t *testing.T) {
+	dir := t.TempDir()
+	cfg := &config.Agent{State: filepath.Join(dir, "state"), CNIConfDir: filepath.Join(dir, "net.d")}
+	path := filepath.Join(cfg.CNIConfDir, cniConfName)
+	stat := func() os.FileInfo {
+		t.Helper()
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	if err := writeCNIConf(cfg, podCIDRs); err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromFile(path)
+	if err != nil || list.CNIVersion != "1.1.0" || list.Name != "fairlead" || len(list.Plugins) != 1 || list.Plugins[0].Network.Type != "fairlead" {
+		t.Errorf("loaded %+v, %v", list, err)
+	}
+	for _, want := range []string{`"10.244.1.0/24"`, `"fd00:244:0:1::/64"`, cfg.Leases(), cfg.Socket()} {
+		if !strings.Contains(string(list.Bytes), want) {
+			t.Errorf("no %s in %s", want, list.Bytes)
+		}
+	}
+	first := stat()
+	if err := writeCNIConf(cfg, podCIDRs); err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(first, stat()) {
+		t.Error("wrote what was there already")
+	}
+	if err := writeCNIConf(cfg, podCIDRs[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if os.SameFile(first, stat()) {
+		t.Error("a new range was written into the file that a runtime may be reading")
+	}
+	if entries, err := os.ReadDir(cfg.CNIConfDir); err != nil || len(entries) != 1 {
+		t.Errorf("files %v, %v", entries, err)
+	}
+	cfg.CNIConfDir = "/dev/null/net.d"
+	if err := writeCNIConf(cfg, podCIDRs); err == nil || !strings.Contains(err.Error(), "make directory for CNI configuration") {
+		t.Errorf("where there can be no directory: %v", err)
+	}
+}
+
+// TestHealLeases adopts what is on a node before its agent, and says when it cannot; the agent goes on either way.
+func TestHealLeases(t *testing.T) {
+	w := testnet.New(t)
+	node, pod := w.Host("node"), w.Host("pod")
+	w.Cable(node, "veth0", pod, "eth0")
+	node.Addr("veth0", "10.244.1.1/24")
+	pod.Addr("eth0", "10.244.1.7/24", "fd00:244:0:1::7/64")
+	var said bytes.Buffer
+	n := &Node{cfg: &config.Agent{State: t.TempDir()}, log: slog.New(slog.NewTextHandler(&said, nil))}
+	for range 2 {
+		node.Do(func() error { n.healLeases(podCIDRs); return nil })
+	}
+	leases, err := ipam.Read(n.cfg.Leases())
+	var got []string
+	for _, l := range leases {
+		got = append(got, l.Addrs[0].String())
+	}
+	if err != nil || strings.Join(got, " ") != "10.244.1.1 10.244.1.7 fd00:244:0:1::7" || said.Len() > 0 {
+		t.Errorf("leases %v, %v; it said %s", got, err, &said)
+	}
+	n.cfg.State = "/dev/null"
+	node.Do(func() error { n.healLeases(podCIDRs); return nil })
+	if !strings.Contains(said.String(), "cannot look for leaked pod addresses") || !strings.Contains(said.String(), "not a directory") {
+		t.Errorf("where there can be no file it said %q", &said)
+	}
+}
 
 // TestCNIConfVersion: a runtime that knows CNI 1.1 speaks it, and one that does not is given 1.0.0.
 func TestCNIConfVersion(t *testing.T) {
