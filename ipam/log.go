@@ -4,6 +4,7 @@
 package ipam
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ type freed struct {
 // state is what the lines of a file add up to.
 type state struct {
 	boot  string
-	held  map[string]Lease        // by ID
+	held  map[string]*Lease       // by ID
 	owner map[netip.Addr]string   // the ID that holds an address
 	freed map[netip.Addr]freeMark // addresses that were held once and are not now
 	marks int                     // how often something was freed: the order of freed
@@ -65,7 +66,7 @@ type freeMark struct {
 }
 
 func newState(boot string) *state {
-	return &state{boot: boot, held: map[string]Lease{}, owner: map[netip.Addr]string{}, freed: map[netip.Addr]freeMark{}}
+	return &state{boot: boot, held: map[string]*Lease{}, owner: map[netip.Addr]string{}, freed: map[netip.Addr]freeMark{}}
 }
 
 // apply takes in one record. It cannot fail: a lease that contradicts an earlier
@@ -82,7 +83,7 @@ func (s *state) apply(r record) {
 				s.release(id, r.Hold.AllocatedAt)
 			}
 		}
-		s.held[r.Hold.ID] = *r.Hold
+		s.held[r.Hold.ID] = r.Hold
 		for _, addr := range r.Hold.Addrs {
 			s.owner[addr] = r.Hold.ID
 			delete(s.freed, addr)
@@ -137,7 +138,12 @@ func (s *state) freedInOrder() []netip.Addr {
 
 // leases returns what is held, in the order of addresses.
 func (s *state) leases() []Lease {
-	return slices.SortedFunc(maps.Values(s.held), func(a, b Lease) int { return slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare) })
+	all := make([]Lease, 0, len(s.held))
+	for _, lease := range s.held {
+		all = append(all, *lease)
+	}
+	slices.SortFunc(all, func(a, b Lease) int { return slices.CompareFunc(a.Addrs, b.Addrs, netip.Addr.Compare) })
+	return all
 }
 
 // pick chooses an address of every range.
@@ -174,18 +180,6 @@ func (s *state) encode() []byte {
 	return out
 }
 
-// castagnoli is made here and not by its package, which prepares for gigabytes: that takes longer than all sums of a lease file.
-var castagnoli = func() (table crc32.Table) {
-	for i := range table {
-		sum := uint32(i)
-		for range 8 {
-			sum = sum>>1 ^ crc32.Castagnoli*(sum&1)
-		}
-		table[i] = sum
-	}
-	return table
-}()
-
 // encodeRecord returns one line: eight hexadecimal digits of checksum, a space,
 // the kind and its fields with tabs between them, a newline. Backslash, tab and
 // newline in a text are written as \\, \t and \n.
@@ -214,9 +208,9 @@ var (
 	unescaper = strings.NewReplacer(`\\`, `\`, `\t`, "\t", `\n`, "\n")
 )
 
-// sumLine puts the checksum before a text; a final newline does not count.
+// sumLine puts the checksum (CRC-32 of IEEE: package crc32 is slow to prepare for others) before a text; a final newline does not count.
 func sumLine(text string) []byte {
-	sum := crc32.Checksum([]byte(strings.TrimSuffix(text, "\n")), &castagnoli)
+	sum := crc32.ChecksumIEEE([]byte(strings.TrimSuffix(text, "\n")))
 	return fmt.Appendf(nil, "%08x %s", sum, text)
 }
 
@@ -234,16 +228,16 @@ func joinAddrs(addrs []netip.Addr) string {
 }
 
 // decodeRecord is the inverse of encodeRecord, for a line without its newline.
-func decodeRecord(line string) (record, error) {
-	sum, text, ok := strings.Cut(line, " ")
-	want, err := strconv.ParseUint(sum, 16, 32)
+func decodeRecord(line []byte) (record, error) {
+	sum, rest, ok := bytes.Cut(line, []byte(" "))
+	want, err := strconv.ParseUint(string(sum), 16, 32)
 	if !ok || len(sum) != 8 || err != nil {
 		return record{}, errors.New("no checksum")
 	}
-	if got := crc32.Checksum([]byte(text), &castagnoli); got != uint32(want) {
+	if got := crc32.ChecksumIEEE(rest); got != uint32(want) {
 		return record{}, fmt.Errorf("checksum is %08x, want %08x", got, want)
 	}
-	f := fields{left: text, more: true}
+	f := fields{left: string(rest), more: true}
 	r := f.record()
 	if f.err == nil && f.more {
 		f.err = fmt.Errorf("%d fields too many", strings.Count(f.left, "\t")+1)
@@ -327,17 +321,17 @@ func (f *fields) addrs() (addrs []netip.Addr) {
 func decode(data []byte) (s *state, good int, err error) {
 	var corrupt CorruptError
 	s = newState("")
-	text := string(data) // once, and not for each of its parts
-	s.held = make(map[string]Lease, strings.Count(text, "\n"))
-	s.owner = make(map[netip.Addr]string, 2*strings.Count(text, "\n"))
+	lines := bytes.Count(data, []byte("\n"))
+	s.held = make(map[string]*Lease, lines)
+	s.owner = make(map[netip.Addr]string, lines)
 	number := 0
-	for good < len(text) {
-		end := strings.IndexByte(text[good:], '\n')
+	for good < len(data) {
+		end := bytes.IndexByte(data[good:], '\n')
 		if end < 0 {
 			break
 		}
 		number++
-		r, err := decodeRecord(text[good : good+end])
+		r, err := decodeRecord(data[good : good+end])
 		if err == nil && (r.Head != nil) != (number == 1) {
 			err = errors.New("the head is not the first line")
 		}

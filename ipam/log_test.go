@@ -154,7 +154,7 @@ func TestDecodeRecord(t *testing.T) {
 		{"no time", sum("free\tx\tnoon"), "noon"},
 		{"freed nothing", sum("freed\t\t2026-01-02T12:00:00Z"), "unable to parse IP"},
 	} {
-		if _, err := decodeRecord(c.line); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := decodeRecord([]byte(c.line)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
@@ -178,7 +178,7 @@ func TestRecordText(t *testing.T) {
 		if bytes.Count(line, []byte("\n")) != 1 {
 			t.Errorf("%q: lines %q", text, line)
 		}
-		got, err := decodeRecord(string(bytes.TrimSuffix(line, []byte("\n"))))
+		got, err := decodeRecord(bytes.TrimSuffix(line, []byte("\n")))
 		if err != nil || !reflect.DeepEqual(got.Hold, want) {
 			t.Errorf("%q: %+v, %v", text, got.Hold, err)
 		}

@@ -99,7 +99,7 @@ func (s *Store) Allocate(want Lease) (Lease, error) {
 				return nil, fmt.Errorf("lease %s belongs to container %s", want.ID, have.ContainerID)
 			}
 			want.Addrs, want.AllocatedAt = have.Addrs, have.AllocatedAt
-			if got = have; have.same(&want) {
+			if got = *have; have.same(&want) {
 				return nil, nil
 			}
 		} else {
@@ -131,10 +131,11 @@ func (s *Store) Allocate(want Lease) (Lease, error) {
 func (s *Store) Release(id string) (Lease, error) {
 	var was Lease
 	err := s.update(func(st *state) ([]record, error) {
-		var ok bool
-		if was, ok = st.held[id]; !ok {
+		lease, ok := st.held[id]
+		if !ok {
 			return nil, nil
 		}
+		was = *lease
 		return []record{{Free: &free{id, s.now()}}}, nil
 	})
 	if err != nil {
@@ -163,7 +164,9 @@ func (s *Store) Adopt() error {
 func (s *Store) Lookup(id string) (Lease, error) {
 	var lease Lease
 	err := s.update(func(st *state) ([]record, error) {
-		lease = st.held[id]
+		if held := st.held[id]; held != nil {
+			lease = *held
+		}
 		return nil, nil
 	})
 	if err != nil {
