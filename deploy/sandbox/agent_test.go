@@ -189,7 +189,7 @@ func receiveBuffer(t *testing.T, c *cluster, port int) (size int) {
 	t.Helper()
 	var out []byte
 	c.node.Do(func() (err error) {
-		out, err = exec.Command("ss", "-Huanm").Output()
+		out, err = exec.Command("ss", "-Huanm", fmt.Sprint("sport = :", port)).Output()
 		return err
 	})
 	size = -1
