@@ -44,7 +44,7 @@ test-bench: ## the tests of bench/, a module of its own
 IMAGE ?= localhost/fairlead:$(shell awk '$$1 == "appVersion:" { print $$2 }' deploy/chart/Chart.yaml)
 PLATFORMS = amd64 arm64
 image: ## bin/fairlead-image.tar, an OCI archive for linux/amd64 and linux/arm64; IMAGE=NAME:TAG names it otherwise
-	for arch in $(PLATFORMS); do GOARCH=$$arch $(GO) build -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/fairlead ./cmd/fairlead || exit; done
+	for arch in $(PLATFORMS); do GOARCH=$$arch $(GO) build -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ ./cmd/fairlead ./cmd/fairlead-cni || exit; done
 	cd deploy && $(GO) run ./image -o ../bin/fairlead-image.tar -name '$(IMAGE)' -version '$(VERSION)' \
 		-revision '$(shell git rev-parse HEAD 2>/dev/null)' -created '$(shell git log -1 --format=%ct 2>/dev/null || echo 0)' \
 		-license ../LICENSE $(foreach arch,$(PLATFORMS),linux/$(arch)=../bin/linux-$(arch)/fairlead)

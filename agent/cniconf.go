@@ -47,7 +47,7 @@ func writeCNIConf(cfg *config.Agent, podCIDRs []netip.Prefix) error {
 		return err
 	}
 	if cfg.CNIBinDir != "" {
-		if err := installPlugin("/proc/self/exe", cfg.CNIBinDir); err != nil {
+		if err := installPlugin(ownPlugin(), cfg.CNIBinDir); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,16 @@ import (
 // pluginName is what the CNI configuration calls the plugin, and so its file.
 const pluginName = "fairlead"
 
+// ownPlugin is the program that belongs into that directory: fairlead-cni, which starts sooner, if it is beside this one, or else this one.
+func ownPlugin() string {
+	if own, err := os.Executable(); err == nil {
+		if _, err := os.Stat(own + "-cni"); err == nil {
+			return own + "-cni"
+		}
+	}
+	return "/proc/self/exe"
+}
+
 // installPlugin puts a program into the directory where the container runtime looks for CNI plugins, in one step: a runtime that starts a pod at that moment
 // runs the old program or the new one, whole. The same program is not written again.
 func installPlugin(program, dir string) error {

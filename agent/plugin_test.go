@@ -165,3 +165,19 @@ func fileSize(t *testing.T, path string) int64 {
 	}
 	return info.Size()
 }
+
+// TestOwnPlugin: the small program is the plugin where it is beside the agent's.
+func TestOwnPlugin(t *testing.T) {
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ownPlugin(); got != "/proc/self/exe" {
+		t.Errorf("alone: %s", got)
+	}
+	write(t, own+"-cni", nil, 0o755)
+	defer os.Remove(own + "-cni")
+	if got := ownPlugin(); got != own+"-cni" {
+		t.Errorf("beside the other: %s", got)
+	}
+}

@@ -37,7 +37,7 @@ type Image struct {
 	Programs          []Program
 }
 
-// Program is the program of one platform.
+// Program is the program of one platform. The CNI plugin is beside it, under its name with -cni.
 type Program struct{ OS, Arch, Path string }
 
 // machines are the ELF machines of the platforms there are images for.
@@ -123,8 +123,10 @@ func (i *Image) labels() map[string]string {
 
 // image is that of one platform: one layer with everything.
 func (i *Image) image(p Program) (v1.Image, error) {
-	if err := check(p); err != nil {
-		return nil, err
+	for _, path := range []string{p.Path, p.Path + "-cni"} {
+		if err := check(p, path); err != nil {
+			return nil, err
+		}
 	}
 	files, err := i.files(p)
 	if err != nil {
@@ -162,21 +164,21 @@ func (i *Image) image(p Program) (v1.Image, error) {
 }
 
 // check refuses a program that would not run: for another machine, or in need of libraries that the image has not.
-func check(p Program) error {
+func check(p Program, path string) error {
 	machine, ok := machines[p.OS+"/"+p.Arch]
 	if !ok {
 		return errors.New("no image is made for this platform; linux/amd64 and linux/arm64 are")
 	}
-	f, err := elf.Open(p.Path)
+	f, err := elf.Open(path)
 	if err != nil {
-		return fmt.Errorf("%s is no program: %w", p.Path, err)
+		return fmt.Errorf("%s is no program: %w", path, err)
 	}
 	defer f.Close()
 	if f.Machine != machine {
-		return fmt.Errorf("%s is a program for %v; build it with GOARCH=%s", p.Path, f.Machine, p.Arch)
+		return fmt.Errorf("%s is a program for %v; build it with GOARCH=%s", path, f.Machine, p.Arch)
 	}
 	if slices.ContainsFunc(f.Progs, func(s *elf.Prog) bool { return s.Type == elf.PT_INTERP }) {
-		return fmt.Errorf("%s is linked dynamically, and the image has no libraries; build it with CGO_ENABLED=0", p.Path)
+		return fmt.Errorf("%s is linked dynamically, and the image has no libraries; build it with CGO_ENABLED=0", path)
 	}
 	return nil
 }
@@ -187,6 +189,10 @@ func (i *Image) files(p Program) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read program: %w", err)
 	}
+	plugin, err := os.ReadFile(p.Path + "-cni")
+	if err != nil {
+		return nil, fmt.Errorf("read CNI plugin: %w", err)
+	}
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, f := range []struct {
@@ -196,6 +202,7 @@ func (i *Image) files(p Program) ([]byte, error) {
 	}{
 		{"bin/", 0o755, nil},
 		{"bin/fairlead", 0o755, program},
+		{"bin/fairlead-cni", 0o755, plugin},
 		{"etc/", 0o755, nil},
 		{"etc/ssl/", 0o755, nil},
 		{"etc/ssl/certs/", 0o755, nil},

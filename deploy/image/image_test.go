@@ -53,15 +53,18 @@ func TestReproducible(t *testing.T) {
 	again := sample()
 	for n, p := range again.Programs {
 		again.Programs[n].Path = filepath.Join(t.TempDir(), p.Arch)
-		text, err := os.ReadFile(p.Path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(again.Programs[n].Path, text, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chtimes(again.Programs[n].Path, time.Unix(1, 0), time.Unix(2, 0)); err != nil {
-			t.Fatal(err)
+		for _, which := range []string{"", "-cni"} {
+			text, err := os.ReadFile(p.Path + which)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := again.Programs[n].Path + which
+			if err := os.WriteFile(to, text, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(to, time.Unix(1, 0), time.Unix(2, 0)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	second := filepath.Join(t.TempDir(), "b.tar")
@@ -112,8 +115,10 @@ func program(t *testing.T, machine elf.Machine) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "program")
-	if err := os.WriteFile(path, text.Bytes(), 0o755); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{path, path + "-cni"} {
+		if err := os.WriteFile(name, text.Bytes(), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return path
 }
@@ -267,19 +272,21 @@ func look(t *testing.T, platform *v1.Platform, img v1.Image) {
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}
-		if h.Mode&0o111 != 0 && h.Name != "bin/fairlead" {
+		if h.Mode&0o111 != 0 && h.Name != "bin/fairlead" && h.Name != "bin/fairlead-cni" {
 			t.Errorf("%v: %s can be executed", platform, h.Name)
 		}
 		if files[h.Name], err = io.ReadAll(in); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(files) != 3 || len(files["LICENSE"]) < 10_000 {
+	if len(files) != 4 || len(files["LICENSE"]) < 10_000 {
 		t.Errorf("%v: %d files", platform, len(files))
 	}
-	program, err := os.ReadFile(built + platform.Architecture + "/fairlead")
-	if err != nil || !bytes.Equal(files["bin/fairlead"], program) {
-		t.Errorf("%v: the program is not the one that was built: %v", platform, err)
+	for _, name := range []string{"fairlead", "fairlead-cni"} {
+		program, err := os.ReadFile(built + platform.Architecture + "/" + name)
+		if err != nil || !bytes.Equal(files["bin/"+name], program) {
+			t.Errorf("%v: %s is not what was built: %v", platform, name, err)
+		}
 	}
 	roots := 0
 	for rest := files["etc/ssl/certs/ca-certificates.crt"]; ; {

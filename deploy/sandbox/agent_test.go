@@ -106,7 +106,7 @@ func testAgent(t *testing.T, edit func(*specs.Spec)) {
 	plugin := filepath.Join(c.hostPath("/opt/cni/bin"), "fairlead")
 	got, err := os.ReadFile(plugin)
 	c.ok(err)
-	want, err := os.ReadFile(filepath.Join(img.root, "bin/fairlead"))
+	want, err := os.ReadFile(filepath.Join(img.root, "bin/fairlead-cni"))
 	c.ok(err)
 	if !bytes.Equal(got, want) {
 		t.Error("the CNI plugin is not the program of the image")
