@@ -72,15 +72,15 @@ func renderings() map[string]map[string]any {
 		},
 		"CoreDNS's Corefile": {"dns": map[string]any{"corefileConfigMap": "coredns", "service": false}},
 		"everything": {
-			"apiServer": "api.example:6443", "clusterDomain": "example.org",
-			"proxy": map[string]any{"nodePortAddresses": []any{"192.0.2.0/24", "2001:db8::/64"}, "passOnTerminating": false},
+			"apiServer": "api.example:6443,[2001:db8::1]:6443", "clusterDomain": "example.org",
+			"proxy": map[string]any{"nodePortAddresses": []any{"192.0.2.0/24", "2001:db8::/64"}, "passOnTerminating": false, "metricsBindAddress": "0.0.0.0:10249"},
 			"dns": map[string]any{
 				"upstreams": []any{"192.0.2.53", "192.0.2.54"}, "pods": "verified", "clients": []any{"198.51.100.0/24"}, "nodeSearch": []any{"corp.example"},
 				"searchCompletion": "on", "suppressAAAA": "on", "clientRate": "100:200", "log": "sample:100",
 			},
-			"network":  map[string]any{"tunnel": "never", "cniBinDir": "/usr/libexec/cni", "cniConfDir": "/var/lib/cni/conf"},
+			"network":  map[string]any{"tunnel": "never", "tunnelPort": 8472, "nonMasqueradeCIDRs": []any{"198.51.100.0/24"}, "cniBinDir": "/usr/libexec/cni", "cniConfDir": "/var/lib/cni/conf"},
 			"image":    map[string]any{"repository": "registry.example/fairlead", "digest": "sha256:" + strings.Repeat("0", 64), "pullPolicy": "Always", "pullSecrets": []any{"key"}},
-			"stateDir": "/var/lib/other", "logLevel": "debug", "extraArgs": []any{"--dns-pods=verified"},
+			"stateDir": "/var/lib/other", "startupTaint": "", "logLevel": "debug", "extraArgs": []any{"--dns-pods=verified"},
 			"resources":    map[string]any{"limits": map[string]any{"memory": "256Mi"}},
 			"nodeSelector": map[string]any{"kubernetes.io/os": "linux", "pool": "a"}, "tolerations": []any{map[string]any{"key": "a", "operator": "Exists"}},
 			"affinity":       map[string]any{"nodeAffinity": map[string]any{}},
@@ -203,34 +203,20 @@ func checkRoles(t *testing.T, values map[string]any, objects map[string]runtime.
 	}
 }
 
-// coming are flags of the chart that are passed over as long as the agent does not have them.
-var coming = []string{"api-server", "tunnel", "proxy"}
-
 // parse reads the container's flags as the agent does.
-func parse(t *testing.T, d *appsv1.DaemonSet) (cfg *config.Agent) {
+func parse(t *testing.T, d *appsv1.DaemonSet) *config.Agent {
 	t.Helper()
 	fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
 	flags := config.AddFlags(fs)
 	fs.Bool("verbose", false, "")
-	args := slices.Clone(d.Spec.Template.Spec.Containers[0].Args)
-	withoutDNS := !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--dns-ip=") })
-	if withoutDNS && fs.Lookup("proxy") == nil { // as long as no role can be left out, DNS cannot either
-		args = append(args, "--dns-ip=10.96.0.10")
-		defer func() { cfg.DNS = nil }()
-	}
-	for _, name := range coming {
-		if fs.Lookup(name) == nil {
-			fs.String(name, "", "")
-		}
-	}
+	args := d.Spec.Template.Spec.Containers[0].Args
 	if args[0] != "agent" {
 		t.Fatalf("the command is %q", args[0])
 	}
 	if err := fs.Parse(args[1:]); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	cfg, err = flags.Agent()
+	cfg, err := flags.Agent()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,7 +378,7 @@ func TestRefused(t *testing.T) {
 		want   []string
 	}{
 		{"no API server", map[string]any{"apiServer": ""}, []string{"apiServer is empty", "kubectl cluster-info"}},
-		{"a URL", map[string]any{"apiServer": "https://192.0.2.1:6443"}, []string{`apiServer is "https://192.0.2.1:6443": want HOST:PORT`}},
+		{"a URL", map[string]any{"apiServer": "https://192.0.2.1:6443"}, []string{`apiServer has "https://192.0.2.1:6443": want HOST:PORT`}},
 		{"no port", map[string]any{"apiServer": "192.0.2.1"}, []string{"want HOST:PORT"}},
 		{"nothing to do", map[string]any{"proxy": off(), "dns": off(), "network": off()}, []string{"proxy.enabled, dns.enabled and network.enabled are all false"}},
 		{"an unknown value", map[string]any{"prxy": map[string]any{}}, []string{"additional properties 'prxy' not allowed"}},

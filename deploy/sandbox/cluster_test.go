@@ -243,6 +243,9 @@ func (c *cluster) forgetReady() {
 	c.t.Helper()
 	n, err := c.admin.CoreV1().Nodes().Get(c.t.Context(), nodeName, metav1.GetOptions{})
 	c.ok(err)
+	n.Spec.Taints = []corev1.Taint{{Key: "fairlead.io/agent-not-ready", Effect: corev1.TaintEffectNoSchedule}}
+	n, err = c.admin.CoreV1().Nodes().Update(c.t.Context(), n, metav1.UpdateOptions{})
+	c.ok(err)
 	n.Status.Conditions = nil
 	_, err = c.admin.CoreV1().Nodes().UpdateStatus(c.t.Context(), n, metav1.UpdateOptions{})
 	c.ok(err)

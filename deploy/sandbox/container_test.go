@@ -26,13 +26,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/spf13/pflag"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/deploy"
 )
 
@@ -231,7 +229,7 @@ func (c *cluster) container(img *image, o *objects) *container {
 	p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	p.Env = append(slices.Clone(img.env), "NODE_NAME="+nodeName, "KUBERNETES_SERVICE_HOST="+apiAddr.Addr().String(), fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", apiAddr.Port()))
 	p.Args = slices.Clone(img.entrypoint)
-	for _, arg := range known(from.Args) {
+	for _, arg := range from.Args {
 		p.Args = append(p.Args, strings.ReplaceAll(arg, "$(NODE_NAME)", nodeName))
 	}
 	if !pod.HostNetwork || pod.HostPID || pod.HostIPC {
@@ -307,19 +305,6 @@ func (k *container) mounts(pod *corev1.PodSpec, o *objects) {
 
 // hostPath is the directory that stands for one of the node's.
 func (c *cluster) hostPath(path string) string { return filepath.Join(c.dir, "host", path) }
-
-// coming are flags of the chart that are left out as long as the agent does not have them.
-var coming = []string{"api-server", "tunnel", "proxy"}
-
-// known are those of the arguments that the agent has or that a test may not pass over.
-func known(args []string) []string {
-	fs := pflag.NewFlagSet("agent", pflag.ContinueOnError)
-	config.AddFlags(fs)
-	return slices.DeleteFunc(slices.Clone(args), func(arg string) bool {
-		name, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
-		return slices.Contains(coming, name) && fs.Lookup(name) == nil
-	})
-}
 
 // start runs the container, and ends it with the test at the latest.
 func (k *container) start() *container {

@@ -28,10 +28,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and $v.proxy.enabled (not $v.apiServer) }}
 {{- fail "apiServer is empty: name the API server's own address as HOST:PORT (kubectl cluster-info shows it), since its ClusterIP works only after the service proxy does; it may be empty only with proxy.enabled=false" }}
 {{- end }}
-{{- if and $v.apiServer (not (regexMatch "^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\]):[0-9]+$" $v.apiServer)) }}
-{{- fail (printf "apiServer is %q: want HOST:PORT, such as 192.0.2.1:6443 or [2001:db8::1]:6443, without https://" $v.apiServer) }}
+{{- range without (splitList "," $v.apiServer) "" }}
+{{- if not (regexMatch "^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\]):[0-9]+$" .) }}
+{{- fail (printf "apiServer has %q: want HOST:PORT, such as 192.0.2.1:6443 or [2001:db8::1]:6443, without https://" .) }}
 {{- end }}
-{{- range $name, $ranges := dict "serviceCIDRs" $v.serviceCIDRs "podCIDRs" $v.podCIDRs "proxy.nodePortAddresses" $v.proxy.nodePortAddresses "dns.clients" $v.dns.clients }}
+{{- end }}
+{{- range $name, $ranges := dict "serviceCIDRs" $v.serviceCIDRs "podCIDRs" $v.podCIDRs "proxy.nodePortAddresses" $v.proxy.nodePortAddresses "dns.clients" $v.dns.clients "network.nonMasqueradeCIDRs" $v.network.nonMasqueradeCIDRs }}
 {{- range $ranges }}
 {{- if not (regexMatch "^([0-9]+\\.[0-9]+\\.[0-9]+\\.[0-9]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)/[0-9]+$" .) }}
 {{- fail (printf "%s has %q: want ranges such as 10.96.0.0/12 or fd00:96::/112" $name .) }}
