@@ -9,9 +9,11 @@ import (
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nodenet"
 )
 
-// ownPorts are those that this agent listens on at addresses of the node, for the DNS at the given numbers. No pod gets them as host ports.
+// ownPorts are those that this agent listens on at addresses of the node, for the DNS at the given numbers, and the kernel for its tunnel. No pod gets
+// them as host ports.
 func ownPorts(cfg *config.Agent, dns []uint16) []model.Port {
 	var ports []model.Port
 	if len(cfg.DNS) > 0 {
@@ -24,6 +26,9 @@ func ownPorts(cfg *config.Agent, dns []uint16) []model.Port {
 		if at, err := netip.ParseAddrPort(p.addr); err == nil {
 			ports = append(ports, model.Port{Name: p.name, Protocol: model.TCP, Port: at.Port()})
 		}
+	}
+	if !cfg.Left.Has(model.Network) && cfg.Tunnel != nodenet.Never {
+		ports = append(ports, model.Port{Name: "tunnel", Protocol: model.UDP, Port: cfg.TunnelPort})
 	}
 	return ports
 }
