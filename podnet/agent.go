@@ -91,20 +91,29 @@ func (q *question) answer() error {
 	if err != nil {
 		return q.failed(err)
 	}
-	head, body, _ := strings.Cut(text, "\r\n\r\n")
-	first, _, _ := strings.Cut(head, "\r\n")
-	version, status, _ := strings.Cut(first, " ")
+	status, why, ok := parseAnswer(text)
 	switch {
-	case !strings.HasPrefix(version, "HTTP/"):
-		return q.failed(fmt.Errorf("it said %.40q, which is not HTTP", first))
-	case status == "200" || strings.HasPrefix(status, "200 "):
+	case !ok:
+		return q.failed(fmt.Errorf("it said %.40q, which is not HTTP", text))
+	case status == "200":
 		return nil
 	}
-	said, _, _ := strings.Cut(strings.TrimSpace(body), "\n")
-	if said == "" {
-		said = status
+	return fmt.Errorf("the agent of this node is not ready: %s", why)
+}
+
+// parseAnswer takes an HTTP answer apart: its status code, and the first line of its body or, without one, the words of the status.
+func parseAnswer(text string) (status, why string, ok bool) {
+	head, body, _ := strings.Cut(text, "\r\n\r\n")
+	first, _, _ := strings.Cut(head, "\r\n")
+	version, words, ok := strings.Cut(first, " ")
+	if !ok || !strings.HasPrefix(version, "HTTP/") {
+		return "", "", false
 	}
-	return fmt.Errorf("the agent of this node is not ready: %s", said)
+	status, _, _ = strings.Cut(words, " ")
+	if why, _, _ = strings.Cut(strings.TrimSpace(body), "\n"); why == "" {
+		why = words
+	}
+	return status, strings.TrimSpace(why), true
 }
 
 // read returns what the agent says until it closes, or the first of it.

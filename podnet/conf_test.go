@@ -39,6 +39,7 @@ func FuzzParseConf(f *testing.F) {
 		`{"cniVersion":"1.1.0","dataDir":"/d","prevResult":{"ips":[{"address":"10.0.0.1/32","interface":0}],"interfaces":[{"name":"x"}]}}`,
 		`{"cniVersion":"0.3.1","dataDir":"/d","prevResult":{"ips":[{"version":"4","address":"10.0.0.1/32"}]}}`,
 		`{"cniVersion":"1.1.0","dataDir":"/d","cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}`,
+		`{"cniVersion":"1.1.0","dataDir":"/d","cni.dev/attachments":null}`, `{"dataDir":"/d","cni.dev/valid-attachments":{"a":1},"cni.dev/attachments":[7]}`,
 		`{"cniVersion":"1.1.0","dataDir":"/d","podCIDRs":["10.0.0.0/33"]}`,
 	} {
 		f.Add([]byte(text))
@@ -57,6 +58,9 @@ func FuzzParseConf(f *testing.F) {
 		if _, err := conf.prev(); err != nil && code(err) == 0 {
 			t.Fatalf("error without a code: %v", err)
 		}
+		if list, err := conf.valid(); err != nil && (code(err) == 0 || list != nil) {
+			t.Fatalf("error without a code, or with a list: %v, %v", list, err)
+		}
 		ranges, err := conf.ranges()
 		if err != nil {
 			if code(err) == 0 {
@@ -66,6 +70,36 @@ func FuzzParseConf(f *testing.F) {
 		}
 		if _, err := conf.store(ranges); err != nil && code(err) == 0 {
 			t.Fatalf("error without a code: %v", err)
+		}
+	})
+}
+
+func TestParseAnswer(t *testing.T) {
+	for text, want := range map[string][3]any{
+		"HTTP/1.0 200 OK\r\nA: b\r\n\r\n":                                 {"200", "200 OK", true},
+		"HTTP/1.0 200 OK\r\n\r\nbody\nmore":                               {"200", "body", true},
+		"HTTP/1.1 503 Service Unavailable\r\nX: y\r\n\r\n waiting \nmore": {"503", "waiting", true},
+		"HTTP/1.1 503 \r\n\r\n":                                           {"503", "503", true},
+		"HTTP/1.1 504":                                                    {"504", "504", true},
+		"HTTP/1.1":                                                        {"", "", false},
+		"220 welcome\r\n":                                                 {"", "", false},
+		"":                                                                {"", "", false},
+	} {
+		if status, why, ok := parseAnswer(text); [3]any{status, why, ok} != want {
+			t.Errorf("%q: %q, %q, %v, want %q", text, status, why, ok, want)
+		}
+	}
+}
+
+// FuzzParseAnswer wants no panic, and of what is HTTP a reason of one line.
+func FuzzParseAnswer(f *testing.F) {
+	for _, text := range []string{"", "HTTP/1.0 200 OK\r\n\r\n", "HTTP/1.1 503 x\r\na: b\r\n\r\nwhy\nmore", "HTTP/ \r\n\r\n\n"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		status, why, ok := parseAnswer(text)
+		if !ok && (status != "" || why != "") || strings.ContainsAny(status, " ") || strings.Contains(why, "\n") && strings.Contains(text, "\r\n\r\n") {
+			t.Fatalf("%q: %q, %q, %v", text, status, why, ok)
 		}
 	})
 }

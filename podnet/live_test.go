@@ -375,3 +375,31 @@ func TestTwoAgents(t *testing.T) {
 		}
 	}
 }
+
+// TestBesideBridge has a pod on another plugin's bridge and one of ours in the same range. The old one takes the whole range for its own link and asks there for
+// the new one's hardware address: with proxy_arp on the bridge the node answers, and they talk with their own addresses.
+func TestBesideBridge(t *testing.T) {
+	needDebianPlugins(t)
+	n := newNode(t, "10.244.1.0/24")
+	old, ours := n.pod("old"), n.pod("ours")
+	conf := map[string]any{"bridge": "cni0", "isGateway": true, "ipam": hostLocal(t.TempDir(), "10.244.1.0/24")}
+	first, err := n.debian("ADD", "bridge", old, conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := n.mustAdd(ours)
+	n.Sysctl("net/ipv4/conf/cni0/proxy_arp", "1")
+	for _, c := range []struct {
+		from, to *pod
+		src, dst netip.Addr
+	}{{ours, old, addrs(second)[0], addrs(first)[0]}, {old, ours, addrs(first)[0], addrs(second)[0]}} {
+		server := c.to.Echo("tcp", netip.AddrPortFrom(c.dst, 80).String())
+		if got, err := c.from.Ask("tcp", "", server); err != nil || got.Name != c.to.id || got.Client.Addr() != c.src {
+			t.Errorf("from %s to %s: %+v, %v", c.from.id, c.to.id, got, err)
+		}
+	}
+	n.mustDel(ours)
+	if _, err := n.debian("DEL", "bridge", old, conf); err != nil {
+		t.Fatal(err)
+	}
+}
