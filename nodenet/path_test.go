@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -94,7 +95,17 @@ func TestNarrowPlace(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					c.Write(make([]byte, 1370))
+					for end, learnt := time.Now().Add(10*time.Second), false; !learnt; time.Sleep(time.Millisecond) {
+						c.Write(make([]byte, 1370)) // an error is what was learnt before
+						one.Do(func() error {
+							hop, err := Lookup(far.node.Addrs[0])
+							learnt = hop.MTU == 1400
+							return err
+						})
+						if time.Now().After(end) {
+							t.Fatal("the path's MTU is not learnt")
+						}
+					}
 					c.Close()
 					one.Do(func() error { return one.target.Verify(context.Background()) })
 					one.Do(func() error {
