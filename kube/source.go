@@ -96,7 +96,7 @@ func New(o Options) *Source {
 	add(s, o.Client.core, "services", metav1.ListOptions{}, &corev1.Service{}, s.builder.Services, s.setService, s.deleteService)
 	add(s, o.Client.discovery, "endpointslices", metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName},
 		&discoveryv1.EndpointSlice{}, s.builder.Slices, s.setSlice, s.deleteSlice)
-	add(s, o.Client.core, "nodes", metav1.ListOptions{}, &corev1.Node{}, s.builder.Nodes,
+	add(s, o.Client.core, "nodes", metav1.ListOptions{FieldSelector: nodesOf(o.Config)}, &corev1.Node{}, s.builder.Nodes,
 		s.setNode, s.deleteNode)
 	add(s, o.Client.core, "pods", metav1.ListOptions{FieldSelector: ownPods}, &corev1.Pod{}, s.builder.Pods,
 		s.setPod, s.deletePod)
@@ -108,6 +108,16 @@ func New(o Options) *Source {
 		},
 		func(n model.Name) { s.builder.DeleteServiceCIDR(n.Name) })
 	return s
+}
+
+// nodesOf selects the Nodes to watch. A Node is the largest object there is, and each is written every few minutes and told to everybody who watches it: in a
+// large cluster that is most of what an agent costs the API server. The others' addresses and ranges are what routes lead to, who may ask the DNS, and which
+// clients come from inside the cluster; an agent that is only the service proxy, and was told the pods' ranges, needs none of it.
+func nodesOf(c model.Config) string {
+	if c.Left.Has(model.Network) && len(c.DNS) == 0 && len(c.PodCIDRs) > 0 {
+		return fields.OneTermEqualSelector(metav1.ObjectNameField, c.Self).String()
+	}
+	return ""
 }
 
 // setService, setNode, setPod and setSlice shrink an object at once, so that it need not be kept, and return what is to be done about it. What the builder has

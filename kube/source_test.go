@@ -4,8 +4,12 @@
 package kube
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -230,5 +234,58 @@ func TestWatch(t *testing.T) {
 		if err := tt.do(tt.o); err != nil || f.services() != tt.want || f.heard != tt.told || !f.changed() {
 			t.Errorf("%s: %v; Services %s, want %s; told %+v, want %+v", tt.does, err, f.services(), tt.want, f.heard, tt.told)
 		}
+	}
+}
+
+// asked keeps what an API server is asked for, and has nothing.
+type asked chan *http.Request
+
+func (a asked) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case a <- r:
+	default:
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+}
+
+// TestWhichNodes: all Nodes are watched, but by an agent that is only the service proxy and knows the pods' ranges. Of pods it is always those of the node.
+func TestWhichNodes(t *testing.T) {
+	ranges, dns := []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, []netip.Addr{netip.MustParseAddr("10.96.0.10")}
+	for name, tt := range map[string]struct {
+		config model.Config
+		want   string
+	}{
+		"everything":           {model.Config{DNS: dns, PodCIDRs: ranges}, ""},
+		"pod network only":     {model.Config{Left: model.Proxy, PodCIDRs: ranges}, ""},
+		"DNS only":             {model.Config{Left: model.Proxy | model.Network, DNS: dns, PodCIDRs: ranges}, ""},
+		"proxy and DNS":        {model.Config{Left: model.Network, DNS: dns, PodCIDRs: ranges}, ""},
+		"proxy and network":    {model.Config{PodCIDRs: ranges}, ""},
+		"proxy without ranges": {model.Config{Left: model.Network}, ""},
+		"proxy only":           {model.Config{Left: model.Network, PodCIDRs: ranges}, "metadata.name=n1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := make(asked, 100)
+			web := httptest.NewServer(all)
+			defer web.Close()
+			client, err := NewClientFor(&rest.Config{Host: web.URL})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.config.Self = "n1"
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			s := New(Options{Client: client, Config: tt.config, Logger: slog.New(slog.DiscardHandler)})
+			go func() { s.Run(ctx); close(done) }()
+			defer func() { cancel(); <-done }()
+			want := map[string]string{"/api/v1/nodes": tt.want, "/api/v1/pods": "spec.nodeName=n1", "/api/v1/services": "", "/apis/discovery.k8s.io/v1/endpointslices": ""}
+			for len(want) > 0 {
+				r := <-all
+				selector, waited := want[r.URL.Path]
+				if got := r.URL.Query().Get("fieldSelector"); waited && got != selector {
+					t.Errorf("%s: asked for %q, want %q", r.URL.Path, got, selector)
+				}
+				delete(want, r.URL.Path)
+			}
+		})
 	}
 }
