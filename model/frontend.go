@@ -270,23 +270,24 @@ func (s *Snapshot) Onward(f Frontend, w Way) []Backend {
 
 // everywhere are the ready endpoints, or if there are none the terminating ones that still serve (KEP-1669). Of the ready ones, those that hints
 // recommend for this node, or for its zone, if every one has such hints and at least one is recommended (KEP-2433, KEP-3015, KEP-4444). For
-// cluster DNS, this node's own agent is not among them: it is reached by its socket, and the rules only matter when that is closed.
+// cluster DNS, this node's own agent is not among them: it is reached by its socket, and the rules only matter when that is closed. What hints say of it
+// does not count either, or a Service that prefers the same node would have nobody left.
 func (s *Snapshot) everywhere(svc *Service, port int, is4 bool) []Backend {
-	out := pick(svc, port, is4, func(b Backend) bool { return b.Ready })
+	dns := s.isDNSOf(svc, port, is4)
+	may := func(b Backend) bool { return !dns || b.Node != s.Self }
+	out := pick(svc, port, is4, func(b Backend) bool { return b.Ready && may(b) })
 	if use := s.hinted(out); use != nil {
-		out = pick(svc, port, is4, func(b Backend) bool { return b.Ready && use(b.Hints) })
+		out = pick(svc, port, is4, func(b Backend) bool { return b.Ready && may(b) && use(b.Hints) })
 	}
 	if len(out) == 0 {
-		out = pick(svc, port, is4, serving)
-	}
-	if p := svc.Ports[port]; p.Port == DNSPort && p.Protocol != SCTP {
-		for _, a := range svc.ClusterIPs {
-			if a.Is4() == is4 && s.IsDNS(a, p) {
-				return pick(&Service{Backends: [][]Backend{out}}, 0, is4, func(b Backend) bool { return b.Node != s.Self })
-			}
-		}
+		out = pick(svc, port, is4, func(b Backend) bool { return serving(b) && may(b) })
 	}
 	return out
+}
+
+// isDNSOf reports whether a port of a Service is cluster DNS's in an address family.
+func (s *Snapshot) isDNSOf(svc *Service, port int, is4 bool) bool {
+	return slices.ContainsFunc(svc.ClusterIPs, func(a netip.Addr) bool { return a.Is4() == is4 && s.IsDNS(a, svc.Ports[port]) })
 }
 
 // here are the ready endpoints of this node, or if there are none the terminating ones that still serve.

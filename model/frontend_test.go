@@ -427,3 +427,42 @@ func TestLeavingIsNoFrontendUnlessAsked(t *testing.T) {
 		t.Errorf("%d frontends, want the ClusterIP's", n)
 	}
 }
+
+// TestDNSOfOtherNodes: while the agent's own socket is closed, questions to the cluster DNS go to the other nodes, also by a Service that prefers the same node,
+// as that of a cluster does; its other ports follow the hints.
+func TestDNSOfOtherNodes(t *testing.T) {
+	for _, tt := range []struct{ name, nodes, dns, other string }{
+		{"no hints", "", "172.30.0.12:53 172.30.0.13:53", "172.30.0.11:9153 172.30.0.12:9153 172.30.0.13:9153"},
+		{"the same node", "n1 n2 n3", "172.30.0.12:53 172.30.0.13:53", "172.30.0.11:9153"},
+		{"a node for others", "n1 n1 n3", "172.30.0.12:53", "172.30.0.11:9153 172.30.0.12:9153"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := NewBuilder(Config{Self: "n1", DNS: addrsOf("10.96.0.10")})
+			b.SetNode(Node{Name: "n1", Addrs: addrsOf("172.30.0.11")})
+			ports := []Port{{Name: "dns", Protocol: UDP, Port: 53}, {Name: "dns-tcp", Protocol: TCP, Port: 53}, {Name: "metrics", Protocol: TCP, Port: 9153}}
+			name := Name{"kube-system", "kube-dns"}
+			b.SetService(ServiceSpec{Name: name, ClusterIPs: addrsOf("10.96.0.10"), Ports: ports})
+			sl := Slice{Name: name, Service: name.Name, Ports: ports}
+			for i, a := range addrsOf("172.30.0.11 172.30.0.12 172.30.0.13") {
+				e := Endpoint{Addr: a, Node: fmt.Sprintf("n%d", i+1), Ready: true, Serving: true}
+				if hints := strings.Fields(tt.nodes); len(hints) > 0 {
+					e.Hints = &Hints{Nodes: hints[i : i+1]}
+				}
+				sl.Endpoints = append(sl.Endpoints, e)
+			}
+			b.SetSlice(sl)
+			snap := b.Build()
+			svc, _ := snap.Services.Get(name)
+			for i, want := range []string{tt.dns, tt.dns, tt.other} {
+				c := snap.Choose(svc, i, true, Everywhere)
+				var got []string
+				for _, c := range c.Candidates {
+					got = append(got, c.AddrPort().String())
+				}
+				if strings.Join(got, " ") != want || c.Action != Forward {
+					t.Errorf("%s: %v to %v, want %s", ports[i].Name, c.Action, got, want)
+				}
+			}
+		})
+	}
+}
