@@ -12,7 +12,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns bench-network compare-dns image manifest test-deploy check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns bench-network bench-scale compare-dns image manifest test-deploy check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,9 @@ bench-dns: build bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd,
 bench-network: build ## Fairlead's pod network beside the reference CNI plugins and the bare link; needs root, under 20 minutes; BENCH='-quick -run attach' for less
 	@hack/deps.sh
 	cd bench && $(GO) build -o bin/ . ./floor && bin/bench network -docs ../docs $(BENCH)
+
+bench-scale: build bench/bin/kube-proxy bench/bin/coredns ## what a node costs the API server, among 10,000 Services and 5,000 Nodes, beside kube-proxy and CoreDNS; needs root, ten minutes
+	cd bench && $(GO) build -o bin/ . && bin/bench scale -docs ../docs $(BENCH)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

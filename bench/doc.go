@@ -1,9 +1,10 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures Fairlead beside what else does its work, on one machine, in one run, against the same API server. It has three chapters: the
+// Command bench measures Fairlead beside what else does its work, on one machine, in one run, against the same API server. It has four chapters: the
 // service proxy and the slices, beside kube-proxy and kube-controller-manager, for docs/benchmarks.md; DNS, beside CoreDNS and with other servers as
-// yardsticks, for docs/benchmarks-dns.md; and the pod network, beside the reference CNI plugins, for docs/benchmarks-network.md.
+// yardsticks, for docs/benchmarks-dns.md; the pod network, beside the reference CNI plugins, for docs/benchmarks-network.md;
+// and what a node costs the API server, for docs/scale.md.
 //
 // Everything happens in network namespaces that it makes itself and that have no way out. A world (world.go) is an API server with
 // some number of Services, each with two endpoints; a rig (rig.go) is a node of it: the namespace of the node, in which one contender runs,
@@ -30,6 +31,9 @@
 //	full     netattach.go    ADD with nearly all addresses held
 //	traffic  nettraffic.go   what pods on two nodes can send each other (netload.go), beside what the nodes can
 //
+// The last chapter has a world of the size of a large cluster (scaleworld.go), in which one watcher after the other runs (scale.go), and the sum for 5,000
+// nodes (scalesum.go). Most of what it tells is bytes, which are the same each time, so it has no rounds.
+//
 // # How it measures
 //
 // Contenders take turns, in the order A B B A, and the first round does not count. A ratio is of one round; what is given is the median of the rounds'
@@ -45,6 +49,7 @@
 //	make bench-service                         everything about Services, under 40 minutes
 //	make bench-dns                             everything about DNS, under 40 minutes
 //	make bench-network                         everything about the pod network, under 20 minutes
+//	make bench-scale                           everything about the API server's load, ten minutes
 //	bench/bin/bench dns -quick -run load       one figure of DNS, small and short
 //	bench/bin/bench -quick -run start,change   some figures, small and short: to see that it works, not for the numbers
 package main

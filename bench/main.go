@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"text/template"
 	"time"
 )
 
@@ -66,6 +67,9 @@ func run(args []string) error {
 	if name == "network" {
 		return measure(ctx, networkChapter, args[1:])
 	}
+	if name == "scale" {
+		return measure(ctx, scaleChapter, args[1:])
+	}
 	return measure(ctx, serviceChapter, args)
 }
 
@@ -109,6 +113,8 @@ type chapter struct {
 	versions func(programs) map[string]string
 	template string
 	plots    func([]figure) map[string]string
+	// funcs are what the template can call beside what all can; nil: nothing.
+	funcs func([]figure) template.FuncMap
 }
 
 var serviceChapter = &chapter{

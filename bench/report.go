@@ -182,7 +182,11 @@ var pageTemplate string
 
 // write makes the page of results.
 func (c *chapter) write(r results) ([]byte, error) {
-	t, err := template.New(c.page + ".md").Funcs(template.FuncMap{
+	own := template.FuncMap{}
+	if c.funcs != nil {
+		own = c.funcs(r.Figures)
+	}
+	t, err := template.New(c.page + ".md").Funcs(own).Funcs(template.FuncMap{
 		"number": number,
 		"plots":  func() map[string]string { return c.plots(r.Figures) },
 		"of": func(section string) (out []figure) {
