@@ -12,7 +12,7 @@ KUBERNETES = $(shell awk '$$1 == "k8s.io/kubectl" { sub(/^v0/, "v1", $$2); print
 LDFLAGS = -s -w -X main.version=$(VERSION) -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)
 PACKAGES = $$($(GO) list ./... | grep -v /test/cluster$$)
 
-.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench bench-service bench-dns bench-network bench-scale compare-dns image manifest test-deploy check lint fmt generate deps clean
+.PHONY: help build demo demo-down test test-unit test-race test-cluster test-bench test-kubernetes build-kubernetes bench-service bench-dns bench-network bench-scale compare-dns image manifest test-deploy check lint fmt generate deps clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -84,6 +84,24 @@ bench-network: build ## Fairlead's pod network beside the reference CNI plugins 
 bench-scale: build bench/bin/kube-proxy bench/bin/coredns ## what a node costs the API server, among 10,000 Services and 5,000 Nodes, beside kube-proxy and CoreDNS; needs root, ten minutes
 	cd bench && $(GO) build -o bin/ . && bin/bench scale -docs ../docs $(BENCH)
 
+# The parts of a Kubernetes cluster, unmodified, as their makers stamp them; once, and again when the module asks for other versions.
+BED = test/kubernetes/bin
+KUBERNETES_BED = $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2; exit }' test/kubernetes/go.mod)
+STAMP = k8s.io/component-base/version
+STAMPS = -X $(STAMP).gitVersion=$(KUBERNETES_BED) -X $(STAMP).gitMajor=1 -X $(STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES_BED))) -X $(STAMP).gitTreeState=clean
+$(BED)/built: test/kubernetes/go.mod
+	cd test/kubernetes && $(GO) build -ldflags '-s -w' -o bin/etcd go.etcd.io/etcd/server/v3
+	cd test/kubernetes && $(GO) build -ldflags '-s -w $(STAMPS)' -o bin/ $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
+	@touch $@
+
+build-kubernetes: build bench/bin/coredns $(BED)/built ## what test-kubernetes runs: etcd, Kubernetes, CoreDNS, and kubebed, which brings a cluster up by hand
+	cp -u bench/bin/coredns $(BED)/
+	cd test/kubernetes && $(GO) build -ldflags '-s -w' -o bin/ ./kubebed ./pause
+
+test-kubernetes: build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root; KUBE='-run TestWalk -v' for less
+	@hack/deps.sh test-kubernetes
+	cd test/kubernetes && $(GO) vet ./... && $(GO) test -count=1 -timeout 20m ./... $(KUBE)
+
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...
 	@hack/check.sh
@@ -101,7 +119,7 @@ deps: ## install the programs that the demo and the tests call, where missing (n
 	@hack/deps.sh
 
 clean: ## remove what was built
-	rm -rf bin bench/bin
+	rm -rf bin bench/bin test/kubernetes/bin
 
 # make test must not pass by skipping.
-test: export FAIRLEAD_NO_SKIP = 1
+test test-kubernetes: export FAIRLEAD_NO_SKIP = 1

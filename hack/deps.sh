@@ -4,7 +4,8 @@
 
 # Installs what the demo and the tests call and this machine lacks. Fairlead
 # itself needs none of it: it speaks to the kernel directly. With bench-dns,
-# also what make bench-dns measures beside it; none of those servers is started.
+# also what make bench-dns measures beside it, and with test-kubernetes what the
+# nodes of make test-kubernetes run; none of those servers is started.
 set -eu
 
 command -v go >/dev/null || { echo "deps: Go is missing; see https://go.dev/doc/install (version: go.mod)" >&2; exit 1; }
@@ -35,6 +36,13 @@ if [ "${1-}" = bench-dns ]; then
 	need knotd knot
 	need nsd nsd
 	need unbound unbound
+fi
+if [ "${1-}" = test-kubernetes ]; then
+	servers=containerd
+	need containerd containerd
+	need runc runc
+	need mount mount
+	[ -e /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
 fi
 [ -n "$missing" ] || exit 0
 

@@ -1,0 +1,127 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package kubernetes
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fairlead/fairlead/test/kubernetes/bed"
+)
+
+// incumbents is a cluster that has nothing of Fairlead.
+var incumbents = bed.Options{Nodes: 3, Proxy: bed.KubeProxy, DNS: bed.CoreDNS, Network: bed.Bridge}
+
+var (
+	rolls   = flag.Int("rolls", 2, "how often the Deployment of TestRolling is replaced")
+	replica = flag.Int("replicas", 50, "pods of the Deployment of TestRolling")
+	rate    = flag.Int("rate", 1000, "requests a second of TestRolling")
+)
+
+// bound is the longest that a change may take to be everywhere.
+const bound = 30 * time.Second
+
+// TestRolling: all pods of a Service are replaced, again and again, under a steady load of new connections by name, from every node. With
+// Fairlead no request fails. The incumbents' figure is stated beside it.
+func TestRolling(t *testing.T) {
+	figures := map[string]rolled{}
+	for _, c := range []struct {
+		name    string
+		options bed.Options
+	}{{"Fairlead", all}, {"kube-proxy, CoreDNS and bridge", incumbents}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := enter(t, c.options)
+			figures[c.name] = w.roll()
+			if f := figures[c.name]; c.options.Proxy == bed.Fairlead || c.options.Proxy == "" {
+				if f.failed > 0 {
+					t.Errorf("%d of %d requests failed", f.failed, f.sent)
+				}
+			}
+		})
+	}
+	for name, f := range figures {
+		t.Logf("%s: %d pods replaced %d times in %.0f s under %.0f requests/s: %d of %d failed %v, p99 %.1f ms",
+			name, *replica, *rolls, f.took.Seconds(), f.rate, f.failed, f.sent, f.kinds, f.p99)
+	}
+}
+
+// rolled is what the replacements came to.
+type rolled struct {
+	sent, failed int
+	kinds        map[string]int
+	rate, p99    float64
+	took         time.Duration
+}
+
+func (w *world) roll() (r rolled) {
+	t := w.t
+	t.Helper()
+	var manifest strings.Builder
+	for _, n := range w.Nodes {
+		manifest.WriteString(podOn("client", n.Name))
+	}
+	fmt.Fprintf(&manifest, `---
+apiVersion: v1
+kind: Service
+metadata: {name: rolling, namespace: %[1]s}
+spec: {selector: {app: rolling}, ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: rolling, namespace: %[1]s}
+spec:
+  replicas: %[2]d
+  selector: {matchLabels: {app: rolling}}
+  template:
+    metadata: {labels: {app: rolling}}
+    spec:
+      containers:
+        - name: shop
+          image: %[3]s
+          imagePullPolicy: Never
+          args: [serve, -udp, ""]%[4]s
+          ports: [{name: http, containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1}
+`, namespace, *replica, bed.ImageShop, env)
+	w.apply(manifest.String())
+	t.Cleanup(func() { w.remove("deployments", "pods", "services") })
+	clients := w.wait("app=client")
+	w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=300s")
+	for _, c := range clients {
+		eventually(t, bound, "rolling from "+c.Name, func() error {
+			if a := w.ask(c.Name, "get", "-timeout", "1s", "http://rolling/self")[0]; a.Error != "" {
+				return fmt.Errorf("%s: %s", a.Kind, a.Error)
+			}
+			return nil
+		})
+	}
+	loads := map[string]*load{}
+	for _, c := range clients {
+		loads[c.Name] = w.start(c.Name, "http://rolling/self", *rate/len(clients))
+	}
+	begin := time.Now()
+	for i := range *rolls {
+		one := time.Now()
+		w.kubectl("-n", namespace, "rollout", "restart", "deployment", "rolling")
+		w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=300s")
+		t.Logf("roll %d: %.1f s", i+1, time.Since(one).Seconds())
+	}
+	// The last pods to go are still going.
+	w.kubectl("-n", namespace, "wait", "pod", "--selector=app=rolling", "--for=condition=Ready", "--timeout=60s")
+	r.took, r.kinds = time.Since(begin), map[string]int{}
+	var seconds float64
+	for name, l := range loads {
+		s := l.stop()
+		t.Logf("from %s: %s", name, s)
+		r.sent, r.failed, r.p99, seconds = r.sent+s.Sent, r.failed+s.Failed, max(r.p99, s.P99), max(seconds, s.Seconds)
+		for kind, n := range s.Kinds {
+			r.kinds[kind] += n
+		}
+	}
+	r.rate = float64(r.sent) / seconds
+	return r
+}
