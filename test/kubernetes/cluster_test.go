@@ -173,6 +173,7 @@ spec:
           args: [serve]%[5]s
           ports: [{name: http, containerPort: 8080}, {name: ticks, containerPort: 7007, protocol: UDP}]
           readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1}
+          resources: {requests: {cpu: 100m}}
 `, app, node, namespace, bed.ImageShop, env)
 }
 

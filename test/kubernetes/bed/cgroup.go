@@ -9,8 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroupMount is where every distribution mounts control groups: version 2 itself, or a directory with one hierarchy of version 1 in
@@ -41,7 +44,7 @@ func hierarchies() ([]string, error) {
 	return dirs, nil
 }
 
-// makeGroup makes a control group, such as "a/b", in every hierarchy, ready to have processes below it.
+// makeGroup makes a control group, such as "a/b", in every hierarchy, ready to have groups below it.
 func makeGroup(name string) error {
 	dirs, err := hierarchies()
 	if err != nil {
@@ -63,9 +66,6 @@ func makeGroup(name string) error {
 				return err
 			}
 			dir = child
-		}
-		if err := handDown(dir); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -106,6 +106,24 @@ func inheritCPUs(parent, child string) error {
 		}
 		if err != nil {
 			return fmt.Errorf("set up control group: %w", err)
+		}
+	}
+	return nil
+}
+
+// enterGroup puts a process into a control group of processors, so that it takes part in them as part of its machine and not of this one.
+func enterGroup(pid int, name string) error {
+	dirs, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		group := filepath.Join(dir, name)
+		if _, err := os.Stat(filepath.Join(group, "cpu.shares")); err != nil && dir != cgroupMount {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("enter control group: %w", err)
 		}
 	}
 	return nil

@@ -385,6 +385,12 @@ func (c *Cluster) makeMachines(ctx context.Context) error {
 		}
 	}
 	for _, m := range c.machines() {
+		m.group = c.group() + "/" + m.Name
+		for _, share := range []string{programsShare, networkShare} {
+			if err := makeGroup(m.group + "/" + share); err != nil {
+				return err
+			}
+		}
 		if err := m.boot(ctx, c.initSpec(m)); err != nil {
 			return err
 		}

@@ -90,7 +90,7 @@ func (c *Cluster) StartAgent(ctx context.Context, n *Node) (err error) {
 	if c.Options.Network == Fairlead {
 		args = append(args, "--cni-conf-dir="+cniConf)
 	}
-	if n.Agent, err = n.Start("fairlead", append(args, c.Options.AgentArgs...)...); err != nil {
+	if n.Agent, err = n.start(networkShare, "fairlead", append(args, c.Options.AgentArgs...)...); err != nil {
 		return err
 	}
 	if err := until(ctx, time.Minute, "agent of "+n.Name, n.AgentReady, n.Agent); err != nil {

@@ -29,9 +29,9 @@ func (c *Cluster) startBridge(ctx context.Context) error {
 			if cidr.Addr().Is6() {
 				by = n.Addrs()[1]
 			}
-			// The fabric too, for pods' name servers ask its own.
+			// The other machines too: CoreDNS asks the API server and the fabric's name server from a pod.
 			for _, m := range c.machines() {
-				if m == n.Machine || m == c.Control {
+				if m == n.Machine {
 					continue
 				}
 				if err := m.route(cidr, by); err != nil {
@@ -111,7 +111,7 @@ conntrack: {maxPerCore: 0, min: 0}
 		if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write kube-proxy's configuration: %w", err)
 		}
-		if n.KubeProxy, err = n.Start("kube-proxy", c.program("kube-proxy"), "--config="+config); err != nil {
+		if n.KubeProxy, err = n.start(networkShare, "kube-proxy", c.program("kube-proxy"), "--config="+config); err != nil {
 			return err
 		}
 	}

@@ -32,6 +32,7 @@ type Machine struct {
 	NS *linux.NetNS
 
 	dir    string // what it writes that outlives its processes, and their logs
+	group  string // the control group in which are those of its programs and pods; empty: its programs are in that of this process
 	detach bool   // it outlives this process
 	pid    int    // of its first process
 	birth  string // when that started, in ticks since boot: with it, pid names one process for good
@@ -298,8 +299,19 @@ type Process struct {
 	err   error // valid after ended
 }
 
+// Shares of a machine's processors: beside that of a node's pods, one for what serves the network, which on most clusters is a pod with a
+// share of its own, and one for all other programs.
+const (
+	programsShare = "programs"
+	networkShare  = "network"
+)
+
 // Start starts a program that stays. What it says is appended to a file of the name.
 func (m *Machine) Start(name string, argv ...string) (*Process, error) {
+	return m.start(programsShare, name, argv...)
+}
+
+func (m *Machine) start(share, name string, argv ...string) (*Process, error) {
 	log, err := m.openLog(name)
 	if err != nil {
 		return nil, err
@@ -310,6 +322,12 @@ func (m *Machine) Start(name string, argv ...string) (*Process, error) {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if p.ended, err = m.enter(p.cmd, &p.err); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, m.Name, err)
+	}
+	if m.group != "" {
+		if err := enterGroup(p.PID(), m.group+"/"+share); err != nil {
+			p.Kill()
+			return nil, fmt.Errorf("start %s on %s: %w", name, m.Name, err)
+		}
 	}
 	return p, nil
 }

@@ -82,10 +82,6 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 }
 
 func (c *Cluster) startNode(ctx context.Context, n *Node) (err error) {
-	group := c.group() + "/" + n.Name
-	if err := makeGroup(group); err != nil {
-		return err
-	}
 	// containerd has the reference plugin loopback set up every pod's lo, whoever does the rest. Packages of Kubernetes bring it.
 	if _, err := n.Output(ctx, "sh", "-c", fmt.Sprintf("mkdir -p %s %s && cp %s/loopback %[1]s", cniBin, cniConf, referencePlugins)); err != nil {
 		return err
@@ -103,7 +99,7 @@ func (c *Cluster) startNode(ctx context.Context, n *Node) (err error) {
 	}, n.Containerd); err != nil {
 		return err
 	}
-	return c.startKubelet(n, group)
+	return c.startKubelet(n)
 }
 
 // Import loads an archive of images of this machine into the node's containerd, for pods to use.
@@ -127,7 +123,7 @@ const containerdConfig = `version = 2
       SystemdCgroup = false
 `
 
-func (c *Cluster) startKubelet(n *Node, group string) (err error) {
+func (c *Cluster) startKubelet(n *Node) (err error) {
 	config := filepath.Join(n.dir, "kubelet.yaml")
 	text := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -147,7 +143,7 @@ imageGCLowThresholdPercent: 99
 maxOpenFiles: 20000
 oomScoreAdj: 0
 resolvConf: /etc/resolv.conf
-`, c.pki("ca.crt"), group, list(DNSAddrs))
+`, c.pki("ca.crt"), n.group, list(DNSAddrs))
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write kubelet's configuration: %w", err)
 	}
