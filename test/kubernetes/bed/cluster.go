@@ -57,13 +57,13 @@ type Options struct {
 	// Programs is the directory of what make test-kubernetes builds, and Own that of what make build does.
 	Programs, Own string
 	// Install brings Fairlead to a cluster that has its nodes. nil is [OnHosts].
-	Install func(context.Context, *Cluster) error
+	Install func(context.Context, *Cluster) error `json:"-"`
 	// AgentArgs are more arguments for the agents of [OnHosts].
 	AgentArgs []string
 	// Detach has the cluster outlive this process.
 	Detach bool
 	// Log hears what is being done; nil: nobody.
-	Log *slog.Logger
+	Log *slog.Logger `json:"-"`
 }
 
 // Cluster is a cluster that is up, or partly so.
@@ -204,8 +204,8 @@ func (c *Cluster) Down() error {
 	return Remove(c.Options.Name)
 }
 
-// Detached lets go of a cluster that was made with Options.Detach: it goes on, and others can open it.
-func (c *Cluster) Detached() { c.lock.Close() }
+// Release lets go of a cluster that was made with Options.Detach: it goes on, and others can open it.
+func (c *Cluster) Release() { c.lock.Close() }
 
 // end kills the machines and removes the control groups.
 func (c *Cluster) end() error {
@@ -232,14 +232,8 @@ func (c *Cluster) group() string { return "fairlead-bed-" + c.Options.Name }
 
 // state is what a cluster's directory says about it.
 type state struct {
-	Options  stateOptions
+	Options  Options
 	Machines []stateMachine
-}
-
-type stateOptions struct {
-	Name, Programs, Own string
-	Nodes               int
-	Proxy, DNS, Network Part
 }
 
 type stateMachine struct {
@@ -250,8 +244,7 @@ type stateMachine struct {
 func (c *Cluster) stateFile() string { return filepath.Join(c.dir, "state.json") }
 
 func (c *Cluster) save() error {
-	o := c.Options
-	s := state{Options: stateOptions{o.Name, o.Programs, o.Own, o.Nodes, o.Proxy, o.DNS, o.Network}}
+	s := state{Options: c.Options}
 	for _, m := range c.machines() {
 		if m != nil && m.pid != 0 {
 			s.Machines = append(s.Machines, stateMachine{m.Name, m.birth, m.pid})
@@ -262,18 +255,6 @@ func (c *Cluster) save() error {
 		return fmt.Errorf("encode state: %w", err)
 	}
 	return pki.WriteFile(c.stateFile(), append(text, '\n'), 0o600)
-}
-
-// Names lists the clusters that there are, or of which something is left.
-func Names() []string {
-	entries, _ := os.ReadDir(root)
-	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
-	}
-	return names
 }
 
 // Open is a cluster that another process made.
@@ -303,8 +284,8 @@ func load(name string) (*Cluster, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return nil, fmt.Errorf("open cluster %s: read %s: %w", name, c.stateFile(), err)
 	}
-	o := s.Options
-	c.Options = Options{Name: name, Programs: o.Programs, Own: o.Own, Nodes: o.Nodes, Proxy: o.Proxy, DNS: o.DNS, Network: o.Network, Detach: true}
+	c.Options = s.Options
+	c.Options.Name = name
 	for _, was := range s.Machines {
 		m, err := openMachine(was.Name, filepath.Join(c.dir, was.Name), was.PID, was.Birth)
 		switch {

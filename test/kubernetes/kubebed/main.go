@@ -94,7 +94,7 @@ func up(ctx context.Context, name string, args []string) error {
 	if err != nil {
 		return err
 	}
-	c.Detached()
+	c.Release()
 	return nil
 }
 
