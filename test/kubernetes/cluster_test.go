@@ -38,20 +38,22 @@ var interrupted context.Context
 func TestMain(m *testing.M) {
 	bed.Init()
 	flag.Parse()
-	var stop context.CancelFunc
-	interrupted, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(interrupted, func() {
-		// A test that waits for something else would hold the end up.
-		time.Sleep(time.Second)
-		_ = leave()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	interrupted = ctx
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		_ = leave() // what is left is found by the next run
 		os.Exit(130)
-	})
+	}()
 	code := m.Run()
 	if err := leave(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)
 	}
-	_ = stop // the process ends here
 	os.Exit(code)
 }
 
