@@ -211,6 +211,9 @@ func (m *Machine) Command(argv ...string) *exec.Cmd {
 			}
 		}
 	}
+	if abs, err := filepath.Abs(name); err == nil && strings.Contains(name, "/") {
+		name = abs // the program starts in another directory
+	}
 	cmd := exec.Command(name, argv[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + path, "HOME=/root", "TERM=" + os.Getenv("TERM")}
