@@ -615,10 +615,31 @@ func TestUpFails(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), " has ended (exit status 7); it said:\nI am no ") {
 		t.Errorf("with programs that end: %v", err)
 	}
+	var left []string
+	if err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			path, err = filepath.Rel(root, path)
+			left = append(left, path)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range left {
+		if path != "fails.lock" && filepath.Base(filepath.Dir(path)) != "logs" {
+			t.Errorf("%s is left", path)
+		}
+	}
+	if !slices.Contains(left, "fails/control/logs/kube-apiserver.log") {
+		t.Errorf("the logs are not there: %v", left)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Up(ctx, Options{Name: "fails", Nodes: 2, Programs: programs, Own: programs}); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a context that has ended: %v", err)
+	}
+	if _, err := os.Stat(root); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after an end before its time, %s is left (%v)", root, err)
 	}
 	if after := mountsOfThisMachine(t); after != before {
 		t.Errorf("mounts were\n%sand are\n%s", before, after)

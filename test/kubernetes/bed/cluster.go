@@ -122,7 +122,7 @@ func (o *Options) check() error {
 func (o *Options) uses(p Part) bool { return o.Proxy == p || o.DNS == p || o.Network == p }
 
 // Up makes a cluster and returns when its nodes are ready and its DNS answers, as far as it has a network and a DNS. On an
-// error nothing is left of it but the logs, whose end the error quotes. It needs root.
+// error nothing is left of it but the logs, in directories below the cluster's, and if ctx has ended not even those. It needs root.
 func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err := o.check(); err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func Up(ctx context.Context, o Options) (_ *Cluster, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("bring up cluster %s: %w", o.Name, err), c.end())
+			err = errors.Join(fmt.Errorf("bring up cluster %s: %w", o.Name, err), c.fail(ctx))
 		}
 	}()
 	for _, step := range []struct {
@@ -206,6 +206,24 @@ func (c *Cluster) Down() error {
 
 // Release lets go of a cluster that was made with Options.Detach: it goes on, and others can open it.
 func (c *Cluster) Release() { c.lock.Close() }
+
+// fail ends a cluster that did not come up.
+func (c *Cluster) fail(ctx context.Context) error {
+	if err := c.end(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return Remove(c.Options.Name)
+	}
+	all, err := filepath.Glob(filepath.Join(c.dir, "*", "*"))
+	top, _ := filepath.Glob(filepath.Join(c.dir, "*"))
+	for _, path := range append(all, top...) {
+		if logs, _ := filepath.Glob(filepath.Join(path, "logs")); filepath.Base(path) != "logs" && len(logs) == 0 {
+			err = errors.Join(err, os.RemoveAll(path))
+		}
+	}
+	return err
+}
 
 // end kills the machines and removes the control groups.
 func (c *Cluster) end() error {

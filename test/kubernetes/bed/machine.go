@@ -379,6 +379,7 @@ func tail(path string) string {
 
 // until asks again and again until there is no error, a process that must go on has ended, or the time is over.
 func until(ctx context.Context, most time.Duration, what string, ask func(context.Context) error, needs ...*Process) error {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	for {
@@ -391,7 +392,11 @@ func until(ctx context.Context, most time.Duration, what string, ask func(contex
 				return fmt.Errorf("wait for %s: %w", what, gone)
 			}
 		}
+		if whole.Err() != nil {
+			return fmt.Errorf("wait for %s: %w", what, whole.Err())
+		}
 		select {
+		case <-whole.Done():
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: not within %v: %w", what, most, err)
 		case <-time.After(50 * time.Millisecond):
