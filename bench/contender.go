@@ -44,7 +44,7 @@ func (c contender) run(r *rig, eager bool, cpu int) (*process, error) {
 
 func fairleadCommand(r *rig, dir string, _ bool) ([]string, error) {
 	return []string{r.w.programs.fairlead, "agent", "--node", r.name, "--dns-ip", dnsIP, "--kubeconfig", r.w.kubeconfig,
-		"--state", filepath.Join(dir, "state"), "--service-cidr", serviceCIDR, "--pod-cidr", podCIDR}, nil
+		"--state", filepath.Join(dir, "state"), "--service-cidr", serviceCIDR, "--pod-cidr", podCIDR, "--cni-conf-dir", filepath.Join(dir, "cni")}, nil
 }
 
 // proxyCommand configures what kube-proxy has no useful default for. The limit of the conntrack table belongs to the machine's first network

@@ -14,6 +14,7 @@
 //	change    change.go      from the API's answer for one changed endpoint to the kernel having it
 //	rolling   rolling.go     one Service's 1,000 endpoints, all replaced
 //	memory    memory.go      memory of the process, objects in the kernel
+//	footprint footprint.go   what an idle agent costs a node, beside the sum of those whose work it does
 //	connect   connect.go     connections per second and time of connect()
 //	slices    slices.go      from the API's answer for one changed pod to its EndpointSlice stored
 //	replace   replace.go     connections that fail while all pods of a Service are replaced

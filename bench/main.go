@@ -124,12 +124,13 @@ var serviceChapter = &chapter{
 		{"change", changes},
 		{"rolling", rollingChange},
 		{"memory", memories},
+		{"footprint", footprint},
 		{"connect", connections},
 		{"slices", sliceWrites},
 		{"replace", replacement},
 	},
 	needs: func(p programs) []string {
-		return []string{p.fairlead, p.fairleadServer, p.kubeProxy, p.kubeControllerManager}
+		return []string{p.fairlead, p.fairleadServer, p.kubeProxy, p.kubeControllerManager, p.coreDNS}
 	},
 	versions: serviceVersions, template: pageTemplate, plots: plots,
 }
