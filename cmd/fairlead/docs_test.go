@@ -15,6 +15,9 @@ import (
 // called finds a call of this program in a line of shell, with what follows it up to the end of the command.
 var called = regexp.MustCompile(`(?:^|[\s(/$])fairlead((?: +[^\s|;&>#)]+)+)`)
 
+// release is a call of helm, for which the program's name is that of an installation.
+var release = regexp.MustCompile(`helm [a-z]+ fairlead`)
+
 // shell is what a page shows as commands: the lines of its blocks, and what it has between backticks.
 func shell(page string) (lines []string) {
 	for i, part := range strings.Split(page, "```") {
@@ -78,7 +81,7 @@ func TestDocsShowWhatThereIs(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, line := range shell(strings.ReplaceAll(string(text), " -- fairlead ", "; fairlead ")) { // kubectl exec POD -- fairlead …
-			for _, m := range called.FindAllStringSubmatch(line, -1) {
+			for _, m := range called.FindAllStringSubmatch(release.ReplaceAllString(line, "helm"), -1) {
 				words := strings.Fields(m[1])
 				seen[words[0]]++
 				if why := wrong(words); why != "" {
@@ -109,10 +112,11 @@ func TestWrong(t *testing.T) {
 		"fairlead agent -x":                                            "fairlead agent has no flag -x",
 		"true && fairlead cleanup --kube-proxy --everything | tee log": "fairlead cleanup has no flag --everything",
 		"nft list table inet fairlead":                                 "",
+		"helm upgrade fairlead deploy/chart --reuse-values":            "",
 		"fairlead-server kubectl get pods":                             "",
 	} {
 		got := ""
-		for _, m := range called.FindAllStringSubmatch(line, -1) {
+		for _, m := range called.FindAllStringSubmatch(release.ReplaceAllString(line, "helm"), -1) {
 			got += wrong(strings.Fields(m[1]))
 		}
 		if got != want {
