@@ -19,6 +19,8 @@ var ErrRunning = errors.New("an agent is running in this network namespace; end 
 type Options struct {
 	// KubeProxy adds what kube-proxy has left.
 	KubeProxy bool
+	// OnlyKubeProxy removes what kube-proxy has left and nothing else, which may be done while an agent is running.
+	OnlyKubeProxy bool
 	// DryRun finds what would be removed and leaves it.
 	DryRun bool
 	// Force removes also while an agent is running.
@@ -70,11 +72,14 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return r, err
 	}
-	if running && !o.DryRun && !o.Force {
+	if running && !o.DryRun && !o.Force && !o.OnlyKubeProxy {
 		return r, ErrRunning
 	}
-	errs := []error{own(r)}
-	if o.KubeProxy {
+	var errs []error
+	if !o.OnlyKubeProxy {
+		errs = append(errs, own(r))
+	}
+	if o.KubeProxy || o.OnlyKubeProxy {
 		errs = append(errs, kubeProxyTables(r), kubeProxyChains(ctx, r, programs{}))
 	}
 	return r, errors.Join(errs...)

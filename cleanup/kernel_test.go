@@ -472,8 +472,15 @@ func TestAgentRunning(t *testing.T) {
 		if after := tool(t, "", "nft", "list", "ruleset"); after != before {
 			t.Errorf("changed:\n%s", after)
 		}
-		r, err := Run(t.Context(), Options{Force: true})
-		if err != nil || len(r.Removed) != 9 || r.Removed[0].Name != "inet fairlead" ||
+		r, err := Run(t.Context(), Options{OnlyKubeProxy: true})
+		if err != nil || printed(r) != "removed nftables table ip kube-proxy\nremoved nftables table ip6 kube-proxy\n" {
+			t.Errorf("only kube-proxy's: %v, %s", err, printed(r))
+		}
+		if after := tool(t, "", "nft", "list", "ruleset"); strings.Contains(after, "kube-proxy") || !strings.Contains(after, "table inet fairlead {") {
+			t.Errorf("only kube-proxy's: left %s", after)
+		}
+		r, err = Run(t.Context(), Options{Force: true})
+		if err != nil || len(r.Removed) != 7 || r.Removed[0].Name != "inet fairlead" ||
 			!strings.HasPrefix(r.Notes[0], "table inet fairlead-dns-42 belongs to an agent that is running") {
 			t.Errorf("forced: %v, %+v", err, r)
 		}

@@ -38,7 +38,8 @@ would program everything again; end the agent first.
 With --kube-proxy, what kube-proxy has left goes too: the nftables tables of its mode nftables, and the chains of its mode iptables with the
 jumps to them, from both implementations of iptables (nft and legacy), by way of the programs iptables-save and iptables-restore. The kubelet's chains
 stay. Of its mode ipvs, the virtual servers, IP sets and the interface kube-ipvs0 stay: kube-proxy --cleanup removes those.
-End kube-proxy first, or it programs everything again.`,
+End kube-proxy first, or it programs everything again. With --only-kube-proxy, this goes and nothing of an agent's does: so it is done under a
+running agent that has taken over.`,
 		Example: "  fairlead cleanup --kube-proxy --dry-run\n  fairlead cleanup --kube-proxy --json",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -46,6 +47,7 @@ End kube-proxy first, or it programs everything again.`,
 		},
 	}
 	c.Flags().BoolVar(&o.KubeProxy, "kube-proxy", false, "also remove what kube-proxy has left")
+	c.Flags().BoolVar(&o.OnlyKubeProxy, "only-kube-proxy", false, "remove what kube-proxy has left, and nothing of an agent's; an agent may be running")
 	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "print what would be removed, and leave it")
 	c.Flags().BoolVar(&o.Force, "force", false, "remove even while an agent is running")
 	c.Flags().BoolVar(&o.json, "json", false, "print JSON")
@@ -54,7 +56,7 @@ End kube-proxy first, or it programs everything again.`,
 }
 
 func runCleanup(ctx context.Context, o *cleanupOptions, out io.Writer) error {
-	if !o.DryRun && !o.Force && status.Running(ctx, o.socket) {
+	if !o.DryRun && !o.Force && !o.OnlyKubeProxy && status.Running(ctx, o.socket) {
 		return fmt.Errorf("cleanup: an agent answers on %s; end it first, or use --force", o.socket)
 	}
 	report, failed := cleanup.Run(ctx, o.Options)
