@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/dns/client"
@@ -63,4 +64,33 @@ func (n *Node) followCorefile(ctx context.Context) error {
 		}
 		n.log.Info("DNS configuration read", "file", n.cfg.Corefile, "blocks", len(read.Blocks))
 	})
+}
+
+// giveBackLimit bounds how long an agent that ends for good waits for TCP clients to close their connections, and for upstreams.
+const giveBackLimit = time.Second
+
+// serveDNS answers on sockets until ctx ends. When no agent follows, the questions go first to whoever has them then: the Service's other endpoints.
+func (n *Node) serveDNS(ctx context.Context, sockets *dns.Sockets) error {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	served := make(chan error, 1)
+	go func() { served <- n.names.ServeSockets(serving, sockets) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	if len(n.cfg.DNS) > 0 && n.held.Last() {
+		limited, cancel := context.WithTimeout(serving, giveBackLimit)
+		defer cancel()
+		err := n.plane.AnswerDNS(false)
+		if err == nil {
+			err = n.names.GiveBack(limited, sockets)
+		}
+		if err != nil {
+			n.log.Warn("questions that come just now may be lost", "err", err)
+		}
+	}
+	stop()
+	return <-served
 }

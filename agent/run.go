@@ -237,7 +237,7 @@ func (n *Node) afterFirst(ctx context.Context) error {
 	n.mu.Unlock()
 	served := make(chan error, 1)
 	go func() {
-		err := n.names.ServeSockets(ctx, sockets)
+		err := n.serveDNS(ctx, sockets)
 		n.held.Stopped()
 		served <- err
 	}()

@@ -34,6 +34,7 @@ type Server struct {
 	log     *slog.Logger
 
 	conns conns
+	late  atomic.Int64 // UDP queries whose answers take longer
 
 	reload  sync.Mutex // one at a time
 	statsMu sync.Mutex // of the list, not of what is in it

@@ -12,6 +12,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -71,7 +73,7 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
 	for {
 		conn, err := l.AcceptTCP()
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EINVAL) { // shut down by GiveBack
 				return
 			}
 			s.log.Warn("accept connection", "addr", local, "err", err)

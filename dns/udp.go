@@ -44,7 +44,9 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 			return
 		}
 		done := in.wait(from, msg)
+		s.late.Add(1)
 		wg.Go(func() {
+			defer s.late.Add(-1)
 			resp := later(ctx, nil)
 			if ctx.Err() != nil {
 				return // it stays in the inbox, for the next process

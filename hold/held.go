@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,6 +44,8 @@ type Held struct {
 type parent struct {
 	link                 *link
 	write, answer, yield chan struct{}
+	last                 chan struct{} // closed when no agent follows
+	yielded              atomic.Bool   // another one wants to write, or does
 }
 
 // Inherited returns what the process was started with. What the process closes after the end of life stays with the holder for the next one.
@@ -80,7 +83,8 @@ const beside = " beside"
 
 // attend listens to a holder.
 func (h *Held) attend(l *link) *parent {
-	p := &parent{l, make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)}
+	p := &parent{link: l, write: make(chan struct{}, 1), answer: make(chan struct{}, 1), yield: make(chan struct{}, 1), last: make(chan struct{})}
+	last := sync.OnceFunc(func() { close(p.last) })
 	go func() {
 		for {
 			m, err := l.receive()
@@ -90,11 +94,15 @@ func (h *Held) attend(l *link) *parent {
 			m.close()
 			switch m.word {
 			case wordWrite:
+				p.yielded.Store(false)
 				poke(p.write)
 			case wordAnswer:
 				poke(p.answer)
 			case wordYield:
+				p.yielded.Store(true)
 				poke(p.yield)
+			case wordLast:
+				last()
 			case wordLetGo:
 				h.Rest()
 			}
@@ -212,6 +220,25 @@ func (h *Held) Serving() error {
 	h.other.link.conn.Close()
 	h.other, h.own, h.beside = nil, nil, false
 	return err
+}
+
+// lastTimeout bounds how long an agent that has been told to end waits to hear that it is the last one. The word comes before the signal.
+const lastTimeout = 50 * time.Millisecond
+
+// Last reports, to an agent that has been told to end, that no other follows on its sockets: its holder ends too, or it has none.
+func (h *Held) Last() bool {
+	if h.holder == nil {
+		return true
+	}
+	if h.holder.yielded.Load() {
+		return false
+	}
+	select {
+	case <-h.holder.last:
+		return true
+	case <-time.After(lastTimeout):
+		return false
+	}
 }
 
 // Stopped says that this agent, which has been told to end, answers no more. What it has yet to do holds up nobody.

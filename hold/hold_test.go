@@ -127,11 +127,12 @@ func testAgent(dir, mode string) int {
 	for buf := make([]byte, 1500); ; {
 		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
+			last := held.Last()
 			held.Stopped()
 			if mode == "linger" && held.Holder() != 0 {
 				time.Sleep(time.Second) // something that nobody has to wait for
 			}
-			say("ends")
+			say("ends last=%v", last)
 			return 0
 		}
 		switch order := string(buf[:n]); order {
@@ -410,7 +411,11 @@ func TestReplaced(t *testing.T) {
 		// The old one writes until it is asked, and the new one only then.
 		yields := pidOf(t, s.await("yields"))
 		writes := pidOf(t, s.await("writes"))
-		if ends := pidOf(t, s.await("ends")); yields != old || ends != old || writes == old {
+		ended := s.await("ends")
+		if !strings.Contains(ended, "last=false") {
+			t.Errorf("one that is replaced: %s", ended)
+		}
+		if ends := pidOf(t, ended); yields != old || ends != old || writes == old {
 			t.Errorf("%d yielded, %d wrote, %d ended; the old one is %d", yields, writes, ends, old)
 		}
 		old = pidOf(t, s.await("serves"))
@@ -426,7 +431,11 @@ func TestReplaced(t *testing.T) {
 	if pid, _ := s.answer("after"); pid == old {
 		t.Error("answered by the dead")
 	}
+	s.forget()
 	end(t, holder)
+	if ended := s.await("ends"); !strings.Contains(ended, "last=true") {
+		t.Errorf("the last one: %s", ended)
+	}
 }
 
 // TestReplacementFails: a next agent that ends before it answers, or is killed while it may write, leaves the old one as it was.
@@ -652,7 +661,7 @@ func TestAlone(t *testing.T) {
 	if err := errors.Join(h.Write(t.Context()), h.Answer(t.Context()), h.Serving(), l.Close()); err != nil {
 		t.Error(err)
 	}
-	if h.Beside() || h.Holder() != 0 || h.Yield() != nil || h.Has("x") || len(h.Take("")) != 0 {
+	if !h.Last() || h.Beside() || h.Holder() != 0 || h.Yield() != nil || h.Has("x") || len(h.Take("")) != 0 {
 		t.Errorf("%+v", h)
 	}
 	h.Rest()

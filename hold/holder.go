@@ -367,6 +367,9 @@ func (h *holder) start(program string) error {
 func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 	if h.ending {
 		for _, a := range slices.Clone(h.agents) {
+			if !a.ended {
+				a.link.send(message{word: wordLast})
+			}
 			h.end(a)
 		}
 		h.shut()

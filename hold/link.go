@@ -30,6 +30,7 @@ const (
 const (
 	wordFiles = "files"  // and names and descriptors: what is held; the last such message, at the beginning, has none
 	wordYield = "yield"  // another one wants to write
+	wordLast  = "last"   // no agent follows: what is still in the sockets when this one ends is lost
 	wordLetGo = "let go" // nobody has answered for too long: close what is not in use yet
 )
 
