@@ -480,7 +480,7 @@ func TestAgentRunning(t *testing.T) {
 			t.Errorf("only kube-proxy's: left %s", after)
 		}
 		r, err = Run(t.Context(), Options{Force: true})
-		if err != nil || len(r.Removed) != 7 || r.Removed[0].Name != "inet fairlead" ||
+		if err != nil || len(r.Removed) != 9 || r.Removed[0].Name != "inet fairlead" ||
 			!strings.HasPrefix(r.Notes[0], "table inet fairlead-dns-42 belongs to an agent that is running") {
 			t.Errorf("forced: %v, %+v", err, r)
 		}

@@ -84,6 +84,23 @@ func compareNames(a, b string) int {
 	return 0
 }
 
+// Questions yields every question that a record of the cluster's zones answers, by name and type, each once and in no order, and those for the addresses of
+// the family that a Service does not have. Not among them are the names of pods.
+func (v *View) Questions() iter.Seq2[string, uint16] {
+	return func(yield func(string, uint16) bool) {
+		seen := make(map[question]struct{})
+		for q := range v.questions() {
+			if _, dup := seen[q]; dup {
+				continue
+			}
+			seen[q] = struct{}{}
+			if !yield(q.name, q.qtype) {
+				return
+			}
+		}
+	}
+}
+
 type question struct {
 	name  string
 	qtype uint16

@@ -68,7 +68,7 @@ func newRootCommand() *cobra.Command {
 	}
 	group("cluster", newUpCommand(), newDownCommand(), newExecCommand(), newLogsCommand())
 	group("ask", newStatusCommand(), newExplainCommand(), newDumpCommand())
-	group("node", newAgentCommand(), newReadyCommand(), newDoctorCommand(), newCleanupCommand())
+	group("node", newAgentCommand(), newReadyCommand(), newDoctorCommand(), newAdoptCommand(), newCleanupCommand())
 	root.AddCommand(newPauseCommand(), newProbeCommand())
 	return root
 }

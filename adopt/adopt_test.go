@@ -1,0 +1,521 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package adopt
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/cleanup"
+	"github.com/fairlead/fairlead/dns"
+	"github.com/fairlead/fairlead/linux"
+	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/testnet"
+)
+
+func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
+func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// world is a small cluster: a Service of each kind that matters.
+func world(edit func(*model.Builder)) *model.Snapshot {
+	b := model.NewBuilder(model.Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, PassOn: true})
+	for i, name := range []string{"n1", "n2"} {
+		b.SetNode(model.Node{Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, 0, byte(i + 1)})},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i + 1), 0}), 24)}})
+	}
+	add := func(spec model.ServiceSpec, endpoints ...string) {
+		spec.Ports = []model.Port{{Name: "http", Protocol: model.TCP, Port: 80}}
+		if spec.Exposure != nil {
+			spec.Ports[0].NodePort = 30080
+		}
+		b.SetService(spec)
+		s := model.Slice{Name: spec.Name, Service: spec.Name.Name, Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}}}
+		for _, e := range endpoints {
+			node := "n" + strings.Split(e, ".")[2]
+			s.Endpoints = append(s.Endpoints, model.Endpoint{Addr: addr(e), Node: node, Ready: true, Serving: true})
+		}
+		b.SetSlice(s)
+	}
+	add(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "web"}, ClusterIPs: []netip.Addr{addr("10.96.0.1")},
+		Exposure: &model.Exposure{}}, "10.244.1.2", "10.244.2.2")
+	add(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "db"}, Type: model.Headless}, "10.244.2.3")
+	if edit != nil {
+		edit(b)
+	}
+	return b.Build()
+}
+
+// saved are kube-proxy's rules for the world, as iptables-save prints them.
+const saved = `*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m something --strange -j DROP
+-A KUBE-SERVICES -d 10.96.0.9/32 -p tcp -m comment --comment "shop/none:http has no endpoints" -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-EXT-WEB - [0:0]
+:KUBE-SVC-WEB - [0:0]
+:KUBE-SEP-ONE - [0:0]
+:KUBE-SEP-TWO - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m comment --comment "shop/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-WEB
+-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p tcp -m comment --comment "shop/web:http" -m tcp --dport 30080 -j KUBE-EXT-WEB
+-A KUBE-EXT-WEB -j KUBE-MARK-MASQ
+-A KUBE-EXT-WEB -j KUBE-SVC-WEB
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-SVC-WEB ! -s 10.244.0.0/16 -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ
+-A KUBE-SVC-WEB -m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-ONE
+-A KUBE-SVC-WEB -j KUBE-SEP-TWO
+-A KUBE-SEP-ONE -s 10.244.1.2/32 -j KUBE-MARK-MASQ
+-A KUBE-SEP-ONE -p tcp -m tcp -j DNAT --to-destination 10.244.1.2:8080
+-A KUBE-SEP-TWO -p tcp -m tcp -j DNAT --to-destination 10.244.2.2:8080
+COMMIT
+`
+
+// proxyOf is a kube-proxy with rules as iptables-save prints them.
+func proxyOf(t *testing.T, text string) *KubeProxy {
+	t.Helper()
+	s := cleanup.Saved{Program: "iptables-nft"}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			s.Tables = append(s.Tables, cleanup.SavedTable{Name: name})
+			continue
+		}
+		table := &s.Tables[len(s.Tables)-1]
+		if name, ok := strings.CutPrefix(line, ":"); ok {
+			table.Chains = append(table.Chains, strings.Fields(name)[0])
+		} else if strings.HasPrefix(line, "-A") {
+			table.Rules = append(table.Rules, line)
+		}
+	}
+	rules := newIPTables(s)
+	if rules == nil {
+		t.Fatal("no chain of kube-proxy's")
+	}
+	k := &KubeProxy{}
+	k.add(0, "iptables", rules)
+	return k
+}
+
+func check(t *testing.T, snap *model.Snapshot, k *KubeProxy) Part {
+	t.Helper()
+	return CheckProxy(t.Context(), ProxyOptions{Snapshot: func() *model.Snapshot { return snap }, Looks: 2, Read: func(context.Context) (*KubeProxy, error) { return k, nil }})
+}
+
+// Each row is a change of kube-proxy's rules, and what comes of it.
+func TestDifferences(t *testing.T) {
+	for _, row := range []struct {
+		name, old, new  string
+		of, here, there string // of the only difference; empty: there is none
+	}{
+		{name: "nothing is changed"},
+		{"an endpoint too few", "-m statistic --mode random --probability 0.50000000000 -j KUBE-SEP-ONE", "-m statistic --mode random --probability 0.5 -j KUBE-SEP-TWO",
+			"10.96.0.1:80/TCP nodeport4:30080/TCP", "10.244.1.2:8080, 10.244.2.2:8080", "10.244.2.2:8080"},
+		{"another port", "10.244.1.2:8080", "10.244.1.2:8081", "10.96.0.1:80/TCP nodeport4:30080/TCP", "10.244.1.2:8080, 10.244.2.2:8080", "10.244.1.2:8081, 10.244.2.2:8080"},
+		{"affinity", "-A KUBE-SVC-WEB -j KUBE-SEP-TWO", "-A KUBE-SVC-WEB -m recent --rcheck --seconds 60 --reap --name X --rsource -j KUBE-SEP-ONE\n-A KUBE-SVC-WEB -j KUBE-SEP-TWO",
+			"10.96.0.1:80/TCP nodeport4:30080/TCP", "10.244.1.2:8080, 10.244.2.2:8080", "10.244.1.2:8080, 10.244.2.2:8080 with affinity for 1m0s"},
+		{"no node port", "-A KUBE-NODEPORTS -p tcp", "-A KUBE-NODEPORTS -p udp", "nodeport4:30080/TCP", "10.244.1.2:8080, 10.244.2.2:8080", "untouched"},
+		{"a rule from elsewhere", "-A KUBE-EXT-WEB -j KUBE-MARK-MASQ", "-A KUBE-EXT-WEB -m strange --thing 1 -j KUBE-MARK-MASQ", "nodeport4:30080/TCP", "10.244.1.2:8080, 10.244.2.2:8080",
+			`unknown: chain KUBE-EXT-WEB: "--thing" is not understood in "-A KUBE-EXT-WEB -m strange --thing 1 -j KUBE-MARK-MASQ"`},
+		{"a Service that is gone", "-d 10.96.0.9/32", "-d 10.96.0.9/32", "", "", ""},
+		{"a circle", "-A KUBE-SEP-TWO -p tcp -m tcp -j DNAT --to-destination 10.244.2.2:8080", "-A KUBE-SEP-TWO -j KUBE-SVC-WEB", "10.96.0.1:80/TCP nodeport4:30080/TCP",
+			"10.244.1.2:8080, 10.244.2.2:8080", "unknown: chain KUBE-"},
+		{"only from here", "-A KUBE-SVC-WEB -j KUBE-SEP-TWO", "-A KUBE-SVC-WEB -m addrtype --src-type LOCAL -j DROP\n-A KUBE-SVC-WEB -j KUBE-SEP-TWO", "", "", "10.244.1.2:8080, no answer"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			text := saved
+			if row.old != "" {
+				if text = strings.Replace(saved, row.old, row.new, 1); text == saved && row.old != row.new {
+					t.Fatalf("no %q in the rules", row.old)
+				}
+			}
+			part := check(t, world(nil), proxyOf(t, text))
+			if part.Failed != "" {
+				t.Fatal(part.Failed)
+			}
+			if row.there == "" {
+				if part.Unmeant() > 0 {
+					t.Errorf("differs: %v", part.Differences)
+				}
+				return
+			}
+			var of []string
+			for _, d := range part.Differences {
+				if d.Meant != "" || row.here != "" && d.Here != row.here || d.There != row.there && !strings.HasPrefix(d.There, row.there) {
+					t.Errorf("differs: %+v", d)
+				}
+				of = append(of, d.Of)
+			}
+			if got := strings.Join(slices.Compact(of), " "); row.of != "" && got != row.of || len(of) == 0 {
+				t.Errorf("of %q, want %q", got, row.of)
+			}
+		})
+	}
+}
+
+// A difference that is gone at the next look is none.
+func TestDifferencesLast(t *testing.T) {
+	right, wrong := proxyOf(t, saved), proxyOf(t, strings.Replace(saved, "10.244.1.2:8080", "10.244.1.2:1", 1))
+	looks := 0
+	part := CheckProxy(t.Context(), ProxyOptions{Snapshot: func() *model.Snapshot { return world(nil) }, Looks: 3, Read: func(context.Context) (*KubeProxy, error) {
+		if looks++; looks == 1 {
+			return wrong, nil
+		}
+		return right, nil
+	}})
+	if part.Unmeant() != 0 || looks != 2 || part.Looked != 3 {
+		t.Errorf("%d looks: %+v", looks, part)
+	}
+}
+
+// Who else asks for a frontend, and what a family without source ranges means, differ on purpose.
+func TestMeantDifferences(t *testing.T) {
+	snap := world(func(b *model.Builder) {
+		b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "a", Name: "taker"}, ClusterIPs: []netip.Addr{addr("10.96.0.7")},
+			Exposure: &model.Exposure{ExternalIPs: []netip.Addr{addr("203.0.113.1")}}, Ports: []model.Port{{Protocol: model.TCP, Port: 80}}})
+		b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "b", Name: "taker"}, ClusterIPs: []netip.Addr{addr("10.96.0.8")},
+			Exposure: &model.Exposure{ExternalIPs: []netip.Addr{addr("203.0.113.1")}}, Ports: []model.Port{{Protocol: model.TCP, Port: 80}}})
+	})
+	part := check(t, snap, proxyOf(t, saved))
+	for _, d := range part.Differences {
+		if d.Of == "203.0.113.1:80/TCP" && !strings.Contains(d.Meant, "several Services") {
+			t.Errorf("not meant: %+v", d)
+		}
+	}
+	f := model.Frontend{Addr: addr("203.0.113.9"), Protocol: model.TCP, Port: 80}
+	w := model.Way{Service: &model.Service{}, Kind: model.AtBalancer, Guarded: true}
+	if r := reason(snap, f, w, client{kind: outside}, Fate{Ways: []string{noAnswer}}, Fate{Ways: []string{"10.0.0.1:1"}}, nil); !strings.Contains(r, "source ranges") {
+		t.Errorf("reason %q", r)
+	}
+}
+
+// follow sees every way that may be drawn, also where one draw leads to another.
+func TestFollowDrawsEverything(t *testing.T) {
+	f, err := follow(model.Packet{}, func(p *trip) (end, error) {
+		s := ""
+		for range 1 + p.choose(3) {
+			s += string('a' + rune(p.choose(2)))
+		}
+		return end(s), nil
+	})
+	if err != nil || len(f.Ways) != 2+4+8 {
+		t.Errorf("%v, %v", f, err)
+	}
+}
+
+func TestReport(t *testing.T) {
+	p := Part{With: "kube-proxy (nftables)", Of: "frontends", Looked: 3, All: 3}
+	p.add([]Difference{{Of: "b", Here: "1", There: "2"}, {Of: "a", Here: "1", There: "2", Meant: "so it is"}, {Of: "b", Who: "x", Here: "1", There: "3"}})
+	r := &Report{Node: "n1", Services: 7, Parts: []Part{p}}
+	var b bytes.Buffer
+	r.Print(&b)
+	const want = `node n1, 7 Services
+  kube-proxy (nftables): 3 frontends: 1 same, 1 differences meant, 2 not meant: LOOK FIRST
+
+kube-proxy (nftables), not meant:
+  b: here 1; there 2
+  b, x: here 1; there 3
+
+kube-proxy (nftables), meant: so it is
+  a: here 1; there 2
+`
+	if b.String() != want {
+		t.Errorf("got\n%s", b.String())
+	}
+	for _, row := range []struct {
+		parts []Part
+		code  int
+	}{{nil, 0}, {[]Part{p}, 1}, {[]Part{{Failed: "x"}, p}, 2}, {[]Part{{Differences: p.Differences[:1]}}, 0}} {
+		if got := (&Report{Parts: row.parts}).Code(); got != row.code {
+			t.Errorf("code %d, want %d", got, row.code)
+		}
+	}
+}
+
+// The kernel's own table is read and followed: each row is a rule written by the nft tool, and what becomes of packets.
+func TestReadTable(t *testing.T) {
+	testnet.MustRoot(t)
+	ns, err := linux.NewNetNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	if _, err := exec.LookPath("nft"); err != nil {
+		testnet.Skip(t, "needs the nft tool")
+	}
+	const rules = `table ip kube-proxy {
+	map service-ips { type ipv4_addr . inet_proto . inet_service : verdict
+		elements = { 10.96.0.1 . tcp . 80 : goto two, 10.96.0.2 . udp . 53 : goto sticky, 10.96.0.3 . tcp . 80 : goto ranges, 10.96.0.4 . tcp . 80 : goto strange }; }
+	map service-nodeports { type inet_proto . inet_service : verdict
+		elements = { tcp . 30080 : goto two }; }
+	map no-endpoint-services { type ipv4_addr . inet_proto . inet_service : verdict
+		elements = { 10.96.0.5 . tcp . 80 : goto refuse, 10.96.0.6 . tcp . 80 : drop }; }
+	set pin { type ipv4_addr; flags dynamic,timeout; timeout 3h; }
+	chain two { meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.244.1.2 . 8080, 1 : 10.244.2.2 . 8081 }; }
+	chain sticky { ip saddr @pin goto end
+		numgen random mod 1 vmap { 0 : goto end }; }
+	chain end { update @pin { ip saddr }
+		meta l4proto udp dnat to 10.244.1.9:5353; }
+	chain ranges { ip saddr != { 10.1.0.0/16, 192.0.2.0/24 } drop
+		fib saddr type local return
+		mark set mark or 0x4000 meta l4proto tcp dnat to 10.244.1.3:80; }
+	chain strange { tcp flags syn drop; }
+	chain refuse { reject; }
+	chain services { ip daddr . meta l4proto . th dport vmap @service-ips
+		fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @service-nodeports; }
+	chain check { ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }
+	chain pre { type nat hook prerouting priority -100; jump services; }
+	chain out { type nat hook output priority -100; jump services; }
+	chain forward { type filter hook forward priority 0; ct state new jump check; }
+	chain output { type filter hook output priority 0; ct state new jump check; }
+}`
+	var tbl *table
+	err = ns.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+		if none, err := readTable(unix.NFPROTO_IPV6, "kube-proxy"); none != nil || err != nil {
+			t.Errorf("a table that is not there: %v, %v", none, err)
+		}
+		tbl, err = readTable(unix.NFPROTO_IPV4, "kube-proxy")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &KubeProxy{}
+	k.add(0, "nftables", tbl)
+	for _, row := range []struct {
+		proto    model.Protocol
+		src, dst string
+		from, to bool
+		want     string
+	}{
+		{model.TCP, "192.0.2.1", "10.96.0.1:80", false, false, "10.244.1.2:8080, 10.244.2.2:8081"},
+		{model.TCP, "192.0.2.1", "10.96.0.1:80", true, false, "10.244.1.2:8080, 10.244.2.2:8081"},
+		{model.UDP, "192.0.2.1", "10.96.0.1:80", false, false, "untouched"},
+		{model.UDP, "192.0.2.1", "10.96.0.2:53", false, false, "10.244.1.9:5353 with affinity for 3h0m0s"},
+		{model.TCP, "192.0.2.0", "10.96.0.3:80", false, false, "10.244.1.3:80"},
+		{model.TCP, "192.0.2.255", "10.96.0.3:80", false, false, "10.244.1.3:80"},
+		{model.TCP, "192.0.3.0", "10.96.0.3:80", false, false, "no answer"},
+		{model.TCP, "10.0.255.255", "10.96.0.3:80", false, false, "no answer"},
+		{model.TCP, "10.1.0.0", "10.96.0.3:80", false, false, "10.244.1.3:80"},
+		{model.TCP, "10.1.255.255", "10.96.0.3:80", true, false, "untouched"},
+		{model.TCP, "192.0.2.1", "192.168.0.1:30080", false, true, "10.244.1.2:8080, 10.244.2.2:8081"},
+		{model.TCP, "192.0.2.1", "192.168.0.2:30080", false, false, "untouched"},
+		{model.TCP, "192.0.2.1", "10.96.0.5:80", false, false, "refused"},
+		{model.TCP, "192.0.2.1", "10.96.0.6:80", true, false, "no answer"},
+		{model.TCP, "192.0.2.1", "10.96.0.4:80", false, false, "not understood"},
+	} {
+		p := model.Packet{Protocol: row.proto, Src: netip.AddrPortFrom(addr(row.src), 1000), Dst: addrPort(row.dst), FromNode: row.from, ToNode: row.to}
+		f, err := k.Decide(p)
+		got := f.String()
+		if err != nil {
+			got = err.Error()
+		}
+		if got != row.want && !(err != nil && row.want == "not understood") {
+			t.Errorf("%+v: %s, want %s", row, got, row.want)
+		}
+	}
+	if got := len(k.Frontends()); got != 7 {
+		t.Errorf("%d frontends, want 7", got)
+	}
+}
+
+// A server that is asked gives the right answers, or one wrong answer, or none.
+func TestCheckDNS(t *testing.T) {
+	snap := world(nil)
+	options := dns.Options{Blocks: []dns.Block{{Zones: []string{"."}, Cluster: &dns.Cluster{Zones: []string{"cluster.local.", "in-addr.arpa.", "ip6.arpa."}, TTL: 30 * time.Second}}},
+		Reverse: snap.ServiceCIDRs}
+	view, err := dns.NewView(options, snap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name string
+		edit func(q mdns.Question, m *mdns.Msg) bool // false: no answer
+		want string                                  // a difference; empty: none
+	}{
+		{"as it should", nil, ""},
+		{"another address", func(q mdns.Question, m *mdns.Msg) bool {
+			if q.Name == "web.shop.svc.cluster.local." && q.Qtype == mdns.TypeA {
+				m.Answer[0].(*mdns.A).A = addr("10.1.1.1").AsSlice()
+			}
+			return true
+		}, "web.shop.svc.cluster.local. A, ADDR: here 10.96.0.1; there 10.1.1.1"},
+		{"a name that does not exist", func(q mdns.Question, m *mdns.Msg) bool {
+			if strings.HasPrefix(q.Name, nobody+".shop") {
+				m.Rcode = mdns.RcodeSuccess
+			}
+			return true
+		}, nobody + ".shop.svc.cluster.local. A, ADDR: here NXDOMAIN; there no such record"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			at := answering(t, func(q mdns.Question, m *mdns.Msg) bool {
+				a := view.Answer(q.Name, q.Qtype)
+				m.Rcode = a.Rcode
+				for _, r := range a.Answer {
+					m.Answer = append(m.Answer, r.RR())
+				}
+				return row.edit == nil || row.edit(q, m)
+			})
+			part := CheckDNS(t.Context(), DNSOptions{Snapshot: func() *model.Snapshot { return snap }, Names: options, Servers: []netip.AddrPort{at}, Rate: 10000, Looks: 2})
+			var got []string
+			for _, d := range part.Differences {
+				got = append(got, strings.ReplaceAll(d.String(), at.String(), "ADDR"))
+			}
+			if part.Failed != "" || strings.Join(got, "\n") != row.want || part.Looked < 8 || part.Same != part.Looked-len(got) {
+				t.Errorf("%+v", part)
+			}
+		})
+	}
+}
+
+// answering is a server on loopback.
+func answering(t *testing.T, answer func(mdns.Question, *mdns.Msg) bool) netip.AddrPort {
+	t.Helper()
+	started := make(chan struct{})
+	s := &mdns.Server{Addr: "127.0.0.1:0", Net: "udp", NotifyStartedFunc: func() { close(started) }, Handler: mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
+		m := new(mdns.Msg).SetReply(q)
+		if answer(q.Question[0], m) {
+			w.WriteMsg(m)
+		}
+	})}
+	go s.ListenAndServe()
+	<-started
+	t.Cleanup(func() { s.Shutdown() })
+	return addrPort(s.PacketConn.LocalAddr().String())
+}
+
+// cluster is an API server that has these objects.
+func cluster(objects map[string]string) Get {
+	return func(_ context.Context, path string, into any) (bool, error) {
+		text, ok := objects[path]
+		if !ok {
+			return false, nil
+		}
+		return true, json.Unmarshal([]byte(text), into)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	objects := func(edit map[string]string) map[string]string {
+		o := map[string]string{
+			"/api/v1/nodes":                  `{"items":[{"metadata":{"name":"n1"},"status":{"nodeInfo":{"kubeletVersion":"v1.37.2","operatingSystem":"linux"}}},{"metadata":{"name":"w1"},"status":{"nodeInfo":{"operatingSystem":"windows"}}}]}`,
+			apps + "daemonsets/kube-proxy":   `{}`,
+			system + "configmaps/kube-proxy": `{"data":{"config.conf":"apiVersion: x\nclusterCIDR: 10.244.0.0/16\nmode: \"nftables\"\n"}}`,
+			apps + "deployments/coredns":     `{"spec":{"replicas":2}}`,
+			system + "configmaps/coredns":    `{"data":{"Corefile":".:53 {\n errors\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n  pods insecure\n  fallthrough in-addr.arpa ip6.arpa\n }\n forward . /etc/resolv.conf\n cache 30\n}\n"}}`,
+			system + "services/kube-dns":     `{"spec":{"clusterIPs":["10.96.0.10"],"selector":{"k8s-app":"kube-dns"}}}`,
+		}
+		for k, v := range edit {
+			if v == "" {
+				delete(o, k)
+			} else {
+				o[k] = v
+			}
+		}
+		return o
+	}
+	for _, row := range []struct {
+		name  string
+		edit  map[string]string
+		kind  string
+		steps int
+		has   []string // in what is printed
+		bad   string   // an obstacle
+	}{
+		{"kubeadm", nil, "kubeadm", 9, []string{"mode nftables", "podCIDRs={10.244.0.0/16}", "node w1 runs windows", "cleanup --only-kube-proxy", "--replicas=2", `"k8s-app":"kube-dns"`, "NODE is each of: n1."}, ""},
+		{"kind", map[string]string{"/api/v1/nodes": `{"items":[{"metadata":{"name":"k"},"spec":{"providerID":"kind://docker/kind/k"}}]}`}, "kind", 9, nil, ""},
+		{"k3s", map[string]string{"/api/v1/nodes": `{"items":[{"metadata":{"name":"k"},"status":{"nodeInfo":{"kubeletVersion":"v1.36.1+k3s1"}}}]}`, apps + "daemonsets/kube-proxy": ""}, "k3s", 8,
+			[]string{"disable-kube-proxy: true", "coredns.yaml.skip"}, ""},
+		{"ipvs", map[string]string{system + "configmaps/kube-proxy": `{"data":{"config.conf":"mode: ipvs\n"}}`}, "kubeadm", 9, nil, "ipvs"},
+		{"a Corefile that is refused", map[string]string{system + "configmaps/coredns": `{"data":{"Corefile":".:53 {\n etcd\n}\n"}}`}, "kubeadm", 9, nil, "etcd"},
+		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy"}, ""},
+		{"NodeLocal DNSCache", map[string]string{apps + "daemonsets/node-local-dns": `{}`}, "kubeadm", 10, []string{"delete daemonset node-local-dns"}, ""},
+		{"no cluster DNS", map[string]string{system + "services/kube-dns": ""}, "kubeadm", 6, []string{"no Service kube-system/kube-dns"}, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p, err := MakePlan(t.Context(), cluster(objects(row.edit)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b bytes.Buffer
+			p.Print(&b)
+			if p.Kind != row.kind || len(p.Steps) != row.steps {
+				t.Errorf("%s with %d steps:\n%s", p.Kind, len(p.Steps), b.String())
+			}
+			for _, s := range row.has {
+				if !strings.Contains(b.String(), s) {
+					t.Errorf("no %q in\n%s", s, b.String())
+				}
+			}
+			if bad := strings.Join(p.Obstacles, "\n"); row.bad == "" && bad != "" || !strings.Contains(bad, row.bad) {
+				t.Errorf("obstacles: %q, want %q", bad, row.bad)
+			}
+			for _, s := range p.Steps {
+				if len(s.Do) == 0 || len(s.See) == 0 || len(s.Undo) == 0 {
+					t.Errorf("step %q is not whole", s.Title)
+				}
+			}
+		})
+	}
+	if _, err := MakePlan(t.Context(), func(context.Context, string, any) (bool, error) { return false, context.DeadlineExceeded }); err == nil {
+		t.Error("an API server that does not answer is no error")
+	}
+}
+
+// What comes from the kernel or from iptables-save may be anything.
+func FuzzRules(f *testing.F) {
+	for line := range strings.Lines(saved) {
+		f.Add(strings.TrimSpace(line))
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		if !strings.HasPrefix(line, "-A ") || strings.ContainsAny(line, "\n\r") || len(cleanup.Words(line)) < 2 {
+			return
+		}
+		k := proxyOf(t, strings.Replace(saved, "-A KUBE-SERVICES", line+"\n-A KUBE-SERVICES", 1))
+		_, _ = k.Decide(model.Packet{Protocol: model.TCP, Src: addrPort("10.1.1.1:1"), Dst: addrPort("10.96.0.1:80")})
+	})
+}
+
+func FuzzAttributes(f *testing.F) {
+	f.Add([]byte{8, 0, 1, 0, 1, 2, 3, 4})
+	f.Add([]byte{255, 255, 1, 0})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		rule, err := expressions(raw)
+		if err != nil {
+			return
+		}
+		m := machine{table: &table{is4: true}, trip: &trip{to: addrPort("10.0.0.1:1"), Packet: model.Packet{Src: addrPort("10.0.0.2:1")}, choose: func(int) int { return 0 }}}
+		_, _, _ = m.rule(rule)
+	})
+}
