@@ -37,7 +37,7 @@ test-race: ## the packages with the most goroutines, under the race detector (ne
 test-cluster: build ## the scenarios on a real 3-node cluster; needs root
 	$(GO) test -count=1 -v -timeout 20m ./test/cluster
 
-test-bench: ## the tests of bench/, a module of its own
+test-bench: build bench/bin/kube-proxy bench/bin/coredns ## the tests of bench/, a module of its own
 	cd bench && $(GO) vet ./... && $(GO) test -count=1 ./...
 
 # The image's name is the one in the manifest, unless IMAGE is given. What is built depends on the commit and the Go version only.
