@@ -185,7 +185,7 @@ func listed(ctx context.Context, cfg *config.Agent, wait time.Duration, complain
 		select {
 		case <-source.Changed():
 		case <-deadline.C:
-			return nil, fmt.Errorf("the API server at %s has not listed %s within %s", client.Server, strings.Join(source.Waiting(), ", "), wait)
+			return nil, fmt.Errorf("the API server at %s has not listed %s within %s", client.Server(), strings.Join(source.Waiting(), ", "), wait)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
