@@ -227,6 +227,9 @@ func TestFollowDrawsEverything(t *testing.T) {
 	if err != nil || len(f.Ways) != 2+4+8 {
 		t.Errorf("%v, %v", f, err)
 	}
+	if _, err := follow(model.Packet{}, func(p *trip) (end, error) { p.choose(1 << 31); return "", nil }); err == nil {
+		t.Error("a draw among two thousand million is no error")
+	}
 }
 
 func TestReport(t *testing.T) {
@@ -347,6 +350,20 @@ func TestReadTable(t *testing.T) {
 	}
 	if got := len(k.Frontends()); got != 7 {
 		t.Errorf("%d frontends, want 7", got)
+	}
+}
+
+// A table that was read while it changed may have a circle.
+func TestCircle(t *testing.T) {
+	to := func(name string) []expression {
+		verdict := append([]byte{8, 0, 1, 0, 0xff, 0xff, 0xff, 0xfc, 6, 0, 2, 0}, name+"\x00\x00\x00"...) // goto
+		nested := append([]byte{byte(4 + len(verdict)), 0, unix.NFTA_DATA_VERDICT, 0}, verdict...)
+		return []expression{{"immediate", map[uint16][]byte{unix.NFTA_IMMEDIATE_DATA: nested}}}
+	}
+	a, b := &chain{name: "a", rules: [][]expression{to("b")}}, &chain{name: "b", rules: [][]expression{to("a")}}
+	m := machine{table: &table{is4: true, chains: map[string]*chain{"a": a, "b": b}}, trip: &trip{}}
+	if _, err := m.run(a); err == nil || !strings.Contains(err.Error(), "circle") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -77,12 +77,18 @@ type trip struct {
 // end is how a trip ends, if the rules decide it.
 type end string
 
+// mostRuns bounds how often a packet is taken through rules. A Service has fewer endpoints.
+const mostRuns = 100_000
+
 // follow takes a packet through rules as often as it takes to see everything that they may draw, and says what may become of it.
 func follow(p model.Packet, through func(*trip) (end, error)) (Fate, error) {
 	var f Fate
 	seen := make(map[string]struct{})
 	var drawn, of []int
-	for {
+	for runs := 0; ; runs++ {
+		if runs == mostRuns {
+			return f, fmt.Errorf("the rules draw among more than %d ways", mostRuns)
+		}
 		next := 0
 		t := &trip{Packet: p, to: p.Dst, choose: func(n int) int {
 			if next == len(drawn) {

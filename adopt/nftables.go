@@ -74,7 +74,8 @@ type verdict struct {
 const (
 	nftJump, nftGoto, nftReturn, nftBreak, nftContinue = -3, -4, -5, -2, -1
 	nfDrop, nfAccept                                   = 0, 1
-	maxDepth                                           = 16 // NFT_JUMP_STACK_SIZE
+	maxDepth                                           = 16   // NFT_JUMP_STACK_SIZE
+	maxHops                                            = 1000 // between chains; the kernel takes no circles, but a table may be read while it changes
 )
 
 // through takes a packet along the hooks that it passes.
@@ -162,7 +163,7 @@ func (m *machine) run(base *chain) (end, error) {
 	}
 	at := place{chain: base}
 	var back []place
-	for {
+	for hops := 0; ; {
 		if at.rule == len(at.chain.rules) {
 			if len(back) == 0 {
 				return "", nil
@@ -189,14 +190,11 @@ func (m *machine) run(base *chain) (end, error) {
 			at.rule = len(at.chain.rules)
 		case nftJump, nftGoto:
 			to, ok := m.chains[v.chain]
-			if !ok || len(back) == maxDepth {
+			if hops++; !ok || len(back) == maxDepth || hops > maxHops {
 				return "", fmt.Errorf("chain %s leads to chain %q, which does not exist or goes in a circle", at.chain.name, v.chain)
 			}
 			if v.code == nftJump {
 				back = append(back, at)
-			}
-			if v.code == nftGoto && to == at.chain {
-				return "", fmt.Errorf("chain %s leads to itself", to.name)
 			}
 			at = place{chain: to}
 		default:
