@@ -381,8 +381,8 @@ func (k *takeover) nodePort(name string, i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(nodeAddr(k.number)), uint16(k.services[name].Spec.Ports[i].NodePort))
 }
 
-// traffic is what clients do all the time, and what failed.
-type traffic struct {
+// clients are what is asked for all the time, and what failed.
+type clients struct {
 	t      *testing.T
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -437,10 +437,10 @@ func sayLine(c net.Conn, n int64) error {
 }
 
 // load starts clients of all kinds: new connections, and one that stays, from the pod and from outside.
-func (k *takeover) load() *traffic {
+func (k *takeover) load() *clients {
 	k.t.Helper()
 	ctx, cancel := context.WithCancel(k.t.Context())
-	tr := &traffic{t: k.t, cancel: cancel}
+	tr := &clients{t: k.t, cancel: cancel}
 	k.t.Cleanup(func() { cancel(); tr.wg.Wait() })
 	for _, c := range []struct {
 		name, network string
@@ -491,7 +491,7 @@ func (k *takeover) load() *traffic {
 }
 
 // more waits until every kind of client has succeeded some times more.
-func (tr *traffic) more(n int64) {
+func (tr *clients) more(n int64) {
 	tr.t.Helper()
 	want := make([]int64, len(tr.kinds))
 	for i, k := range tr.kinds {
@@ -507,7 +507,7 @@ func (tr *traffic) more(n int64) {
 }
 
 // none fails the test if anything has failed.
-func (tr *traffic) none(when string) {
+func (tr *clients) none(when string) {
 	tr.t.Helper()
 	tr.t.Log(when)
 	for _, k := range tr.kinds {

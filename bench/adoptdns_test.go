@@ -94,10 +94,10 @@ func (k *takeover) startCoreDNS(more string, want int) (*process, string) {
 
 // resolvers asks the cluster DNS all the time, over UDP and TCP, with a new socket for each question, and one for all of them. TCP connections are
 // counted when they break, and opened again, as resolvers do; what is asked over UDP is asked once.
-func (k *takeover) resolvers() (tr *traffic, byAgent func() int64, broken *clientKind) {
+func (k *takeover) resolvers() (tr *clients, byAgent func() int64, broken *clientKind) {
 	k.t.Helper()
 	ctx, cancel := context.WithCancel(k.t.Context())
-	tr, broken = &traffic{t: k.t, cancel: cancel}, &clientKind{name: "TCP connections that broke"}
+	tr, broken = &clients{t: k.t, cancel: cancel}, &clientKind{name: "TCP connections that broke"}
 	k.t.Cleanup(func() { cancel(); tr.wg.Wait() })
 	agents := &clientKind{}
 	want := k.vip("shop").Addr()

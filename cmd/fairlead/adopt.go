@@ -170,7 +170,7 @@ func runAdoptCheck(ctx context.Context, cfg *config.Agent, o *adoptOptions, comp
 func listed(ctx context.Context, cfg *config.Agent, wait time.Duration, complaints io.Writer) (*kube.Source, error) {
 	log := slog.New(slog.NewTextHandler(complaints, &slog.HandlerOptions{Level: slog.LevelError}))
 	klog.SetSlogLogger(log)
-	client, err := kube.NewClient(cfg.Kubeconfig)
+	client, err := kube.NewClient(cfg.Kubeconfig, cfg.APIServers...)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 // called finds a call of this program in a line of shell, with what follows it up to the end of the command.
@@ -39,14 +41,14 @@ func wrong(words []string) string {
 	root.InitDefaultVersionFlag()
 	c := root
 	for len(words) > 0 && !strings.HasPrefix(words[0], "-") {
-		next, _, err := root.Find(words[:1])
-		if c != root || err != nil || next == root {
+		i := slices.IndexFunc(c.Commands(), func(below *cobra.Command) bool { return below.Name() == words[0] })
+		if i < 0 {
 			if c == root {
 				return "no such command: " + words[0]
 			}
 			break
 		}
-		c, words = next, words[1:]
+		c, words = c.Commands()[i], words[1:]
 	}
 	c.InitDefaultHelpFlag()
 	for _, w := range words {
@@ -107,6 +109,8 @@ func TestWrong(t *testing.T) {
 		"fairlead agent -v --node=n1":                                  "",
 		"fairlead exec shop/POD -- shop --no-flag":                     "",
 		"$(fairlead dump nft n1) --nothing":                            "",
+		"fairlead adopt check --only proxy":                            "",
+		"fairlead adopt plan --only proxy":                             "fairlead adopt plan has no flag --only",
 		"fairlead status --wide":                                       "fairlead status has no flag --wide",
 		"fairlead statuz":                                              "no such command: statuz",
 		"fairlead agent -x":                                            "fairlead agent has no flag -x",
