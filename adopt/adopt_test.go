@@ -353,6 +353,66 @@ func TestReadTable(t *testing.T) {
 	}
 }
 
+// IPv6 goes the same way.
+func TestReadTableIPv6(t *testing.T) {
+	testnet.MustRoot(t)
+	ns, err := linux.NewNetNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	if _, err := exec.LookPath("nft"); err != nil {
+		testnet.Skip(t, "needs the nft tool")
+	}
+	var tbl *table
+	err = ns.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(`table ip6 kube-proxy {
+	map service-ips { type ipv6_addr . inet_proto . inet_service : verdict
+		elements = { fd00:96::1 . tcp . 80 : goto two, fd00:96::2 . tcp . 80 : goto ranges } }
+	map service-nodeports { type inet_proto . inet_service : verdict
+		elements = { tcp . 30080 : goto two } }
+	chain two { meta l4proto tcp dnat ip6 addr . port to numgen random mod 2 map { 0 : fd00:1::2 . 8080, 1 : fd00:2::2 . 8080 }; }
+	chain ranges { ip6 saddr != { fd00:5::/64 } drop
+		meta l4proto tcp dnat to [fd00:1::3]:80; }
+	chain pre { type nat hook prerouting priority -100
+		ip6 daddr . meta l4proto . th dport vmap @service-ips
+		fib daddr type local ip6 daddr != ::1 meta l4proto . th dport vmap @service-nodeports; }
+}`)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+		tbl, err = readTable(unix.NFPROTO_IPV6, "kube-proxy")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &KubeProxy{}
+	k.add(1, "nftables", tbl)
+	for _, row := range []struct {
+		src, dst string
+		to       bool
+		want     string
+	}{
+		{"2001:db8::1", "[fd00:96::1]:80", false, "[fd00:1::2]:8080, [fd00:2::2]:8080"},
+		{"fd00:5::ffff:ffff:ffff:ffff", "[fd00:96::2]:80", false, "[fd00:1::3]:80"},
+		{"fd00:5:0:1::", "[fd00:96::2]:80", false, "no answer"},
+		{"2001:db8::1", "[fd00:77::1]:30080", true, "[fd00:1::2]:8080, [fd00:2::2]:8080"},
+		{"2001:db8::1", "[fd00:77::1]:30081", true, "untouched"},
+	} {
+		f, err := k.Decide(model.Packet{Protocol: model.TCP, Src: netip.AddrPortFrom(addr(row.src), 1000), Dst: addrPort(row.dst), ToNode: row.to})
+		if err != nil || f.String() != row.want {
+			t.Errorf("%+v: %s, %v", row, f, err)
+		}
+	}
+	for f := range k.Frontends() {
+		if f.Addr.Is4() {
+			t.Errorf("frontend %s", f)
+		}
+	}
+}
+
 // A table that was read while it changed may have a circle.
 func TestCircle(t *testing.T) {
 	to := func(name string) []expression {
@@ -476,7 +536,7 @@ func TestPlan(t *testing.T) {
 			[]string{"disable-kube-proxy: true", "coredns.yaml.skip"}, ""},
 		{"ipvs", map[string]string{system + "configmaps/kube-proxy": `{"data":{"config.conf":"mode: ipvs\n"}}`}, "kubeadm", 9, nil, "ipvs"},
 		{"a Corefile that is refused", map[string]string{system + "configmaps/coredns": `{"data":{"Corefile":".:53 {\n etcd\n}\n"}}`}, "kubeadm", 9, nil, "etcd"},
-		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy"}, ""},
+		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy", "helm install fairlead deploy/chart -n kube-system --set proxy.enabled=false", "helm uninstall"}, ""},
 		{"NodeLocal DNSCache", map[string]string{apps + "daemonsets/node-local-dns": `{}`}, "kubeadm", 10, []string{"delete daemonset node-local-dns"}, ""},
 		{"no cluster DNS", map[string]string{system + "services/kube-dns": ""}, "kubeadm", 6, []string{"no Service kube-system/kube-dns"}, ""},
 	} {

@@ -186,7 +186,7 @@ func proxySteps(p *Plan, daemon bool, settings map[string]string) []Step {
 	}
 	steps := []Step{{
 		Title: "install Fairlead, on no node yet",
-		Do:    []string{"helm install fairlead deploy/chart -n kube-system --set-string nodeSelector.fairlead\\.io/agent=on --set " + values},
+		Do:    []string{"helm install fairlead deploy/chart -n kube-system --set-string nodeSelector.fairlead\\.io/agent=on --set '" + values + "'"},
 		See:   []string{"kubectl -n kube-system get daemonset fairlead   # DESIRED 0"},
 		Undo:  []string{"helm uninstall fairlead -n kube-system"},
 	}, {
@@ -198,7 +198,7 @@ func proxySteps(p *Plan, daemon bool, settings map[string]string) []Step {
 		Title: "start the agent beside kube-proxy, node by node",
 		Do:    []string{"kubectl label node NODE fairlead.io/agent=on"},
 		See:   []string{"kubectl -n kube-system wait " + onNode + " --for=condition=Ready", seeStatus},
-		Undo:  []string{"kubectl label node NODE fairlead.io/agent-", oneOff("cleanup", "--force")},
+		Undo:  []string{"kubectl label node NODE fairlead.io/agent-", oneOff("cleanup")},
 	}}
 	sameAgain := inAgent + "adopt check --only proxy   # exit code 0: kube-proxy has programmed everything again"
 	if p.Kind == "k3s" {
@@ -247,6 +247,11 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 	if text, ok := config.Data["Corefile"]; ok {
 		p.corefile(text, svc.Spec.ClusterIPs)
 	}
+	install := "helm upgrade fairlead deploy/chart -n kube-system --reuse-values"
+	off := install + " --set dns.enabled=false"
+	if len(p.Steps) == 0 {
+		install, off = "helm install fairlead deploy/chart -n kube-system --set proxy.enabled=false,network.enabled=false", "helm uninstall fairlead -n kube-system"
+	}
 	steps := []Step{}
 	if cached {
 		p.found("NodeLocal DNSCache (DaemonSet kube-system/node-local-dns) answers on the nodes, before CoreDNS")
@@ -279,9 +284,9 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 	scale := fmt.Sprintf("kubectl -n kube-system scale deployment coredns --replicas=%d", replicas)
 	return append(steps, Step{
 		Title:  "have each node's agent answer; CoreDNS stays behind it",
-		Do:     []string{"helm upgrade fairlead deploy/chart -n kube-system --reuse-values --set dns.enabled=true,dns.service=false,dns.corefileConfigMap=coredns --set 'dns.ips={" + ips + "}'"},
+		Do:     []string{install + " --set dns.enabled=true,dns.service=false,dns.corefileConfigMap=coredns --set 'dns.ips={" + ips + "}'"},
 		See:    []string{seeStatus + "   # DNS addresses", inAgent + "adopt check --only dns --dns-ip " + ips + " --dns-corefile /etc/fairlead/dns"},
-		Undo:   []string{"helm upgrade fairlead deploy/chart -n kube-system --reuse-values --set dns.enabled=false"},
+		Undo:   []string{off},
 		Notice: "TCP connections to the cluster DNS that are open on the node at that moment are reset, once; resolvers open another",
 	}, Step{
 		Title: "have the other nodes' agents behind each agent, instead of CoreDNS",
