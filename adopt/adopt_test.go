@@ -179,6 +179,17 @@ func TestDifferences(t *testing.T) {
 	}
 }
 
+// Frontends of a family that kube-proxy knows nothing of are not passed over in silence.
+func TestFamilyWithoutRules(t *testing.T) {
+	snap := world(func(b *model.Builder) {
+		b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "shop", Name: "six"}, ClusterIPs: []netip.Addr{addr("fd00:96::1")}, Ports: []model.Port{{Protocol: model.TCP, Port: 80}}})
+	})
+	part := check(t, snap, proxyOf(t, saved))
+	if part.Unmeant() != 0 || part.Looked+1 != part.All || len(part.Notes) != 1 || !strings.Contains(part.Notes[0], "1 frontends are of a family") {
+		t.Errorf("%+v", part)
+	}
+}
+
 // A difference that is gone at the next look is none.
 func TestDifferencesLast(t *testing.T) {
 	right, wrong := proxyOf(t, saved), proxyOf(t, strings.Replace(saved, "10.244.1.2:8080", "10.244.1.2:1", 1))

@@ -69,6 +69,10 @@ func CheckProxy(ctx context.Context, o ProxyOptions) Part {
 			return part
 		}
 		part.Looked, part.All = looked, looked
+		if n := unruled(snap, k); n > 0 {
+			part.All += n
+			part.Notes = append(part.Notes, fmt.Sprintf("%d frontends are of a family of which kube-proxy has no rules at all, and were not compared", n))
+		}
 		if look == 0 {
 			lasting = now
 		} else {
@@ -89,6 +93,16 @@ func plain(s *model.Snapshot) *model.Snapshot {
 	c := *s
 	c.DNS, c.PassOn = nil, false
 	return &c
+}
+
+// unruled counts the frontends of families that kube-proxy does nothing about, as on nodes without IPv6.
+func unruled(snap *model.Snapshot, k *KubeProxy) (n int) {
+	for f := range snap.Frontends.All() {
+		if !k.Has(f.Addr) {
+			n++
+		}
+	}
+	return n
 }
 
 // compare is one look: the differences, and how many frontends there are.
