@@ -11,6 +11,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"maps"
 	"strings"
 
 	"helm.sh/helm/v3/pkg/chart/loader"
@@ -40,10 +41,15 @@ const header = `# Fairlead, whole: service proxy, cluster DNS and pod network, i
 #   sed 's/` + Placeholder + `/192.0.2.1:6443/' deploy/fairlead.yaml | kubectl apply --server-side -f -
 `
 
-// Plain is the manifest for those who do not use helm.
-func Plain() (string, error) {
-	text, err := render(map[string]any{"apiServer": Placeholder}, chartutil.ReleaseOptions{Name: "fairlead", Namespace: "kube-system"}, "manifest")
-	return header + text, err
+// Plain is the manifest for those who do not use helm: of the chart's own values and [Placeholder], but for the values that are given.
+func Plain(values map[string]any) (string, error) {
+	with := map[string]any{"apiServer": Placeholder}
+	maps.Copy(with, values)
+	text, err := render(with, chartutil.ReleaseOptions{Name: "fairlead", Namespace: "kube-system"}, "manifest")
+	if len(values) == 0 {
+		text = header + text
+	}
+	return text, err
 }
 
 // Render is what helm template prints for these values: objects in YAML, in the order in which they are to be applied. Wrong values are an error that

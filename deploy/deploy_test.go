@@ -125,7 +125,7 @@ func documents(text string) []string {
 
 // TestManifestIsUpToDate: fairlead.yaml is what the chart makes now.
 func TestManifestIsUpToDate(t *testing.T) {
-	want, err := Plain()
+	want, err := Plain(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,6 +143,26 @@ func TestManifestIsUpToDate(t *testing.T) {
 	}
 	if n := strings.Count(string(got), "--api-server="+Placeholder); n != 1 {
 		t.Errorf("the place for the API server's address is there %d times", n)
+	}
+}
+
+// TestPlainWithValues: what is made for a cluster has its values, and no word of those of the repository.
+func TestPlainWithValues(t *testing.T) {
+	text, err := Plain(map[string]any{"apiServer": "192.0.2.1:6443", "serviceCIDRs": []any{"10.96.0.0/16", "fd00:96::/112"},
+		"dns": map[string]any{"ips": []any{"10.96.0.10", "fd00:96::a"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"- --api-server=192.0.2.1:6443\n", "- --service-cidr=10.96.0.0/16,fd00:96::/112\n", "- --dns-ip=10.96.0.10,fd00:96::a\n", "- --pod-cidr=10.244.0.0/16\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it has not %q", want)
+		}
+	}
+	if strings.Contains(text, Placeholder) || strings.Contains(text, "default values") {
+		t.Errorf("it speaks of the default values:\n%.500s", text)
+	}
+	if _, err := Plain(map[string]any{"apiserver": "192.0.2.1:6443"}); err == nil {
+		t.Error("a value that there is not is not refused")
 	}
 }
 
