@@ -6,6 +6,18 @@
 // writes. The command fairlead does the same under that name, and takes longer.
 package main
 
-import "github.com/fairlead/fairlead/podnet"
+import (
+	"fmt"
+	"os"
 
-func main() { podnet.Main() }
+	"github.com/fairlead/fairlead/podnet"
+)
+
+func main() {
+	// A runtime gives none, and a person who takes this for fairlead must not believe that something was done.
+	if len(os.Args) > 1 {
+		fmt.Fprintf(os.Stderr, "fairlead-cni: this is the CNI plugin alone, which takes no arguments; %q is for the program fairlead\n", os.Args[1])
+		os.Exit(2)
+	}
+	podnet.Main()
+}
