@@ -94,8 +94,9 @@ $(BED)/built: test/kubernetes/go.mod
 	cd test/kubernetes && $(GO) build -ldflags '-s -w $(STAMPS)' -o bin/ $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
 	@touch $@
 
-build-kubernetes: build bench/bin/coredns $(BED)/built ## what test-kubernetes runs: etcd, Kubernetes, CoreDNS, and kubebed, which brings a cluster up by hand
+build-kubernetes: build image bench/bin/coredns $(BED)/built ## what test-kubernetes runs: etcd, Kubernetes, CoreDNS, Fairlead's image, and kubebed, which brings a cluster up by hand
 	cp -u bench/bin/coredns $(BED)/
+	cd deploy && $(GO) build -ldflags '-s -w' -o ../$(BED)/ ./manifest
 	cd test/kubernetes && $(GO) build -ldflags '-s -w' -o bin/ ./kubebed ./pause
 
 test-kubernetes: build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root; KUBE='-run TestWalk -v' for less

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,8 +112,7 @@ func enter(t testing.TB, o bed.Options) *world {
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	current.mu.Lock()
 	defer current.mu.Unlock()
-	if is := current.options; current.cluster == nil || is.Nodes != o.Nodes || is.Proxy != o.Proxy || is.DNS != o.DNS || is.Network != o.Network ||
-		!slices.Equal(is.AgentArgs, o.AgentArgs) {
+	if current.cluster == nil || !alike(current.options, o) {
 		if err := down(); err != nil {
 			t.Fatal(err)
 		}
@@ -126,6 +126,12 @@ func enter(t testing.TB, o bed.Options) *world {
 	t.Cleanup(w.check)
 	w.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: " + namespace + "}")
 	return w
+}
+
+// alike reports whether a cluster of one kind will do for a scenario that asks for the other.
+func alike(a, b bed.Options) bool {
+	return a.Nodes == b.Nodes && a.Proxy == b.Proxy && a.DNS == b.DNS && a.Network == b.Network && slices.Equal(a.AgentArgs, b.AgentArgs) &&
+		reflect.ValueOf(a.Install).Pointer() == reflect.ValueOf(b.Install).Pointer() && a.Taint == b.Taint && a.NoPodCIDRs == b.NoPodCIDRs
 }
 
 // check fails the test if a part of the cluster has ended that should not have.
@@ -304,8 +310,14 @@ func (w *world) start(pod, url string, rate int) *load {
 
 // load runs on a machine what argv says for a URL that no other load has.
 func (w *world) load(on *bed.Machine, url string, argv func(marker string) []string) *load {
-	l := &load{w: w, marker: fmt.Sprintf("%s?load=%d-%d", url, os.Getpid(), loads.Add(1)), ended: make(chan struct{})}
-	cmd := on.Command(argv(l.marker)...)
+	marker := fmt.Sprintf("%s?load=%d-%d", url, os.Getpid(), loads.Add(1))
+	return w.run(on, marker, argv(marker))
+}
+
+// run runs a program on a machine that starts the program of examples/shop with an argument that no other load has.
+func (w *world) run(on *bed.Machine, marker string, argv []string) *load {
+	l := &load{w: w, marker: marker, ended: make(chan struct{})}
+	cmd := on.Command(argv...)
 	cmd.Stdout, cmd.Stderr = &l.out, &l.out
 	go func() {
 		defer close(l.ended)
@@ -315,20 +327,38 @@ func (w *world) load(on *bed.Machine, url string, argv func(marker string) []str
 	return l
 }
 
+// processes are the numbers of the load's processes. The pods' processes are processes of this machine.
+func (l *load) processes() (pids []int) {
+	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		l.w.t.Error(err)
+	}
+	for _, e := range entries {
+		argv, _ := os.ReadFile(e)
+		if bytes.HasPrefix(argv, []byte("/bin/shop\x00")) && bytes.Contains(argv, []byte(l.marker+"\x00")) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// begun waits until the program runs.
+func (l *load) begun() {
+	l.w.t.Helper()
+	eventually(l.w.t, bound, "start of the load "+l.marker, func() error {
+		if len(l.processes()) == 0 {
+			return errors.New("no process")
+		}
+		return nil
+	})
+}
+
 // end tells the program to end and waits for it.
 func (l *load) end() {
 	for {
-		// The pods' processes are processes of this machine; the load's URL is nobody else's.
-		entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
-		if err != nil {
-			l.w.t.Error(err)
-		}
-		for _, e := range entries {
-			argv, _ := os.ReadFile(e)
-			if bytes.HasPrefix(argv, []byte("/bin/shop\x00")) && bytes.Contains(argv, []byte(l.marker+"\x00")) {
-				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(e)))
-				_ = syscall.Kill(pid, syscall.SIGTERM)
-			}
+		for _, pid := range l.processes() {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
 		select {
 		case <-l.ended:

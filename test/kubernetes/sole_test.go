@@ -9,9 +9,6 @@ import (
 	"github.com/fairlead/fairlead/test/kubernetes/bed"
 )
 
-// rolesCanBeLeft says that the agent can leave each of its jobs to others: it has the flag --proxy, and does without --dns-ip.
-const rolesCanBeLeft = false
-
 // TestEachRoleAlone: Fairlead does one of the three jobs beside the incumbents, and the walk works.
 func TestEachRoleAlone(t *testing.T) {
 	for _, c := range []struct {
@@ -22,10 +19,6 @@ func TestEachRoleAlone(t *testing.T) {
 		{"dns", bed.Options{Nodes: 2, Proxy: bed.KubeProxy, DNS: bed.Fairlead, Network: bed.Bridge}},
 		{"network", bed.Options{Nodes: 2, Proxy: bed.KubeProxy, DNS: bed.CoreDNS, Network: bed.Fairlead}},
 	} {
-		if !rolesCanBeLeft {
-			t.Logf("%s alone: not with this agent", c.name)
-			continue
-		}
 		t.Run(c.name, func(t *testing.T) { walk(t, enter(t, c.options)) })
 	}
 }

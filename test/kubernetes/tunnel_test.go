@@ -4,19 +4,22 @@
 package kubernetes
 
 import (
+	"strconv"
+	"strings"
 	"testing"
 
+	"github.com/fairlead/fairlead/nodenet"
 	"github.com/fairlead/fairlead/test/kubernetes/bed"
 )
 
-// tunnelsCanBeAsked says that the agent has the flag --tunnel.
-const tunnelsCanBeAsked = false
-
 // TestWalkThroughTunnels is TestWalk with the nodes joined by VXLAN, as if they shared no link.
 func TestWalkThroughTunnels(t *testing.T) {
-	if !tunnelsCanBeAsked {
-		t.Log("not with this agent")
-		return
+	w := enter(t, bed.Options{Nodes: 3, AgentArgs: []string{"--tunnel=always"}})
+	walk(t, w)
+	for _, n := range w.Nodes {
+		sent, err := n.Output(interrupted, "cat", "/sys/class/net/"+nodenet.Device+"/statistics/tx_packets")
+		if packets, parseErr := strconv.Atoi(strings.TrimSpace(sent)); err != nil || parseErr != nil || packets < 100 {
+			t.Errorf("%s sent %q packets through the tunnel (%v)", n.Name, sent, err)
+		}
 	}
-	walk(t, enter(t, bed.Options{Nodes: 3, AgentArgs: []string{"--tunnel=always"}}))
 }

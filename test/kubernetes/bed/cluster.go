@@ -56,10 +56,14 @@ type Options struct {
 	Proxy, DNS, Network Part
 	// Programs is the directory of what make test-kubernetes builds, and Own that of what make build does.
 	Programs, Own string
-	// Install brings Fairlead to a cluster that has its nodes. nil is [OnHosts].
+	// Install brings Fairlead to a cluster that has its nodes: [OnHosts], which is the same as nil, or [AsDaemonSet].
 	Install func(context.Context, *Cluster) error `json:"-"`
 	// AgentArgs are more arguments for the agents of [OnHosts].
 	AgentArgs []string
+	// Taint is the key of a taint with which the kubelets register their nodes, empty for none.
+	Taint string
+	// NoPodCIDRs has kube-controller-manager give the nodes no pod ranges.
+	NoPodCIDRs bool
 	// Detach has the cluster outlive this process.
 	Detach bool
 	// Log hears what is being done; nil: nobody.

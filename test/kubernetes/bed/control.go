@@ -139,7 +139,7 @@ func (c *Cluster) startControl(ctx context.Context) (err error) {
 		return []string{"--kubeconfig=" + k, "--authentication-kubeconfig=" + k, "--authorization-kubeconfig=" + k, "--leader-elect=false"}
 	}
 	if c.ControllerManager, err = c.Control.Start("kube-controller-manager", append([]string{c.program("kube-controller-manager"),
-		"--allocate-node-cidrs=true", "--cluster-cidr=" + list(PodCIDRs), "--service-cluster-ip-range=" + list(ServiceCIDRs),
+		fmt.Sprint("--allocate-node-cidrs=", !c.Options.NoPodCIDRs), "--cluster-cidr=" + list(PodCIDRs), "--service-cluster-ip-range=" + list(ServiceCIDRs),
 		"--use-service-account-credentials=true", "--root-ca-file=" + c.pki("ca.crt"), "--service-account-private-key-file=" + c.pki("tokens.key"),
 		"--cluster-signing-cert-file=" + c.pki("ca.crt"), "--cluster-signing-key-file=" + c.pki("ca.key"),
 	}, auth("controller-manager")...)...); err != nil {

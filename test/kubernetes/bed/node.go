@@ -144,6 +144,9 @@ maxOpenFiles: 20000
 oomScoreAdj: 0
 resolvConf: /etc/resolv.conf
 `, c.pki("ca.crt"), n.group, list(DNSAddrs))
+	if c.Options.Taint != "" {
+		text += fmt.Sprintf("registerWithTaints: [{key: %s, effect: NoSchedule}]\n", c.Options.Taint)
+	}
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write kubelet's configuration: %w", err)
 	}

@@ -21,8 +21,9 @@ import (
 
 const usage = `usage: kubebed [-name NAME] COMMAND
 
-  up [-nodes N] [-proxy fairlead|kube-proxy|none] [-dns fairlead|coredns|none] [-network fairlead|bridge|none] [ARGS]
-                    bring a cluster up and leave it running; ARGS go to the Fairlead agents
+  up [-nodes N] [-daemonset] [-proxy fairlead|kube-proxy|none] [-dns fairlead|coredns|none] [-network fairlead|bridge|none] [ARGS]
+                    bring a cluster up and leave it running; ARGS go to the Fairlead agents,
+                    which are programs of the nodes, or with -daemonset pods of the image, as docs/install.md has it
   kubectl ARGS      kubectl, as administrator
   exec MACHINE CMD  run a program on a machine: n1, n2 and so on, control, fabric
   down              end the cluster and remove all of it
@@ -85,10 +86,16 @@ func up(ctx context.Context, name string, args []string) error {
 	flags.StringVar((*string)(&o.Proxy), "proxy", string(bed.Fairlead), "")
 	flags.StringVar((*string)(&o.DNS), "dns", string(bed.Fairlead), "")
 	flags.StringVar((*string)(&o.Network), "network", string(bed.Fairlead), "")
+	daemonSet := flags.Bool("daemonset", false, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o.AgentArgs = flags.Args()
+	if o.AgentArgs = flags.Args(); *daemonSet {
+		if len(o.AgentArgs) > 0 {
+			return errors.New("agents of a DaemonSet get their arguments by kubectl edit, when the cluster is up")
+		}
+		o.Install, o.Taint = bed.AsDaemonSet, bed.StartupTaint
+	}
 	o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	c, err := bed.Up(ctx, o)
 	if err != nil {
