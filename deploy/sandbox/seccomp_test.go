@@ -95,6 +95,7 @@ var unmeasured = map[string]string{
 	"inotify_init1":     "the Corefile is followed",
 	"inotify_add_watch": "the Corefile is followed",
 	"inotify_rm_watch":  "the Corefile is followed",
+	"ioctl":             "an agent that ends looks for what is left in its sockets",
 	"kill":              "an agent that does not get ready is ended",
 	"pidfd_open":        "children",
 	"pidfd_send_signal": "children",
