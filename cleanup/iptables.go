@@ -115,7 +115,7 @@ func unhandled(family string, handled map[string]bool) error {
 	}
 	var left []string
 	for _, chain := range chains {
-		if kubeProxys(chain.Table.Name, chain.Name) && !handled[chain.Table.Name+" "+chain.Name] {
+		if KubeProxys(chain.Table.Name, chain.Name) && !handled[chain.Table.Name+" "+chain.Name] {
 			left = append(left, chain.Table.Name+" "+chain.Name)
 		}
 	}
@@ -205,15 +205,15 @@ type plan struct {
 func (t table) plan() plan {
 	p := plan{table: t.name, used: make(map[string]string)}
 	for _, c := range t.chains {
-		if kubeProxys(t.name, c) {
+		if KubeProxys(t.name, c) {
 			p.chains = append(p.chains, c)
 		}
 	}
 	slices.Sort(p.chains)
 	for _, rule := range t.rules {
-		words := split(rule)
+		words := Words(rule)
 		chain, target := words[1], after(words, "-j", "-g")
-		if !kubeProxys(t.name, target) || kubeProxys(t.name, chain) {
+		if !KubeProxys(t.name, target) || KubeProxys(t.name, chain) {
 			continue
 		}
 		if slices.Contains(builtIn, chain) && slices.Contains(jumpComments, after(words, "--comment")) {
@@ -254,8 +254,8 @@ func after(words []string, options ...string) string {
 	return ""
 }
 
-// split cuts a rule into words as iptables-restore does: quotes hold words together, and a backslash in quotes protects what follows.
-func split(rule string) (words []string) {
+// Words cuts a rule into words as iptables-restore does: quotes hold words together, and a backslash in quotes protects what follows.
+func Words(rule string) (words []string) {
 	var word strings.Builder
 	open, quoted, escaped := false, false, false
 	for _, c := range rule {

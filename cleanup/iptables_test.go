@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-func TestSplit(t *testing.T) {
+func TestWords(t *testing.T) {
 	for rule, want := range map[string][]string{
 		`-A INPUT -j X`: {"-A", "INPUT", "-j", "X"},
 		`-A INPUT -m comment --comment "kubernetes service portals" -j X`: {"-A", "INPUT", "-m", "comment", "--comment", "kubernetes service portals", "-j", "X"},
@@ -22,7 +22,7 @@ func TestSplit(t *testing.T) {
 		`a  b `:             {"a", "b"},
 		``:                  nil,
 	} {
-		if got := split(rule); !slices.Equal(got, want) {
+		if got := Words(rule); !slices.Equal(got, want) {
 			t.Errorf("%s: %q, want %q", rule, got, want)
 		}
 	}
@@ -45,7 +45,7 @@ func TestWhoseChains(t *testing.T) {
 	} {
 		var got []string
 		for _, table := range []string{"nat", "filter", "mangle", "raw", "security"} {
-			if kubeProxys(table, chain) {
+			if KubeProxys(table, chain) {
 				got = append(got, table)
 			}
 		}

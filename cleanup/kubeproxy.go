@@ -13,8 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// kubeProxyTable is the name of its nftables tables, one of each family.
-const kubeProxyTable = "kube-proxy"
+// KubeProxyTable is the name of kube-proxy's nftables tables, one of each family.
+const KubeProxyTable = "kube-proxy"
 
 // What kube-proxy v1.37 has in iptables, from its modes iptables and ipvs.
 var (
@@ -43,8 +43,8 @@ var (
 	builtIn = []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 )
 
-// kubeProxys reports whether a chain of an iptables table is kube-proxy's.
-func kubeProxys(table, chain string) bool {
+// KubeProxys reports whether a chain of an iptables table is kube-proxy's.
+func KubeProxys(table, chain string) bool {
 	return slices.Contains(fixedChains[table], chain) ||
 		table == "nat" && slices.ContainsFunc(perService, func(p string) bool { return strings.HasPrefix(chain, p) })
 }
@@ -61,7 +61,7 @@ func kubeProxyTables(r *Report) error {
 			continue
 		}
 		for _, t := range tables {
-			if t.Name != kubeProxyTable {
+			if t.Name != KubeProxyTable {
 				continue
 			}
 			if !r.DryRun {

@@ -8,9 +8,6 @@ import (
 	"errors"
 )
 
-// KubeProxyTable is the name of kube-proxy's nftables tables, one of each family.
-const KubeProxyTable = kubeProxyTable
-
 // Saved is what one implementation of iptables has in this network namespace.
 type Saved struct {
 	// Program is iptables-nft, iptables-legacy, ip6tables-nft or ip6tables-legacy.
@@ -68,9 +65,3 @@ func Save(ctx context.Context) (all []Saved, notes []string, err error) {
 	}
 	return all, notes, errors.Join(errs...)
 }
-
-// KubeProxys reports whether a chain of an iptables table is kube-proxy's.
-func KubeProxys(table, chain string) bool { return kubeProxys(table, chain) }
-
-// Words takes a rule apart as a shell would.
-func Words(rule string) []string { return split(rule) }
