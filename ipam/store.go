@@ -278,49 +278,41 @@ func (s *Store) update(change func(*state) ([]record, error)) error {
 	return s.rewrite(st)
 }
 
-// lock waits until no other process or goroutine has the file. The kernel lets
-// go when a process dies.
+// lock waits until no other process or goroutine has the file.
 func (s *Store) lock() (unlock func(), err error) {
+	return s.wait(func(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_EX) })
+}
+
+// Exclusive waits until nobody else works on the attachment with this ID, and returns how to let the next one. Nothing is left behind: it is a byte
+// of the lock file, which need not be there to be locked.
+func (s *Store) Exclusive(id string) (done func(), err error) {
+	sum := fnv.New64a()
+	sum.Write([]byte(id))
+	// Two that share a byte wait for each other without need, and no more.
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: int64(sum.Sum64() >> 2), Len: 1}
+	if err = os.MkdirAll(s.Dir, 0o700); err == nil {
+		done, err = s.wait(func(fd uintptr) error { return unix.FcntlFlock(fd, unix.F_OFD_SETLKW, &lock) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
+	}
+	return done, nil
+}
+
+// wait takes a lock of the lock file. The kernel lets go when a process dies.
+func (s *Store) wait(take func(fd uintptr) error) (unlock func(), err error) {
 	file, err := os.OpenFile(s.path(lockName), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	for {
-		err = unix.Flock(int(file.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
+		if err = take(file.Fd()); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
 	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("lock %s: %w", file.Name(), err)
-	}
-	return func() { file.Close() }, nil
-}
-
-// Exclusive waits until nobody else works on the attachment with this ID, and returns how to let the next one. The kernel lets go when a process dies, and
-// nothing is left behind: it is a byte of the lock file, which need not be there to be locked.
-func (s *Store) Exclusive(id string) (done func(), err error) {
-	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
-	}
-	file, err := os.OpenFile(s.path(lockName), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
-	}
-	sum := fnv.New64a()
-	sum.Write([]byte(id))
-	// Two that share a byte wait for each other without need, and no more.
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: int64(sum.Sum64() >> 2), Len: 1}
-	for {
-		err = unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLKW, &lock)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock attachment %s: %w", id, err)
 	}
 	return func() { file.Close() }, nil
 }

@@ -294,16 +294,9 @@ func (b *Batch) sendPart(part []request, errs *[]error) error {
 	first := binary.NativeEndian.Uint32(part[0].msg[8:])
 	in := make([]byte, 64<<10)
 	for waiting := len(part); waiting > 0; {
-		n, _, err := unix.Recvfrom(b.fd, in, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		answers, err := b.receive(in)
 		if err != nil {
-			return fmt.Errorf("read netlink answers: %w", err)
-		}
-		answers, err := syscall.ParseNetlinkMessage(in[:n])
-		if err != nil {
-			return fmt.Errorf("parse netlink answers: %w", err)
+			return err
 		}
 		for _, answer := range answers {
 			at := answer.Header.Seq - first
@@ -320,6 +313,24 @@ func (b *Batch) sendPart(part []request, errs *[]error) error {
 		}
 	}
 	return nil
+}
+
+// receive waits for what the kernel says next, and takes it apart in buf.
+func (b *Batch) receive(buf []byte) ([]syscall.NetlinkMessage, error) {
+	for {
+		n, _, err := unix.Recvfrom(b.fd, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read netlink answers: %w", err)
+		}
+		answers, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return nil, fmt.Errorf("parse netlink answers: %w", err)
+		}
+		return answers, nil
+	}
 }
 
 // answer takes one message of the kernel; done says that it was the last one for

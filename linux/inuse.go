@@ -161,16 +161,9 @@ func (b *Batch) dump(msg []byte, each func(data []byte)) error {
 	in := make([]byte, 64<<10)
 	interrupted := false
 	for {
-		n, _, err := unix.Recvfrom(b.fd, in, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		answers, err := b.receive(in)
 		if err != nil {
-			return fmt.Errorf("read netlink answers: %w", err)
-		}
-		answers, err := syscall.ParseNetlinkMessage(in[:n])
-		if err != nil {
-			return fmt.Errorf("parse netlink answers: %w", err)
+			return err
 		}
 		for _, answer := range answers {
 			if answer.Header.Seq != seq {
