@@ -253,12 +253,7 @@ func (c *chaos) add(p *container, kill time.Duration) {
 		p.state = "?"
 		return
 	}
-	got, err := types100.NewResult(out)
-	if err != nil {
-		c.t.Errorf("ADD %s: %v", p.id, err)
-		return
-	}
-	result, err := types100.NewResultFromResult(got)
+	result, err := parseResult(out)
 	if err != nil {
 		c.t.Errorf("ADD %s: %v", p.id, err)
 		return

@@ -33,11 +33,7 @@ func (n *node) debian(verb, plugin string, p *pod, conf map[string]any) (*types1
 	if err != nil || verb != "ADD" {
 		return nil, err
 	}
-	got, err := types100.NewResult(out)
-	if err != nil {
-		return nil, err
-	}
-	return types100.NewResultFromResult(got)
+	return parseResult(out)
 }
 
 // hostLocal is the configuration of the reference IPAM plugin with the node's own ranges.
@@ -331,17 +327,9 @@ func TestTwoAgents(t *testing.T) {
 		if i%2 == 1 {
 			conf = other
 		}
-		out, err := n.run("ADD", p, conf)
+		result, err := n.addBy(p, conf)
 		if err != nil {
 			t.Fatalf("ADD %s: %v", p.id, err)
-		}
-		got, err := types100.NewResult(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		result, err := types100.NewResultFromResult(got)
-		if err != nil {
-			t.Fatal(err)
 		}
 		for _, addr := range addrs(result) {
 			if seen[addr] != "" {

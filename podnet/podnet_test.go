@@ -156,10 +156,20 @@ func (n *node) runCommand(cmd *exec.Cmd) ([]byte, error) {
 
 // add runs ADD and returns the result.
 func (n *node) add(p *pod) (*types100.Result, error) {
-	out, err := n.run("ADD", p, n.conf)
+	return n.addBy(p, n.conf)
+}
+
+// addBy is add with another configuration.
+func (n *node) addBy(p *pod, conf map[string]any) (*types100.Result, error) {
+	out, err := n.run("ADD", p, conf)
 	if err != nil {
 		return nil, err
 	}
+	return parseResult(out)
+}
+
+// parseResult reads what an ADD has printed.
+func parseResult(out []byte) (*types100.Result, error) {
 	got, err := types100.NewResult(out)
 	if err != nil {
 		return nil, err
