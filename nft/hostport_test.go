@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -149,41 +148,7 @@ func TestLoopbackHostPortsAreTheNodesOwn(t *testing.T) {
 	r.b.SetPod(hostPod(1, netip.Addr{}, 30060))
 	r.b.SetPod(hostPod(2, addr("127.0.0.1"), 30061))
 	apply(t, r.target, r.b.Build())
-	r.node.Sysctl("net/ipv4/conf/all/route_localnet", "1") // as package nodenet does
-	r.neighbourOnLoopback(t)
-	tool(t, r.node.NS, `table ip watch {
-		counter arrived { }
-		counter forwarded { }
-		chain pre { type filter hook prerouting priority -150; ip daddr 127.0.0.1 udp dport { 30060, 30061 } counter name arrived; }
-		chain forward { type filter hook forward priority 0; udp dport 8081 counter name forwarded; }
-	}`)
-	for _, port := range []string{"30060", "30061"} {
-		conn, err := r.pod.Dial(t.Context(), "udp", "10.244.1.5", netip.MustParseAddrPort("127.0.0.1:"+port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		for range 3 {
-			if _, err := conn.Write([]byte("?\n")); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	// An answered question comes behind the others.
-	if got, err := r.pod.Ask("udp", "", netip.MustParseAddrPort("10.244.1.1:30060")); err != nil {
-		t.Error(got, err)
-	}
-	for name, want := range map[string]string{"arrived": "packets 6 ", "forwarded": "packets 1 "} {
-		if got := tool(t, r.node.NS, "list", "counter", "ip", "watch", name); !strings.Contains(got, want) {
-			t.Errorf("want %s, got %s", want, got)
-		}
-	}
-	for i, port := range []string{"30060", "30061"} {
-		want := podAddrs(2, i+1)[0].String()
-		if got, err := r.node.Ask("udp", "127.0.0.1", netip.MustParseAddrPort("127.0.0.1:"+port)); err != nil || got.Name != want {
-			t.Errorf("the node's own client at %s: %v %v, want %s", port, got, err, want)
-		}
-	}
+	r.loopbackIsTheNodesOwn(t, 30060, 30061)
 }
 
 // neighbourOnLoopback has the pod send to 127.0.0.1 by the cable and not to itself.

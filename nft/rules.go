@@ -254,10 +254,8 @@ func (f *family) serviceChain() chain {
 		c.rule = append(c.rule, rule{"loopback from elsewhere", join(notFromHere(), f.only(),
 			payload(reg0, f.daddr, 1, expr.PayloadBaseNetworkHeader), equal(reg0, 127), drop())})
 	}
-	c.rule = append(c.rule, []rule{
-		{"not this node's", join(&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.RTN_LOCAL, 0, 0, 0}}, &expr.Verdict{Kind: expr.VerdictReturn})},
-	}...)
+	c.rule = append(c.rule, rule{"not this node's", join(&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.RTN_LOCAL, 0, 0, 0}}, &expr.Verdict{Kind: expr.VerdictReturn})})
 	if f == v6 {
 		c.rule = append(c.rule, rule{"nothing leaves from ::1", join(f.only(), f.load(reg0, f.saddr), equal(reg0, f.loopback.AsSlice()...),
 			&expr.Verdict{Kind: expr.VerdictReturn})})

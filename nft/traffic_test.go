@@ -6,6 +6,7 @@ package nft
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -288,35 +289,48 @@ func TestLoopbackNodePortsAreTheNodesOwn(t *testing.T) {
 	r.b.SetService(spec)
 	setEndpoints(r.b, spec, 8081, podAddrs(2, 1))
 	apply(t, r.target, r.b.Build())
-	r.node.Sysctl("net/ipv4/conf/all/route_localnet", "1")
+	r.loopbackIsTheNodesOwn(t, 30060)
+}
+
+// loopbackIsTheNodesOwn wants ports of UDP, which lead to port 8081 of pods at podAddrs(2, 1) and so on, to be answered at 127.0.0.1 for the node itself and
+// not for its neighbour.
+func (r *road) loopbackIsTheNodesOwn(t *testing.T, ports ...uint16) {
+	t.Helper()
+	loopback := netip.MustParseAddr("127.0.0.1")
+	r.node.Sysctl("net/ipv4/conf/all/route_localnet", "1") // as package nodenet does
 	r.neighbourOnLoopback(t)
-	tool(t, r.node.NS, `table ip watch {
+	tool(t, r.node.NS, fmt.Sprintf(`table ip watch {
 		counter arrived { }
 		counter forwarded { }
-		chain pre { type filter hook prerouting priority -150; ip daddr 127.0.0.1 udp dport 30060 counter name arrived; }
+		chain pre { type filter hook prerouting priority -150; ip daddr 127.0.0.1 udp dport { %s } counter name arrived; }
 		chain forward { type filter hook forward priority 0; udp dport 8081 counter name forwarded; }
-	}`)
-	conn, err := r.pod.Dial(t.Context(), "udp", "10.244.1.5", netip.MustParseAddrPort("127.0.0.1:30060"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for range 3 {
-		if _, err := conn.Write([]byte("?\n")); err != nil {
+	}`, strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")))
+	for _, port := range ports {
+		conn, err := r.pod.Dial(t.Context(), "udp", "10.244.1.5", netip.AddrPortFrom(loopback, port))
+		if err != nil {
 			t.Fatal(err)
+		}
+		defer conn.Close()
+		for range 3 {
+			if _, err := conn.Write([]byte("?\n")); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	// An answered question comes behind the others.
-	if got, err := r.pod.Ask("udp", "", netip.MustParseAddrPort("10.244.1.1:30060")); err != nil {
+	if got, err := r.pod.Ask("udp", "", netip.AddrPortFrom(netip.MustParseAddr("10.244.1.1"), ports[0])); err != nil {
 		t.Error(got, err)
 	}
-	for name, want := range map[string]string{"arrived": "packets 3 ", "forwarded": "packets 1 "} {
-		if got := tool(t, r.node.NS, "list", "counter", "ip", "watch", name); !strings.Contains(got, want) {
-			t.Errorf("want %s, got %s", want, got)
+	for name, want := range map[string]int{"arrived": 3 * len(ports), "forwarded": 1} {
+		if got := tool(t, r.node.NS, "list", "counter", "ip", "watch", name); !strings.Contains(got, fmt.Sprintf("packets %d ", want)) {
+			t.Errorf("want %d, got %s", want, got)
 		}
 	}
-	if got, err := r.node.Ask("udp", "127.0.0.1", netip.MustParseAddrPort("127.0.0.1:30060")); err != nil || got.Name != "10.244.2.1" {
-		t.Errorf("the node's own client: %v %v", got, err)
+	for i, port := range ports {
+		want := podAddrs(2, i+1)[0].String()
+		if got, err := r.node.Ask("udp", "127.0.0.1", netip.AddrPortFrom(loopback, port)); err != nil || got.Name != want {
+			t.Errorf("the node's own client at port %d: %v %v, want %s", port, got, err, want)
+		}
 	}
 }
 
