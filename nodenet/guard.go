@@ -5,6 +5,7 @@ package nodenet
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -124,7 +125,8 @@ func deviceName(name string) expr.Any {
 	return is(append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)...)
 }
 
-// tunnelPacket matches UDP to the tunnel's port with its VNI; others may use the port with their own.
+// tunnelPacket matches UDP to the tunnel's port with its VNI; others may use the port with their own. Every packet is asked for the port, and nearly none for
+// more.
 func (g guard) tunnelPacket() []expr.Any {
 	family := byte(unix.NFPROTO_IPV4)
 	if g.over.Is6() {
@@ -132,7 +134,7 @@ func (g guard) tunnelPacket() []expr.Any {
 	}
 	const th = expr.PayloadBaseTransportHeader
 	return []expr.Any{
-		meta(expr.MetaKeyL4PROTO), is(unix.IPPROTO_UDP), load(th, 2, 2), is(byte(g.port>>8), byte(g.port)),
+		load(th, 2, 2), is(byte(g.port>>8), byte(g.port)), meta(expr.MetaKeyL4PROTO), is(unix.IPPROTO_UDP),
 		meta(expr.MetaKeyNFPROTO), is(family), load(th, atVNI, 3), is(VNI>>16&0xff, VNI>>8&0xff, VNI&0xff),
 	}
 }
@@ -213,10 +215,7 @@ func (g guard) read() (have map[admission]struct{}, ok bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("open netfilter socket: %w", err)
 	}
-	if there, err := hasTable(c); err != nil || !there {
-		return nil, false, err
-	}
-	table := g.table()
+	table := g.table() // without it there are no rules
 	for _, ch := range g.chains() {
 		rules, err := c.GetRules(table, &nftables.Chain{Name: ch.name, Table: table})
 		if errors.Is(err, unix.ENOENT) {
@@ -337,9 +336,6 @@ func removeGuard() error {
 	if err != nil {
 		return fmt.Errorf("open netfilter socket: %w", err)
 	}
-	if there, err := hasTable(c); err != nil || !there {
-		return err
-	}
 	c.DelTable(guard{}.table())
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove table %s: %w", Table, err)
@@ -352,9 +348,6 @@ func Dropped() (map[string]uint64, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
-	}
-	if there, err := hasTable(c); err != nil || !there {
-		return nil, err
 	}
 	table := guard{}.table()
 	rules, err := c.GetRules(table, &nftables.Chain{Name: "received", Table: table})
@@ -375,7 +368,7 @@ func Dropped() (map[string]uint64, error) {
 }
 
 func (a admission) compare(b admission) int {
-	return strings.Compare(a.String(), b.String())
+	return cmp.Or(a.outer.Compare(b.outer), a.inner.Compare(b.inner))
 }
 
 // String is the admission as Dump prints it.

@@ -186,17 +186,47 @@ func TestLastPeer(t *testing.T) {
 			"unreachable 10.244.1.0/24\nunreachable fd00:244:0:1::/64\n"; got != want {
 			t.Errorf("alone\n%s", got)
 		}
-		one.Do(func() error {
-			c, err := nftables.New()
-			if err != nil {
-				return err
-			}
-			if there, err := hasTable(c); there || err != nil {
-				t.Errorf("alone: table %t, %v", there, err)
-			}
-			return nil
-		})
+		if p := one.target.Problems(); len(p) > 0 {
+			t.Errorf("alone: problems %q", p)
+		}
+		one.noTable(t)
 	}
+}
+
+func (m *member) noTable(t *testing.T) {
+	t.Helper()
+	m.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		if there, err := hasTable(c); there || err != nil {
+			t.Errorf("the tunnel's table is there: %t, %v", there, err)
+		}
+		return nil
+	})
+}
+
+// TestLeft: where the pod network is left to another program nothing leads to other nodes, and what an agent had made before goes.
+func TestLeft(t *testing.T) {
+	testnet.MustRoot(t)
+	s := newSite(t, dual, dual)
+	s.set(0, Always)
+	one := s.members[0]
+	b := model.NewBuilder(model.Config{Self: "n1", DNS: dnsVIPs, Left: model.Network})
+	for _, m := range s.members {
+		b.SetNode(m.node)
+	}
+	tg := New(Options{Mode: Always})
+	one.Do(func() error { return tg.Apply(context.Background(), b.Build()) })
+	const want = "local 10.96.0.10/32\nlocal fd00:96::a/128\npod 10.244.1.5/32 dev fl00000000001\npod fd00:244:0:1::5/128 dev fl00000000001\n"
+	if got := one.dump(t); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	if p := tg.Problems(); len(p) > 0 {
+		t.Errorf("problems %q", p)
+	}
+	one.noTable(t)
 }
 
 // TestTunnelHistories: wherever nodes that come, go, move and change their ranges lead, in any mode and with restarts in between, everything is as
@@ -221,6 +251,8 @@ func TestTunnelHistories(t *testing.T) {
 			own.Addrs = self.Addrs[:1]
 		case 2:
 			own.PodCIDRs = self.PodCIDRs[1:]
+		case 3: // a range that others may have had
+			own.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.245.%d.0/24", r.IntN(3))), self.PodCIDRs[1]}
 		}
 		nodes = append(nodes, own)
 		for n := 2; n < 7; n++ {

@@ -139,6 +139,7 @@ func (t *Target) Add(ctx context.Context, s *model.Snapshot) error {
 	}
 	problems, err := t.addRoutes(ctx, h, w)
 	if err != nil {
+		t.stale = true
 		return err
 	}
 	for pods := range w.rules {

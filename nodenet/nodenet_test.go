@@ -73,6 +73,16 @@ func dumpRoutes() (string, error) {
 	return b.String(), err
 }
 
+// Lookup is the way of what the node sends itself.
+func Lookup(dst netip.Addr) (Hop, error) {
+	h, err := handle()
+	if err != nil {
+		return Hop{}, err
+	}
+	defer h.Close()
+	return lookup(h, dst)
+}
+
 const forN1 = `local 10.96.0.10/32
 local fd00:96::a/128
 node 10.244.2.0/24 via 172.30.0.12 dev eth0
@@ -395,6 +405,24 @@ func TestPhases(t *testing.T) {
 	}
 }
 
+// TestCancelled: what was begun and given up is done as a whole the next time.
+func TestCancelled(t *testing.T) {
+	testnet.MustRoot(t)
+	h := fabric(t)[0]
+	tg, s := target(), snapshot(1, nodeN(1), nodeN(2), nodeN(3))
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	h.Do(func() error {
+		if err := tg.Apply(ctx, s); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
+		}
+		return nil
+	})
+	if got := apply(t, h, tg, s); got != forN1 {
+		t.Errorf("afterwards\n%s", got)
+	}
+}
+
 // TestDesired: what is asked for in vain is named, and whoever comes first by name has a range.
 func TestDesired(t *testing.T) {
 	thief, twin, bare := nodeN(2), nodeN(4), nodeN(5)
@@ -423,6 +451,17 @@ func TestDesired(t *testing.T) {
 	}
 	if !slices.Equal(w.problems, wantProblems) {
 		t.Errorf("problems\n%s", strings.Join(w.problems, "\n"))
+	}
+	var admitted []string
+	for a := range w.admit {
+		if !a.inner.IsSingleIP() { // a node's own address
+			admitted = append(admitted, a.String())
+		}
+	}
+	slices.Sort(admitted)
+	if want := []string{"10.244.3.0/24 from 172.30.0.13", "10.244.5.0/24 from 172.30.0.15", "fd00:244:0:2::/64 from 172.30.0.12",
+		"fd00:244:0:3::/64 from 172.30.0.13", "fd00:244:0:5::/64 from 172.30.0.15"}; !slices.Equal(admitted, want) {
+		t.Errorf("admitted\n%s", strings.Join(admitted, "\n"))
 	}
 }
 

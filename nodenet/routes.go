@@ -209,17 +209,8 @@ func (h Hop) String() string {
 	return b.String()
 }
 
-// Lookup asks the kernel for the way from this node to an address. That there is none is an error that is EHOSTUNREACH or ENETUNREACH.
-func Lookup(dst netip.Addr) (Hop, error) {
-	h, err := handle()
-	if err != nil {
-		return Hop{}, err
-	}
-	defer h.Close()
-	return lookup(h, dst)
-}
-
-// LookupFromPod is Lookup for what a pod of this node sends: to another node's own address, that may be another way.
+// LookupFromPod asks the kernel for the way to an address of what a pod of this node sends: to another node's own address, that may be another way than
+// for what the node sends itself. That there is none is an error that is EHOSTUNREACH or ENETUNREACH.
 func LookupFromPod(dst netip.Addr) (Hop, error) {
 	h, err := handle()
 	if err != nil {
@@ -338,9 +329,9 @@ func dumpTunnel(h *netlink.Handle) (string, error) {
 		lines = append(lines, fmt.Sprintf("rule from %s for pods\n", pods))
 	}
 	slices.Sort(lines)
-	d, err := findDevice(h)
+	d, err := ownDevice(h)
 	if d == nil || err != nil {
-		return strings.Join(lines, ""), nil
+		return strings.Join(lines, ""), err
 	}
 	over, _ := netip.AddrFromSlice(d.SrcAddr)
 	over = over.Unmap()

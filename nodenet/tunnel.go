@@ -164,6 +164,15 @@ func findDevice(h *netlink.Handle) (*netlink.Vxlan, error) {
 	}
 }
 
+// ownDevice is findDevice for who leaves alone what only has the device's name.
+func ownDevice(h *netlink.Handle) (*netlink.Vxlan, error) {
+	d, err := findDevice(h)
+	if errors.Is(err, errForeign) {
+		return nil, nil
+	}
+	return d, err
+}
+
 // ownAddrs are the node's addresses that are on a device other than the tunnel's.
 func ownAddrs(h *netlink.Handle, self *model.Node) ([]netip.Addr, error) {
 	tunnelIndex := 0
@@ -371,7 +380,7 @@ func podRule(pods netip.Prefix) *netlink.Rule {
 
 // anyTunnel reports whether there is anything for Prune to remove when no tunnel is wanted.
 func anyTunnel(h *netlink.Handle) (bool, error) {
-	if d, err := findDevice(h); d != nil || err != nil && !errors.Is(err, errForeign) {
+	if d, err := ownDevice(h); d != nil || err != nil {
 		return d != nil, err
 	}
 	c, err := nftables.New()
@@ -383,9 +392,9 @@ func anyTunnel(h *netlink.Handle) (bool, error) {
 
 // removeTunnel removes the device and all that is on it.
 func removeTunnel(h *netlink.Handle) error {
-	d, err := findDevice(h)
+	d, err := ownDevice(h)
 	if d == nil || err != nil {
-		return nil // what is not ours stays
+		return err
 	}
 	if err := h.LinkDel(d); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove device %s: %w", Device, err)

@@ -88,7 +88,7 @@ func desired(s *model.Snapshot, c conditions) *want {
 			}
 		}
 	}
-	if c.mode == Always && c.dev == 0 && c.off != "" {
+	if c.mode == Always && c.dev == 0 && s.Nodes.Len() > 1 { // alone, there is nobody to reach
 		w.problem("--tunnel=always cannot be followed: the tunnel %s", c.off)
 	}
 	slices.SortFunc(w.routes, func(a, b wish) int { return a.compare(b.route) })
@@ -99,13 +99,15 @@ func desired(s *model.Snapshot, c conditions) *want {
 // inOrder are the nodes, first this one, whose range is its own, and then by name: of two with the same range the first has it.
 func inOrder(s *model.Snapshot) []*model.Node {
 	nodes := make([]*model.Node, 0, s.Nodes.Len())
-	for _, n := range s.Nodes.All() {
-		nodes = append(nodes, n)
+	for name, n := range s.Nodes.All() {
+		if name != s.Self {
+			nodes = append(nodes, n)
+		}
 	}
-	slices.SortFunc(nodes, func(a, b *model.Node) int {
-		rank := func(n *model.Node) int { return map[bool]int{true: 0, false: 1}[n.Name == s.Self] }
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(nodes, func(a, b *model.Node) int { return cmp.Compare(a.Name, b.Name) })
+	if self := s.Node(); self != nil {
+		nodes = slices.Insert(nodes, 0, self)
+	}
 	return nodes
 }
 
