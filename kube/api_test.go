@@ -168,6 +168,19 @@ func (a *api) behave(misbehave func(w http.ResponseWriter, r *http.Request, what
 	a.misbehave = misbehave
 }
 
+// demand has the API server refuse every request that does not show the credentials that were accepted last.
+func (a *api) demand(shown func(*http.Request) string) (accept func(credentials string)) {
+	return func(credentials string) {
+		a.behave(func(w http.ResponseWriter, r *http.Request, _ string) bool {
+			if shown(r) == credentials {
+				return false
+			}
+			refuse(w, 401, metav1.StatusReasonUnauthorized, "Unauthorized")
+			return true
+		})
+	}
+}
+
 // count is how often something was asked for, by the beginning of it.
 func (a *api) count(what string) (n int) {
 	a.mu.Lock()

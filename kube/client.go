@@ -111,18 +111,9 @@ func (c *Client) Server() string { return c.servers.server() }
 
 // servesServiceCIDRs asks whether the API server has the kind ServiceCIDR, which is in networking.k8s.io/v1 since Kubernetes 1.33.
 func (c *Client) servesServiceCIDRs(ctx context.Context) (bool, error) {
-	data, err := c.networking.Get().AbsPath("/apis/networking.k8s.io/v1").SetHeader("Accept", runtime.ContentTypeJSON).Do(ctx).Raw()
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
 	var list metav1.APIResourceList
-	if err == nil {
-		err = json.Unmarshal(data, &list)
-	}
-	if err != nil {
-		return false, fmt.Errorf("ask for the kinds of networking.k8s.io/v1: %w", err)
-	}
-	return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == "servicecidrs" }), nil
+	_, err := c.Get(ctx, "/apis/networking.k8s.io/v1", &list)
+	return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == "servicecidrs" }), err
 }
 
 // SetNetworkAvailable says in the Node's status that pods on it can be reached and can reach Services: condition

@@ -5,7 +5,9 @@ package kube
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/fairlead/fairlead/model"
@@ -50,14 +52,7 @@ func (s *Source) Listed() bool {
 func (s *Source) Save(to model.Objects) {
 	s.mu.Lock()
 	snap := s.builder.Build()
-	ranges := make(map[string][]netip.Prefix)
-	for name, r := range s.builder.Ranges {
-		ranges[name] = r
-	}
-	var sliced []model.Name
-	for name := range s.builder.Sliced {
-		sliced = append(sliced, name)
-	}
+	ranges, sliced := maps.Collect(s.builder.Ranges), slices.Collect(s.builder.Sliced)
 	s.mu.Unlock()
 
 	for _, n := range snap.Nodes.All() {

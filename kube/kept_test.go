@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/model"
@@ -27,6 +28,7 @@ func known(t *testing.T) *model.Builder {
 	f.stream("endpointslices", sliceOf("a", "10.244.0.1", "10.244.0.2"), sliceOf("b", "10.244.0.3"), sliceOf("orphan", "10.244.0.9"))
 	f.stream("nodes", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
 	f.stream("pods", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p"}})
+	f.stream("servicecidrs", &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.97.0.0/16"}}})
 	b := model.NewBuilder(model.Config{Self: "n1"})
 	f.s.Save(b)
 	if got, want := b.Build().String(), f.s.Snapshot().String(); got != want {
@@ -35,7 +37,6 @@ func known(t *testing.T) *model.Builder {
 	if !slices.Contains(slices.Collect(b.Slices), model.Name{Namespace: "x", Name: "orphan"}) {
 		t.Error("a slice without a Service is not saved")
 	}
-	b.SetServiceCIDR("more", []netip.Prefix{netip.MustParsePrefix("10.97.0.0/16")})
 	return b
 }
 

@@ -42,7 +42,6 @@ type servers struct {
 	cfg        *rest.Config
 	host       string // of the configuration, HOST:PORT
 	name       string // what certificates are to be for
-	sole       bool   // and nothing else, because the configuration says so
 	secure     bool
 	configured []string
 	virtual    bool                    // host is a virtual address
@@ -54,13 +53,10 @@ type servers struct {
 	attempt sync.Mutex    // held by whoever connects: the others get what it gets
 
 	mu      sync.Mutex
-	current string // the address that worked last
-	problem string // why none works; empty if one does
-	since   time.Time
+	current string    // the address that worked last
 	tried   time.Time // when all were tried in vain last
-	failure error     // what came of that
+	failure error     // what came of that; nil if one works since
 	skew    string    // what is wrong with a clock; empty if nothing is
-	renewed time.Time
 	conns   map[*tracked]time.Time
 }
 
@@ -72,7 +68,7 @@ func newServers(cfg *rest.Config, configured []string, virtual bool) (*servers, 
 	s := &servers{cfg: cfg, host: authority(base), name: base.Hostname(), secure: base.Scheme == "https", configured: configured, virtual: virtual, silent: silent,
 		conns: make(map[*tracked]time.Time)}
 	if cfg.ServerName != "" {
-		s.name, s.sole = cfg.ServerName, true
+		s.name = cfg.ServerName
 	}
 	if !s.secure || strings.Trim(base.Path, "/") != "" {
 		// What is behind a path is one server's own, and what is not encrypted shows nobody's name.
@@ -185,7 +181,7 @@ func (s *servers) connect(ctx context.Context, network string) (net.Conn, error)
 	s.mu.Lock()
 	tried, failure := s.tried, s.failure
 	s.mu.Unlock()
-	if tried.After(asked) {
+	if failure != nil && tried.After(asked) {
 		return nil, failure
 	}
 	var errs []error
@@ -202,10 +198,7 @@ func (s *servers) connect(ctx context.Context, network string) (net.Conn, error)
 	}
 	failure = &unreachableError{errs}
 	s.mu.Lock()
-	s.tried, s.failure, s.problem = time.Now(), failure, failure.Error()
-	if s.since.IsZero() {
-		s.since = s.tried
-	}
+	s.tried, s.failure = time.Now(), failure
 	s.mu.Unlock()
 	s.tell()
 	return nil, failure
@@ -274,7 +267,7 @@ func plain(err error) error {
 // tls is what a connection to a host is made with. Files are read anew for each: certificates and authorities that have been renewed are then those used.
 //
 // The server's certificate must be for the name of the configuration or for the host that is really asked: behind one name there may be several servers,
-// and each has a certificate for its own addresses, which are trusted like the name.
+// and each has a certificate for its own addresses, which are trusted like the name. Where the configuration demands a name, nothing else will do.
 func (s *servers) tls(host string) (*tls.Config, error) {
 	tc, err := s.cfg.TransportConfig()
 	if err != nil {
@@ -306,7 +299,7 @@ func (s *servers) tls(host string) (*tls.Config, error) {
 		}
 		err := verify(s.name)
 		var wrong x509.HostnameError
-		if errors.As(err, &wrong) && !s.sole && host != s.name {
+		if errors.As(err, &wrong) && s.cfg.ServerName == "" && host != s.name {
 			err = verify(host)
 		}
 		return err
@@ -328,7 +321,7 @@ func clockOrCertificate(err error, now time.Time) error {
 // works remembers that an address does.
 func (s *servers) works(addr string) {
 	s.mu.Lock()
-	s.current, s.problem, s.since = addr, "", time.Time{}
+	s.current, s.failure = addr, nil
 	s.mu.Unlock()
 	s.tell()
 }
@@ -371,20 +364,16 @@ func (t *tracked) Close() error {
 	return t.Conn.Close()
 }
 
-// renewAtMost is how often connections are made anew because the API server does not accept their certificate.
+// renewAtMost is how often a connection is made anew because the API server does not accept its certificate.
 const renewAtMost = 10 * time.Second
 
-// renew ends the connections that are there. The next ones are made with the credentials that are in the files then.
+// renew ends the connections that are there for longer. The next ones are made with the credentials that are in the files then.
 func (s *servers) renew() {
 	s.mu.Lock()
 	var old []*tracked
-	now := time.Now()
-	if now.Sub(s.renewed) >= renewAtMost {
-		s.renewed = now
-		for c, since := range s.conns {
-			if now.Sub(since) >= renewAtMost {
-				old = append(old, c)
-			}
+	for c, since := range s.conns {
+		if time.Since(since) >= renewAtMost {
+			old = append(old, c)
 		}
 	}
 	s.mu.Unlock()
@@ -437,9 +426,12 @@ func (s *servers) compare(here, there time.Time) {
 	}
 }
 
-// problems are why there are no answers, since when, and what is wrong with a clock; empty if nothing is.
-func (s *servers) problems() (away string, since time.Time, skew string) {
+// problems are why there are no answers, and what is wrong with a clock; empty if nothing is.
+func (s *servers) problems() (away, skew string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.problem, s.since, s.skew
+	if s.failure != nil {
+		away = s.failure.Error()
+	}
+	return away, s.skew
 }

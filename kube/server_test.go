@@ -163,7 +163,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestOrder: the configured addresses are tried in order, the one that worked last first; without any, those that the cluster names and the
+// TestServersOrder: the configured addresses are tried in order, the one that worked last first; without any, those that the cluster names and the
 // configuration's, which comes last where it is a virtual one.
 func TestServersOrder(t *testing.T) {
 	known := func() []netip.AddrPort {
@@ -199,9 +199,7 @@ func TestServersOrder(t *testing.T) {
 		s.current = tt.current
 		got := s.order()
 		// Those that the cluster names are in no order.
-		if i, j := slices.Index(got, "192.0.2.1:6443"), slices.Index(got, "192.0.2.2:6443"); i > j && j >= 0 && tt.current == "" {
-			got[i], got[j] = got[j], got[i]
-		} else if i > j && j >= 0 && tt.current != "192.0.2.2:6443" {
+		if i, j := slices.Index(got, "192.0.2.1:6443"), slices.Index(got, "192.0.2.2:6443"); i > j && j >= 0 && tt.current != "192.0.2.2:6443" {
 			got[i], got[j] = got[j], got[i]
 		}
 		if strings.Join(got, " ") != tt.want {
@@ -456,18 +454,9 @@ func TestClock(t *testing.T) {
 // TestTokenRotation: a token file that is written anew is read anew, also when the API server has already refused the old one.
 func TestTokenRotation(t *testing.T) {
 	t.Parallel()
-	var mu sync.Mutex
-	valid := "first"
 	a := newAPI(t)
-	a.misbehave = func(w http.ResponseWriter, r *http.Request, _ string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		if r.Header.Get("Authorization") != "Bearer "+valid {
-			refuse(w, 401, "Unauthorized", "Unauthorized")
-			return true
-		}
-		return false
-	}
+	accept := a.demand(func(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") })
+	accept("first")
 	authority := newCA(t)
 	web := serveTLS(t, "127.0.0.2", authority.server(time.Now(), "127.0.0.2"), a)
 	token := filepath.Join(t.TempDir(), "token")
@@ -476,9 +465,7 @@ func TestTokenRotation(t *testing.T) {
 	}
 	l := listenTo(t, &rest.Config{Host: web.URL, BearerTokenFile: token, TLSClientConfig: rest.TLSClientConfig{CAData: authority.pem}})
 	l.wait("list", l.has("web"))
-	mu.Lock()
-	valid = "second"
-	mu.Unlock()
+	accept("second")
 	a.send("services", "", "")
 	l.wait("trouble", l.troubled("does not accept this agent's credentials"))
 	if err := os.WriteFile(token, []byte("second"), 0o600); err != nil {
@@ -491,18 +478,14 @@ func TestTokenRotation(t *testing.T) {
 // TestCertificateRotation: a client certificate that was renewed is used once the API server refuses the old one, though the connection is there.
 func TestCertificateRotation(t *testing.T) {
 	t.Parallel()
-	var mu sync.Mutex
-	valid := "first"
 	a := newAPI(t)
-	a.misbehave = func(w http.ResponseWriter, r *http.Request, _ string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		if len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].Subject.CommonName != valid {
-			refuse(w, 401, "Unauthorized", "Unauthorized")
-			return true
+	accept := a.demand(func(r *http.Request) string {
+		if len(r.TLS.PeerCertificates) == 0 {
+			return ""
 		}
-		return false
-	}
+		return r.TLS.PeerCertificates[0].Subject.CommonName
+	})
+	accept("first")
 	authority := newCA(t)
 	web := serveTLS(t, "127.0.0.2", authority.server(time.Now(), "127.0.0.2"), a)
 	cert, key := filepath.Join(t.TempDir(), "cert"), filepath.Join(t.TempDir(), "key")
@@ -510,9 +493,7 @@ func TestCertificateRotation(t *testing.T) {
 	l := listenTo(t, &rest.Config{Host: web.URL, TLSClientConfig: rest.TLSClientConfig{CAData: authority.pem, CertFile: cert, KeyFile: key}})
 	l.wait("list", l.has("web"))
 	authority.client("second", cert, key)
-	mu.Lock()
-	valid = "second"
-	mu.Unlock()
+	accept("second")
 	// As if it had been there for long.
 	s := l.client.servers
 	s.mu.Lock()

@@ -229,7 +229,7 @@ func (s *Source) Run(ctx context.Context) {
 
 // watchRanges watches ServiceCIDRs, if the API server has them.
 func (s *Source) watchRanges(ctx context.Context) {
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+	for pause := pauseFirst; ; pause = min(2*pause, pauseMost) {
 		served, err := s.client.servesServiceCIDRs(ctx)
 		switch {
 		case err == nil && served:

@@ -42,7 +42,7 @@ func (s *Source) trouble(subject, text string) {
 
 // connection takes in how the API servers can be reached.
 func (s *Source) connection() {
-	away, _, skew := s.client.servers.problems()
+	away, skew := s.client.servers.problems()
 	if away != "" {
 		away = "no API server can be reached: " + away
 	}
