@@ -5,6 +5,7 @@ package dns
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -92,4 +93,41 @@ func TestGiveBack(t *testing.T) {
 	more()
 	end()
 	wg.Wait()
+}
+
+// What has been read and waits for the kernel, as a new Service does, is answered before the sockets are given back.
+func TestGiveBackWaits(t *testing.T) {
+	c := newCluster(t, Options{Wait: time.Minute})
+	c.step()
+	sockets := listen(t, c.Server, "127.0.0.1")
+	stop := serve(t, c.Server, sockets)
+	c.service("shop/new", "10.96.0.99")
+	c.endpoints("shop/new", "10.244.0.9")
+	snap := c.announce()
+	answered := make(chan error, 1)
+	go func() {
+		m, _, err := (&mdns.Client{Timeout: 10 * time.Second}).Exchange(new(mdns.Msg).SetQuestion("new.shop.svc.cluster.local.", typeA), sockets.Addrs()[0].String())
+		if err == nil && len(m.Answer) != 1 {
+			err = fmt.Errorf("answered %v", m)
+		}
+		answered <- err
+	}()
+	for c.late.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	given := make(chan error, 1)
+	go func() { given <- c.GiveBack(t.Context(), sockets) }()
+	select {
+	case err := <-given:
+		t.Errorf("given back before the answer: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	c.Publish(snap)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if err := <-given; err != nil {
+		t.Error(err)
+	}
+	stop()
 }

@@ -193,6 +193,16 @@ func TestWalkFindings(t *testing.T) {
 			}},
 		{"no DNS", "orders:80", "does not answer for orders.shop.svc.cluster.local.",
 			func(e *Explainer) { e.DNS = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")} }},
+		{"nobody's DNS", "orders:80", "there is no cluster DNS to ask for orders: Service kube-system/kube-dns has no address",
+			func(e *Explainer) { e.DNS = nil }},
+		{"the DNS of others", "orders:80", "the DNS at 127.9.9.9:53 does not answer for orders.shop.svc.cluster.local.",
+			func(e *Explainer) {
+				b := model.NewBuilder(model.Config{Self: "n1"})
+				b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "client"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.9")}})
+				b.SetService(model.ServiceSpec{Name: model.Name{Namespace: "kube-system", Name: "kube-dns"}, ClusterIPs: []netip.Addr{netip.MustParseAddr("127.9.9.9")}})
+				snap := b.Build()
+				e.DNS, e.Snapshot = nil, func() *model.Snapshot { return snap }
+			}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := bed(t)

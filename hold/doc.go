@@ -20,8 +20,9 @@
 //
 // # Signals
 //
-// A holder passes SIGTERM and SIGINT on, having said that no other agent follows ([Held.Last]), and ends when its agent has. SIGHUP replaces the agent by the program that is now at the same path, and when the new
-// agent answers and the program is another one, the holder replaces itself too, in the same process.
+// A holder passes SIGTERM and SIGINT on, having said that no other agent follows ([Held.Last]), and ends when its agent has. SIGHUP replaces the
+// agent by the program that is now at the same path, and when the new agent answers and the program is another one, the holder replaces itself too, in
+// the same process.
 //
 // # The conversation
 //

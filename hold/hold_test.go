@@ -20,6 +20,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -469,6 +470,18 @@ func TestReplacementFails(t *testing.T) {
 			if _, v := s.answer("then"); v != "v3" {
 				t.Errorf("%s answers", v)
 			}
+			if how == "hang" { // who was asked to yield in vain is the last one all the same
+				s.forget()
+				s.write("version", how)
+				holder.Process.Signal(syscall.SIGHUP)
+				syscall.Kill(pidOf(t, s.await("hangs")), syscall.SIGKILL)
+				s.await("writes again")
+				s.forget()
+				end(t, holder)
+				if ended := s.await("ends"); !strings.Contains(ended, "last=true") {
+					t.Errorf("the last one: %s", ended)
+				}
+			}
 		})
 	}
 }
@@ -646,6 +659,27 @@ func TestReopen(t *testing.T) {
 	if line := s.await("reopened"); !strings.Contains(line, "with 0 failures") {
 		t.Error(line)
 	}
+}
+
+// TestLast: an agent that has been asked to yield knows at once that another one follows, until it may write again; any other one waits for the word.
+func TestLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &parent{last: make(chan struct{})}
+		h := &Held{holder: p}
+		took := func(when string, want bool, within time.Duration) {
+			t.Helper()
+			began := time.Now()
+			if got := h.Last(); got != want || time.Since(began) != within {
+				t.Errorf("%s: %v after %v, want %v after %v", when, got, time.Since(began), want, within)
+			}
+		}
+		p.yielded.Store(true)
+		took("another one writes", false, 0)
+		p.yielded.Store(false)
+		took("nobody says anything", false, lastTimeout)
+		close(p.last)
+		took("no agent follows", true, 0)
+	})
 }
 
 // TestAlone: without a holder nothing is kept, and everything is allowed.
