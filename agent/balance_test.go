@@ -209,7 +209,7 @@ func TestDisputes(t *testing.T) {
 
 // A host port that others have is named like a frontend that others have, until it is the pod's.
 func TestHostPortDisputes(t *testing.T) {
-	own := ownPorts(&config.Agent{DNS: parseAddrs("10.96.0.10"), Healthz: "0.0.0.0:10256"}, []uint16{53})
+	own := ownPorts(&config.Agent{DNS: parseAddrs("10.96.0.10"), Healthz: netip.MustParseAddrPort("0.0.0.0:10256")}, []uint16{53})
 	b := model.NewBuilder(model.Config{Self: "n1", OwnPorts: own})
 	pod := func(name string, age int64, ports ...model.HostPort) {
 		b.SetPod(model.Pod{Name: model.Name{Namespace: "x", Name: name}, Addrs: parseAddrs("10.244.0.1"), Created: time.Unix(age, 0), HostPorts: ports})

@@ -26,7 +26,7 @@ func cniConf(cfg *config.Agent, podCIDRs []netip.Prefix) ([]byte, error) {
 		"cniVersions": []string{"1.0.0", "1.1.0"},
 		"name":        "fairlead",
 		"plugins": []map[string]any{{
-			"type":     "fairlead",
+			"type":     pluginName,
 			"podCIDRs": podCIDRs,
 			"dataDir":  cfg.Leases(),
 			"agent":    cfg.Socket(),

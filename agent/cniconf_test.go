@@ -42,6 +42,11 @@ func TestWriteCNIConf(t *testing.T) {
 	if err != nil || list.CNIVersion != "1.1.0" || list.Name != "fairlead" || len(list.Plugins) != 1 || list.Plugins[0].Network.Type != "fairlead" {
 		t.Errorf("loaded %+v, %v", list, err)
 	}
+	// A runtime that does not know CNI 1.1 reads the one version, and no list of them.
+	var old struct{ CNIVersion string }
+	if err := json.Unmarshal(list.Bytes, &old); err != nil || old.CNIVersion != "1.0.0" {
+		t.Errorf("an older runtime reads version %q (%v)", old.CNIVersion, err)
+	}
 	for _, want := range []string{`"10.244.1.0/24"`, `"fd00:244:0:1::/64"`, cfg.Leases(), cfg.Socket()} {
 		if !strings.Contains(string(list.Bytes), want) {
 			t.Errorf("no %s in %s", want, list.Bytes)
@@ -63,7 +68,22 @@ func TestWriteCNIConf(t *testing.T) {
 	if entries, err := os.ReadDir(cfg.CNIConfDir); err != nil || len(entries) != 1 {
 		t.Errorf("files %v, %v", entries, err)
 	}
-	cfg.CNIConfDir = "/dev/null/net.d"
+	// The configuration names a plugin, which is there before it.
+	cfg.CNIConfDir, cfg.CNIBinDir = filepath.Join(dir, "later.d"), "/dev/null/bin"
+	if err := writeCNIConf(cfg, podCIDRs); err == nil {
+		t.Error("no error where there can be no plugin")
+	}
+	if _, err := os.Stat(cfg.CNIConfDir); err == nil {
+		t.Error("there is a configuration without a plugin")
+	}
+	cfg.CNIBinDir = filepath.Join(dir, "bin")
+	if err := writeCNIConf(cfg, podCIDRs); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.CNIBinDir, "fairlead")); err != nil {
+		t.Error(err)
+	}
+	cfg.CNIConfDir, cfg.CNIBinDir = "/dev/null/net.d", ""
 	if err := writeCNIConf(cfg, podCIDRs); err == nil || !strings.Contains(err.Error(), "make directory for CNI configuration") {
 		t.Errorf("where there can be no directory: %v", err)
 	}
@@ -93,24 +113,5 @@ func TestHealLeases(t *testing.T) {
 	node.Do(func() error { n.healLeases(podCIDRs); return nil })
 	if !strings.Contains(said.String(), "cannot look for leaked pod addresses") || !strings.Contains(said.String(), "not a directory") {
 		t.Errorf("where there can be no file it said %q", &said)
-	}
-}
-
-// TestCNIConfVersion: a runtime that knows CNI 1.1 speaks it, and one that does not is given 1.0.0.
-func TestCNIConfVersion(t *testing.T) {
-	text, err := cniConf(&config.Agent{State: "/state"}, []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := libcni.NetworkConfFromBytes(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if list.CNIVersion != "1.1.0" || list.Name != "fairlead" || len(list.Plugins) != 1 || list.Plugins[0].Network.Type != "fairlead" {
-		t.Errorf("libcni reads version %s, name %s and %d plugins from\n%s", list.CNIVersion, list.Name, len(list.Plugins), text)
-	}
-	var old struct{ CNIVersion string }
-	if err := json.Unmarshal(text, &old); err != nil || old.CNIVersion != "1.0.0" {
-		t.Errorf("an older runtime reads version %q (%v)", old.CNIVersion, err)
 	}
 }

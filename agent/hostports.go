@@ -5,7 +5,6 @@ package agent
 
 import (
 	"fmt"
-	"net/netip"
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/model"
@@ -22,10 +21,11 @@ func ownPorts(cfg *config.Agent, dns []uint16) []model.Port {
 			ports = append(ports, model.Port{Name: "DNS", Protocol: model.UDP, Port: n}, model.Port{Name: "DNS", Protocol: model.TCP, Port: n})
 		}
 	}
-	for _, p := range []struct{ name, addr string }{{"healthz", cfg.Healthz}, {"metrics", cfg.Metrics}} {
-		if at, err := netip.ParseAddrPort(p.addr); err == nil {
-			ports = append(ports, model.Port{Name: p.name, Protocol: model.TCP, Port: at.Port()})
-		}
+	if cfg.Healthz.IsValid() {
+		ports = append(ports, model.Port{Name: "healthz", Protocol: model.TCP, Port: cfg.Healthz.Port()})
+	}
+	if cfg.Metrics.IsValid() {
+		ports = append(ports, model.Port{Name: "metrics", Protocol: model.TCP, Port: cfg.Metrics.Port()})
 	}
 	if !cfg.Left.Has(model.Network) && cfg.Tunnel != nodenet.Never {
 		ports = append(ports, model.Port{Name: "tunnel", Protocol: model.UDP, Port: cfg.TunnelPort})

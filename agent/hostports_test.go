@@ -5,6 +5,7 @@ package agent
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -15,7 +16,7 @@ import (
 
 // What the agent does not listen on, because a part of its work is left to others or switched off, pods may have.
 func TestOwnPorts(t *testing.T) {
-	all := config.Agent{DNS: parseAddrs("10.96.0.10"), Healthz: "0.0.0.0:10256", Metrics: "127.0.0.1:10249", TunnelPort: 8472}
+	all := config.Agent{DNS: parseAddrs("10.96.0.10"), Healthz: netip.MustParseAddrPort("0.0.0.0:10256"), Metrics: netip.MustParseAddrPort("127.0.0.1:10249"), TunnelPort: 8472}
 	for _, tt := range []struct {
 		name string
 		set  func(*config.Agent)
@@ -23,8 +24,8 @@ func TestOwnPorts(t *testing.T) {
 	}{
 		{"everything", func(*config.Agent) {}, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10256/TCP 10249/TCP 8472/UDP"},
 		{"no DNS", func(c *config.Agent) { c.DNS = nil }, "10256/TCP 10249/TCP 8472/UDP"},
-		{"no health checks", func(c *config.Agent) { c.Healthz = "" }, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10249/TCP 8472/UDP"},
-		{"no metrics", func(c *config.Agent) { c.Metrics = "" }, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10256/TCP 8472/UDP"},
+		{"no health checks", func(c *config.Agent) { c.Healthz = netip.AddrPort{} }, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10249/TCP 8472/UDP"},
+		{"no metrics", func(c *config.Agent) { c.Metrics = netip.AddrPort{} }, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10256/TCP 8472/UDP"},
 		{"no tunnel", func(c *config.Agent) { c.Tunnel = nodenet.Never }, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10256/TCP 10249/TCP"},
 		{"another's network", func(c *config.Agent) { c.Left = model.Network }, "9153/TCP 53/UDP 53/TCP 5353/UDP 5353/TCP 10256/TCP 10249/TCP"},
 	} {

@@ -110,12 +110,12 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	if cfg.Corefile != "" {
 		part(n.followCorefile)
 	}
-	if cfg.Healthz != "" {
-		part(func(ctx context.Context) error { n.health.Serve(ctx, cfg.Healthz); return nil })
+	if cfg.Healthz.IsValid() {
+		part(func(ctx context.Context) error { n.health.Serve(ctx, cfg.Healthz.String()); return nil })
 	}
-	if cfg.Metrics != "" {
+	if cfg.Metrics.IsValid() {
 		part(func(ctx context.Context) error {
-			n.asProxy.Serve(ctx, cfg.Metrics, proxyHandler(cfg, n.metricsHandler()))
+			n.asProxy.Serve(ctx, cfg.Metrics.String(), proxyHandler(cfg, n.metricsHandler()))
 			return nil
 		})
 	}

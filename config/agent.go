@@ -63,8 +63,8 @@ type Agent struct {
 	Asking client.Settings
 	// KeepSource are ranges outside the cluster that pods reach under their own addresses.
 	KeepSource []netip.Prefix
-	// Healthz is where /healthz and /livez are served, and Metrics where /metrics, /proxyMode and /configz, as ADDR:PORT; empty: nowhere.
-	Healthz, Metrics string
+	// Healthz is where /healthz and /livez are served, and Metrics where /metrics, /proxyMode and /configz; not valid: nowhere.
+	Healthz, Metrics netip.AddrPort
 	// Conntrack are the kernel's limits.
 	Conntrack Conntrack
 	// StartupTaint is the key of the Node's taint that is removed when the node can deliver; empty: none is.
@@ -234,14 +234,15 @@ const (
 )
 
 // address is an address of the service proxy. What another program does as service proxy, it serves at the same ports.
-func (f *Flags) address(flag, value string, fail func(flag, format string, args ...any)) string {
+func (f *Flags) address(flag, value string, fail func(flag, format string, args ...any)) netip.AddrPort {
 	if !f.proxy && !f.set.Changed(flag) || value == "" {
-		return ""
+		return netip.AddrPort{}
 	}
-	if _, err := netip.ParseAddrPort(value); err != nil {
+	a, err := netip.ParseAddrPort(value)
+	if err != nil {
 		fail(flag, "%q is not ADDR:PORT", value)
 	}
-	return value
+	return a
 }
 
 // prefixes are ranges of which there is one of each family at most.

@@ -62,7 +62,9 @@ func TestServing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := fmt.Sprint(a.NodePortAddrs, a.PassOn, " "+a.Healthz+" "+a.Metrics); got != want {
+		healthz, _ := a.Healthz.MarshalText() // of none, nothing
+		metrics, _ := a.Metrics.MarshalText()
+		if got := fmt.Sprintf("%v %t %s %s", a.NodePortAddrs, a.PassOn, healthz, metrics); got != want {
 			t.Errorf("%s\ngot  %s\nwant %s", args, got, want)
 		}
 	}
