@@ -7,10 +7,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"net"
 	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -146,6 +149,14 @@ func TestDifferences(t *testing.T) {
 		{"a Service that is gone", "-d 10.96.0.9/32", "-d 10.96.0.9/32", "", "", ""},
 		{"a circle", "-A KUBE-SEP-TWO -p tcp -m tcp -j DNAT --to-destination 10.244.2.2:8080", "-A KUBE-SEP-TWO -j KUBE-SVC-WEB", "10.96.0.1:80/TCP nodeport4:30080/TCP",
 			"10.244.1.2:8080, 10.244.2.2:8080", "unknown: chain KUBE-"},
+		{"a mark", "-A KUBE-EXT-WEB -j KUBE-MARK-MASQ", "-A KUBE-EXT-WEB -j KUBE-MARK-MASQ\n-A KUBE-EXT-WEB -m mark --mark 0x4000/0x4000 -j DROP", "nodeport4:30080/TCP",
+			"10.244.1.2:8080, 10.244.2.2:8080", "no answer"},
+		{"a chain that is gone to", "-A KUBE-EXT-WEB -j KUBE-SVC-WEB", "-A KUBE-EXT-WEB -g KUBE-MARK-MASQ\n-A KUBE-EXT-WEB -j KUBE-SVC-WEB", "nodeport4:30080/TCP",
+			"10.244.1.2:8080, 10.244.2.2:8080", "untouched"},
+		{"a return", "-A KUBE-EXT-WEB -j KUBE-MARK-MASQ", "-A KUBE-EXT-WEB -j RETURN", "nodeport4:30080/TCP", "10.244.1.2:8080, 10.244.2.2:8080", "untouched"},
+		{"not for the first packet", "-A KUBE-EXT-WEB -j KUBE-MARK-MASQ", "-A KUBE-EXT-WEB -m conntrack --ctstate RELATED,ESTABLISHED -j DROP", "", "", ""},
+		{"refused at the node", "-A INPUT -j KUBE-FIREWALL", "-A INPUT -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES\n" +
+			"-A KUBE-EXTERNAL-SERVICES -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 30081 -j REJECT", "nodeport4:30081/TCP", "untouched", "refused"},
 		{"only from here", "-A KUBE-SVC-WEB -j KUBE-SEP-TWO", "-A KUBE-SVC-WEB -m addrtype --src-type LOCAL -j DROP\n-A KUBE-SVC-WEB -j KUBE-SEP-TWO", "", "", "10.244.1.2:8080, no answer"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -176,6 +187,17 @@ func TestDifferences(t *testing.T) {
 				t.Errorf("of %q, want %q", got, row.of)
 			}
 		})
+	}
+}
+
+// A pod's host port is no work of kube-proxy's, and so no difference from it.
+func TestHostPorts(t *testing.T) {
+	snap := world(func(b *model.Builder) {
+		b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "front"}, Addrs: []netip.Addr{addr("10.244.1.7")},
+			HostPorts: []model.HostPort{{Addr: addr("192.168.0.1"), Protocol: model.TCP, Port: 8080, Target: 80}, {Protocol: model.TCP, Port: 8443, Target: 443}}})
+	})
+	if part := check(t, snap, proxyOf(t, saved)); part.Failed != "" || part.Looked != 3 || len(part.Differences) > 0 {
+		t.Errorf("%+v", part)
 	}
 }
 
@@ -214,15 +236,48 @@ func TestMeantDifferences(t *testing.T) {
 			Exposure: &model.Exposure{ExternalIPs: []netip.Addr{addr("203.0.113.1")}}, Ports: []model.Port{{Protocol: model.TCP, Port: 80}}})
 	})
 	part := check(t, snap, proxyOf(t, saved))
+	n := 0
 	for _, d := range part.Differences {
-		if d.Of == "203.0.113.1:80/TCP" && !strings.Contains(d.Meant, "several Services") {
-			t.Errorf("not meant: %+v", d)
+		disputed := d.Of == "203.0.113.1:80/TCP"
+		if strings.Contains(d.Meant, "several Services") != disputed {
+			t.Errorf("meant %q: %+v", d.Meant, d)
+		}
+		if disputed {
+			n++
 		}
 	}
-	f := model.Frontend{Addr: addr("203.0.113.9"), Protocol: model.TCP, Port: 80}
-	w := model.Way{Service: &model.Service{}, Kind: model.AtBalancer, Guarded: true}
-	if r := reason(snap, f, w, client{kind: outside}, Fate{Ways: []string{noAnswer}}, Fate{Ways: []string{"10.0.0.1:1"}}, nil); !strings.Contains(r, "source ranges") {
-		t.Errorf("reason %q", r)
+	if n == 0 {
+		t.Error("nothing differs where two Services ask for an address")
+	}
+	one, two := netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("10.244.2.2")
+	svc := &model.Service{Backends: [][]model.Backend{{{Endpoint: &model.Endpoint{Addr: one}, Port: 80}, {Endpoint: &model.Endpoint{Addr: two}, Port: 80}}}}
+	svc.Backends[0][0].Leaving = true
+	fate := func(ways ...string) Fate { return Fate{Ways: ways} }
+	both := fate("10.244.1.2:80", "10.244.2.2:80")
+	for _, row := range []struct {
+		way         model.Way
+		kind        clientKind
+		here, there Fate
+		asOutside   Fate
+		want        string // what the reason begins with; empty: there is none
+	}{
+		{model.Way{Kind: model.AtBalancer, Guarded: true}, outside, fate(noAnswer), both, both, "source ranges of one family"},
+		{model.Way{Kind: model.AtBalancer, Guarded: true, Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, outside, fate(noAnswer), both, both, ""},
+		{model.Way{Kind: model.AtNodePort, Outside: model.Here}, ofOtherPod, both, fate(noAnswer), fate(noAnswer), "with externalTrafficPolicy Local"},
+		{model.Way{Kind: model.AtNodePort, Outside: model.Here}, ofOtherPod, both, fate(noAnswer), both, ""},
+		{model.Way{Kind: model.AtNodePort, Outside: model.Here}, ofNode, both, fate(noAnswer), fate(noAnswer), ""},
+		{model.Way{Kind: model.AtNodePort}, ofOtherPod, both, fate(noAnswer), fate(noAnswer), ""},
+		{model.Way{Kind: model.AtClusterIP, Outside: model.Here}, ofOtherPod, both, fate(noAnswer), fate(noAnswer), ""},
+		{model.Way{}, ofPod, fate("10.244.2.2:80"), both, both, "a pod of this node that has been told to end"},
+		{model.Way{}, ofPod, fate("10.244.1.2:80"), both, both, ""},
+		{model.Way{}, ofPod, fate("10.244.3.3:80"), fate("10.244.1.2:80"), both, ""},
+		{model.Way{}, ofPod, both, Fate{Ways: both.Ways, Affinity: time.Minute}, both, ""},
+	} {
+		row.way.Service = svc
+		got := reason(row.way, false, client{kind: row.kind}, row.here, row.there, func() Fate { return row.asOutside })
+		if !strings.HasPrefix(got, row.want) || row.want == "" && got != "" {
+			t.Errorf("%+v: reason %q", row, got)
+		}
 	}
 }
 
@@ -272,17 +327,44 @@ kube-proxy (nftables), meant: so it is
 	}
 }
 
-// The kernel's own table is read and followed: each row is a rule written by the nft tool, and what becomes of packets.
-func TestReadTable(t *testing.T) {
+// proxyIn is a kube-proxy of one family, with the table that the nft tool makes of rules.
+func proxyIn(t *testing.T, family uint8, rules string) *KubeProxy {
+	t.Helper()
 	testnet.MustRoot(t)
+	if _, err := exec.LookPath("nft"); err != nil {
+		testnet.Skip(t, "needs the nft tool")
+	}
 	ns, err := linux.NewNetNS()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	if _, err := exec.LookPath("nft"); err != nil {
-		testnet.Skip(t, "needs the nft tool")
+	k := &KubeProxy{}
+	err = ns.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w: %s", err, out)
+		}
+		for i, f := range []uint8{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+			tbl, err := readTable(f, cleanup.KubeProxyTable)
+			if err != nil || (tbl != nil) != (f == family) {
+				return fmt.Errorf("the table of family %d is %v: %v", f, tbl, err)
+			}
+			if tbl != nil {
+				k.add(i, "nftables", tbl)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	return k
+}
+
+// The kernel's own table is read and followed: each row is a rule written by the nft tool, and what becomes of packets.
+func TestReadTable(t *testing.T) {
 	const rules = `table ip kube-proxy {
 	map service-ips { type ipv4_addr . inet_proto . inet_service : verdict
 		elements = { 10.96.0.1 . tcp . 80 : goto two, 10.96.0.2 . udp . 53 : goto sticky, 10.96.0.3 . tcp . 80 : goto ranges, 10.96.0.4 . tcp . 80 : goto strange }; }
@@ -290,6 +372,8 @@ func TestReadTable(t *testing.T) {
 		elements = { tcp . 30080 : goto two }; }
 	map no-endpoint-services { type ipv4_addr . inet_proto . inet_service : verdict
 		elements = { 10.96.0.5 . tcp . 80 : goto refuse, 10.96.0.6 . tcp . 80 : drop }; }
+	map no-endpoint-nodeports { type inet_proto . inet_service : verdict
+		elements = { tcp . 30090 : goto refuse }; }
 	set pin { type ipv4_addr; flags dynamic,timeout; timeout 3h; }
 	chain two { meta l4proto tcp dnat ip addr . port to numgen random mod 2 map { 0 : 10.244.1.2 . 8080, 1 : 10.244.2.2 . 8081 }; }
 	chain sticky { ip saddr @pin goto end
@@ -306,27 +390,12 @@ func TestReadTable(t *testing.T) {
 	chain check { ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }
 	chain pre { type nat hook prerouting priority -100; jump services; }
 	chain out { type nat hook output priority -100; jump services; }
+	chain nodes { fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @no-endpoint-nodeports; }
+	chain input { type filter hook input priority 0; ct state new jump nodes; }
 	chain forward { type filter hook forward priority 0; ct state new jump check; }
 	chain output { type filter hook output priority 0; ct state new jump check; }
 }`
-	var tbl *table
-	err = ns.Do(func() error {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(rules)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("nft: %v: %s", err, out)
-		}
-		if none, err := readTable(unix.NFPROTO_IPV6, "kube-proxy"); none != nil || err != nil {
-			t.Errorf("a table that is not there: %v, %v", none, err)
-		}
-		tbl, err = readTable(unix.NFPROTO_IPV4, "kube-proxy")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &KubeProxy{}
-	k.add(0, "nftables", tbl)
+	k := proxyIn(t, unix.NFPROTO_IPV4, rules)
 	for _, row := range []struct {
 		proto    model.Protocol
 		src, dst string
@@ -345,6 +414,9 @@ func TestReadTable(t *testing.T) {
 		{model.TCP, "10.1.255.255", "10.96.0.3:80", true, false, "untouched"},
 		{model.TCP, "192.0.2.1", "192.168.0.1:30080", false, true, "10.244.1.2:8080, 10.244.2.2:8081"},
 		{model.TCP, "192.0.2.1", "192.168.0.2:30080", false, false, "untouched"},
+		{model.TCP, "192.0.2.1", "192.168.0.1:30090", false, true, "refused"},
+		{model.TCP, "192.168.0.1", "192.168.0.1:30090", true, true, "refused"},
+		{model.TCP, "192.0.2.1", "192.168.0.2:30090", false, false, "untouched"},
 		{model.TCP, "192.0.2.1", "10.96.0.5:80", false, false, "refused"},
 		{model.TCP, "192.0.2.1", "10.96.0.6:80", true, false, "no answer"},
 		{model.TCP, "192.0.2.1", "10.96.0.4:80", false, false, "not understood"},
@@ -359,26 +431,14 @@ func TestReadTable(t *testing.T) {
 			t.Errorf("%+v: %s, want %s", row, got, row.want)
 		}
 	}
-	if got := len(k.Frontends()); got != 7 {
-		t.Errorf("%d frontends, want 7", got)
+	if got := len(k.Frontends()); got != 8 {
+		t.Errorf("%d frontends, want 8", got)
 	}
 }
 
 // IPv6 goes the same way.
 func TestReadTableIPv6(t *testing.T) {
-	testnet.MustRoot(t)
-	ns, err := linux.NewNetNS()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	if _, err := exec.LookPath("nft"); err != nil {
-		testnet.Skip(t, "needs the nft tool")
-	}
-	var tbl *table
-	err = ns.Do(func() error {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(`table ip6 kube-proxy {
+	k := proxyIn(t, unix.NFPROTO_IPV6, `table ip6 kube-proxy {
 	map service-ips { type ipv6_addr . inet_proto . inet_service : verdict
 		elements = { fd00:96::1 . tcp . 80 : goto two, fd00:96::2 . tcp . 80 : goto ranges } }
 	map service-nodeports { type inet_proto . inet_service : verdict
@@ -390,17 +450,6 @@ func TestReadTableIPv6(t *testing.T) {
 		ip6 daddr . meta l4proto . th dport vmap @service-ips
 		fib daddr type local ip6 daddr != ::1 meta l4proto . th dport vmap @service-nodeports; }
 }`)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("nft: %v: %s", err, out)
-		}
-		tbl, err = readTable(unix.NFPROTO_IPV6, "kube-proxy")
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &KubeProxy{}
-	k.add(1, "nftables", tbl)
 	for _, row := range []struct {
 		src, dst string
 		to       bool
@@ -451,20 +500,39 @@ func TestCheckDNS(t *testing.T) {
 		name string
 		edit func(q mdns.Question, m *mdns.Msg) bool // false: no answer
 		want string                                  // a difference; empty: none
+		why  string                                  // what its reason begins with; empty: it is not meant
 	}{
-		{"as it should", nil, ""},
+		{"as it should", nil, "", ""},
 		{"another address", func(q mdns.Question, m *mdns.Msg) bool {
 			if q.Name == "web.shop.svc.cluster.local." && q.Qtype == mdns.TypeA {
 				m.Answer[0].(*mdns.A).A = addr("10.1.1.1").AsSlice()
 			}
 			return true
-		}, "web.shop.svc.cluster.local. A, ADDR: here 10.96.0.1; there 10.1.1.1"},
+		}, "web.shop.svc.cluster.local. A, ADDR: here 10.96.0.1; there 10.1.1.1", ""},
 		{"a name that does not exist", func(q mdns.Question, m *mdns.Msg) bool {
 			if strings.HasPrefix(q.Name, nobody+".shop") {
 				m.Rcode = mdns.RcodeSuccess
 			}
 			return true
-		}, nobody + ".shop.svc.cluster.local. A, ADDR: here NXDOMAIN; there no such record"},
+		}, nobody + ".shop.svc.cluster.local. A, ADDR: here NXDOMAIN; there no such record", ""},
+		{"names of pods", func(q mdns.Question, m *mdns.Msg) bool {
+			if strings.HasPrefix(q.Name, "10-0-0-1.default.pod.") {
+				m.Rcode = mdns.RcodeSuccess
+				m.Answer = append(m.Answer, &mdns.A{Hdr: mdns.RR_Header{Name: q.Name, Rrtype: mdns.TypeA, Class: mdns.ClassINET}, A: addr("10.0.0.1").AsSlice()})
+			}
+			return true
+		}, "10-0-0-1.default.pod.cluster.local. A, ADDR: here NXDOMAIN; there 10.0.0.1", "pods have no names by their address"},
+		{"an endpoint's name below a Service with an address", func(q mdns.Question, m *mdns.Msg) bool {
+			return pointer(q, m, "10-244-2-3.web.shop.svc.cluster.local.")
+		}, "3.2.244.10.in-addr.arpa. PTR, ADDR: here 10-244-2-3.db.shop.svc.cluster.local.; there 10-244-2-3.db.shop.svc.cluster.local., 10-244-2-3.web.shop.svc.cluster.local.",
+			"reverse names of endpoints"},
+		{"a second name below the same Service", func(q mdns.Question, m *mdns.Msg) bool {
+			return pointer(q, m, "another.db.shop.svc.cluster.local.")
+		}, "3.2.244.10.in-addr.arpa. PTR, ADDR: here 10-244-2-3.db.shop.svc.cluster.local.; there 10-244-2-3.db.shop.svc.cluster.local., another.db.shop.svc.cluster.local.",
+			"reverse names of endpoints"},
+		{"a name that has nothing to do with it", func(q mdns.Question, m *mdns.Msg) bool {
+			return pointer(q, m, "www.example.com.")
+		}, "3.2.244.10.in-addr.arpa. PTR, ADDR: here 10-244-2-3.db.shop.svc.cluster.local.; there 10-244-2-3.db.shop.svc.cluster.local., www.example.com.", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			at := answering(t, func(q mdns.Question, m *mdns.Msg) bool {
@@ -479,6 +547,9 @@ func TestCheckDNS(t *testing.T) {
 			var got []string
 			for _, d := range part.Differences {
 				got = append(got, strings.ReplaceAll(d.String(), at.String(), "ADDR"))
+				if !strings.HasPrefix(d.Meant, row.why) || row.why == "" && d.Meant != "" {
+					t.Errorf("meant: %q", d.Meant)
+				}
 			}
 			if part.Failed != "" || strings.Join(got, "\n") != row.want || part.Looked < 8 || part.Same != part.Looked-len(got) {
 				t.Errorf("%+v", part)
@@ -487,20 +558,76 @@ func TestCheckDNS(t *testing.T) {
 	}
 }
 
-// answering is a server on loopback.
+// Not more questions are asked than may be, and if nobody answers, nothing was compared.
+func TestCheckDNSAsks(t *testing.T) {
+	snap := world(nil)
+	options := DNSOptions{Snapshot: func() *model.Snapshot { return snap }, Rate: 10000, Looks: 1,
+		Names: dns.Options{Blocks: []dns.Block{{Zones: []string{"."}, Cluster: &dns.Cluster{Zones: []string{"cluster.local."}}}}}}
+	asked := make(map[mdns.Question]int)
+	at := answering(t, func(q mdns.Question, m *mdns.Msg) bool {
+		asked[q]++
+		m.Rcode = mdns.RcodeNameError
+		return true
+	})
+	options.Servers, options.Most = []netip.AddrPort{at}, 5
+	if part := CheckDNS(t.Context(), options); part.Failed != "" || part.Looked != 5 || part.All <= 5 || len(asked) != 5 || len(part.Notes) == 0 {
+		t.Errorf("%d questions: %+v", len(asked), part)
+	}
+	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	options.Servers = []netip.AddrPort{addrPort(closed.LocalAddr().String())}
+	if part := CheckDNS(t.Context(), options); !strings.HasPrefix(part.Failed, "no server answers") {
+		t.Errorf("%+v", part)
+	}
+	options.Servers = nil
+	if part := CheckDNS(t.Context(), options); !strings.HasPrefix(part.Failed, "the Service kube-system/kube-dns has no ready endpoint") {
+		t.Errorf("%+v", part)
+	}
+}
+
+// pointer adds a name to the answer about the address of the headless Service's endpoint.
+func pointer(q mdns.Question, m *mdns.Msg, name string) bool {
+	if q.Name == "3.2.244.10.in-addr.arpa." && q.Qtype == mdns.TypePTR {
+		m.Answer = append(m.Answer, &mdns.PTR{Hdr: mdns.RR_Header{Name: q.Name, Rrtype: mdns.TypePTR, Class: mdns.ClassINET}, Ptr: name})
+	}
+	return true
+}
+
+// answering is a server on loopback. What it has to say of the headless Service is too long for UDP.
 func answering(t *testing.T, answer func(mdns.Question, *mdns.Msg) bool) netip.AddrPort {
 	t.Helper()
-	started := make(chan struct{})
-	s := &mdns.Server{Addr: "127.0.0.1:0", Net: "udp", NotifyStartedFunc: func() { close(started) }, Handler: mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", c.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	handler := mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
 		m := new(mdns.Msg).SetReply(q)
-		if answer(q.Question[0], m) {
-			w.WriteMsg(m)
+		if !answer(q.Question[0], m) {
+			return
 		}
-	})}
-	go s.ListenAndServe()
-	<-started
-	t.Cleanup(func() { s.Shutdown() })
-	return addrPort(s.PacketConn.LocalAddr().String())
+		if w.LocalAddr().Network() == "udp" && strings.HasPrefix(q.Question[0].Name, "db.") {
+			m.Truncated, m.Answer = true, nil
+		}
+		w.WriteMsg(m)
+	})
+	for _, s := range []*mdns.Server{{PacketConn: c, Handler: handler}, {Listener: l, Handler: handler}} {
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		go s.ActivateAndServe()
+		<-started
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return addrPort(c.LocalAddr().String())
 }
 
 // cluster is an API server that has these objects.

@@ -18,6 +18,7 @@ import (
 // iptables is what iptables-save printed, and follows packets as the kernel does. Of the rules in the chains that are everybody's, those only that lead to
 // kube-proxy's chains count.
 type iptables struct {
+	is4    bool
 	chains map[string]*rules // by table and chain: "nat KUBE-SERVICES"
 }
 
@@ -33,6 +34,7 @@ type rules struct {
 // rule is a rule that was taken apart.
 type rule struct {
 	text             string
+	chain, comment   string
 	src, dst         prefixMatch
 	proto            model.Protocol // 0: any
 	port             uint16         // 0: any
@@ -71,7 +73,7 @@ type markSet struct{ value, mask uint32 }
 
 // newIPTables takes the rules apart that matter; nil if there is no chain of kube-proxy's.
 func newIPTables(s cleanup.Saved) *iptables {
-	t := &iptables{chains: make(map[string]*rules)}
+	t := &iptables{is4: !s.IPv6, chains: make(map[string]*rules)}
 	found := false
 	for _, table := range s.Tables {
 		if table.Name != "nat" && table.Name != "filter" {
@@ -83,9 +85,8 @@ func newIPTables(s cleanup.Saved) *iptables {
 		}
 		for _, text := range table.Rules {
 			r := newRule(text)
-			words := cleanup.Words(text)
-			c := t.chains[table.Name+" "+words[1]]
-			if c == nil || !cleanup.KubeProxys(table.Name, words[1]) && !cleanup.KubeProxys(table.Name, r.target) {
+			c := t.chains[table.Name+" "+r.chain]
+			if c == nil || !cleanup.KubeProxys(table.Name, r.chain) && !cleanup.KubeProxys(table.Name, r.target) {
 				continue
 			}
 			c.add(r)
@@ -147,7 +148,11 @@ func newRule(text string) *rule {
 		case "!":
 			not = true
 			continue
-		case "-A", "-m", "--comment", "--mode", "--name", "--mask", "--reject-with", "--nfacct-name":
+		case "-A":
+			r.chain = value()
+		case "--comment":
+			r.comment = value()
+		case "-m", "--mode", "--name", "--mask", "--reject-with", "--nfacct-name":
 			value()
 		case "--reap", "--rsource", "--set", "--random-fully":
 		case "-s":
@@ -258,18 +263,12 @@ func (r *rule) matches(p *trip) bool {
 }
 
 func (t *iptables) through(p *trip) (end, error) {
-	hooks := []string{"nat PREROUTING", "filter FORWARD"}
+	hooks := []string{"nat PREROUTING", "filter FORWARD", "filter INPUT"}
 	if p.FromNode {
-		hooks = []string{"nat OUTPUT", "filter OUTPUT"}
-	}
-	if p.FromNode && p.local() {
-		hooks = append(hooks, "filter INPUT")
+		hooks = []string{"nat OUTPUT", "filter OUTPUT", "filter INPUT"}
 	}
 	for _, hook := range hooks {
-		if hook == "filter FORWARD" && p.local() {
-			hook = "filter INPUT"
-		}
-		if hook == "filter INPUT" && !p.local() {
+		if hook == "filter FORWARD" && p.local() || hook == "filter INPUT" && !p.local() {
 			continue
 		}
 		table, _, _ := strings.Cut(hook, " ")
@@ -338,10 +337,10 @@ func (t *iptables) walk(table string, c *rules, p *trip, depth int) (e end, done
 }
 
 // frontends are what kube-proxy's chains have rules about.
-func (t *iptables) frontends(is4 bool, add func(model.Frontend, string)) {
-	any := netip.IPv6Unspecified()
-	if is4 {
-		any = netip.IPv4Unspecified()
+func (t *iptables) frontends(add func(model.Frontend, string)) {
+	anywhere := netip.IPv6Unspecified()
+	if t.is4 {
+		anywhere = netip.IPv4Unspecified()
 	}
 	for _, name := range []string{"nat KUBE-SERVICES", "filter KUBE-SERVICES", "filter KUBE-EXTERNAL-SERVICES", "filter KUBE-PROXY-FIREWALL", "nat KUBE-NODEPORTS"} {
 		c := t.chains[name]
@@ -351,20 +350,11 @@ func (t *iptables) frontends(is4 bool, add func(model.Frontend, string)) {
 		for _, r := range c.all {
 			f, ok := r.frontend()
 			if !ok && r.proto != 0 && r.port != 0 && (!r.dst.prefix.IsValid() || name == "nat KUBE-NODEPORTS") {
-				f, ok = model.Frontend{Addr: any, Protocol: r.proto, Port: r.port}, true
+				f, ok = model.Frontend{Addr: anywhere, Protocol: r.proto, Port: r.port}, true
 			}
 			if ok {
-				add(f, comment(r.text))
+				add(f, r.comment)
 			}
 		}
 	}
-}
-
-// comment is what a rule says about itself.
-func comment(rule string) string {
-	words := cleanup.Words(rule)
-	if i := slices.Index(words, "--comment"); i >= 0 && i+1 < len(words) {
-		return words[i+1]
-	}
-	return ""
 }

@@ -31,6 +31,8 @@ type KubeProxy struct {
 // programmed are rules of one family that packets can be taken through.
 type programmed interface {
 	through(*trip) (end, error)
+	// frontends yields the destinations that rules are about, with what the rules call each.
+	frontends(add func(model.Frontend, string))
 }
 
 // ReadKubeProxy reads the rules of the caller's network namespace: the nftables tables by netlink, the iptables chains by iptables-save, in both its
@@ -113,14 +115,9 @@ func (k *KubeProxy) Frontends() map[model.Frontend]string {
 			all[f] = name
 		}
 	}
-	for i := range k.rules {
-		for _, r := range k.rules[i] {
-			switch r := r.(type) {
-			case *table:
-				r.frontends(add)
-			case *iptables:
-				r.frontends(i == 0, add)
-			}
+	for _, rules := range k.rules {
+		for _, r := range rules {
+			r.frontends(add)
 		}
 	}
 	return all

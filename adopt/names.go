@@ -99,7 +99,7 @@ func CheckDNS(ctx context.Context, o DNSOptions) Part {
 	}
 	part.Looked = len(ask)
 	c := &conversation{rate: o.Rate, progress: o.Progress, ttls: make(map[uint32]int)}
-	var lasting []Difference
+	var onPurpose, lasting []Difference
 	for look := range o.Looks {
 		if look > 0 {
 			o.Progress(fmt.Sprintf("%d answers differ from CoreDNS's; asking again in %s whether they still do", len(lasting), o.Pause))
@@ -125,23 +125,14 @@ func CheckDNS(ctx context.Context, o DNSOptions) Part {
 		lasting = nil
 		var again []asked
 		for i, q := range ask {
-			if d, differs := judge(view, snap, q, answers[i]); differs {
-				lasting = append(lasting, d)
-				if d.Meant == "" {
-					again = append(again, q)
-				}
+			switch d, differs := judge(view, snap, q, answers[i]); {
+			case !differs:
+			case d.Meant != "":
+				onPurpose = append(onPurpose, d)
+			default:
+				lasting, again = append(lasting, d), append(again, q)
 			}
 		}
-		if look == 0 {
-			for _, d := range lasting {
-				if d.Meant != "" {
-					part.Differences = append(part.Differences, d)
-				}
-			}
-		} else {
-			part.Differences = append(part.Differences, slices.DeleteFunc(slices.Clone(lasting), func(d Difference) bool { return d.Meant == "" })...)
-		}
-		lasting = slices.DeleteFunc(lasting, func(d Difference) bool { return d.Meant != "" })
 		if ask = again; len(ask) == 0 {
 			break
 		}
@@ -149,10 +140,9 @@ func CheckDNS(ctx context.Context, o DNSOptions) Part {
 	if len(c.ttls) > 0 {
 		part.Notes = append(part.Notes, "TTLs are not compared: there "+c.seconds()+"; here those of --dns-corefile, else 5 s, and 0 for what does not exist")
 	}
-	looked := part.Looked
-	part.add(append(part.Differences, lasting...))
+	part.add(append(onPurpose, lasting...))
 	// Each question was put to each server.
-	part.Same = looked - len(part.Differences)
+	part.Same = part.Looked - len(part.Differences)
 	return part
 }
 

@@ -34,18 +34,9 @@ type chain struct {
 
 // expression is one step of a rule. The kernel's attributes are kept as they are.
 type expression struct {
-	name  string
-	attrs map[uint16][]byte
+	name string
+	attributes
 }
-
-func (e *expression) number(attr uint16) uint32 {
-	if b := e.attrs[attr]; len(b) == 4 {
-		return binary.BigEndian.Uint32(b)
-	}
-	return 0
-}
-
-func (e *expression) text(attr uint16) string { return string(bytes.TrimRight(e.attrs[attr], "\x00")) }
 
 // set is a set or a map.
 type set struct {
@@ -80,14 +71,13 @@ const (
 
 // through takes a packet along the hooks that it passes.
 func (t *table) through(p *trip) (end, error) {
-	hooks := []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_FORWARD}
+	hooks := []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_FORWARD, unix.NF_INET_LOCAL_IN}
 	if p.FromNode {
-		hooks = []uint32{unix.NF_INET_LOCAL_OUT}
+		hooks = []uint32{unix.NF_INET_LOCAL_OUT, unix.NF_INET_LOCAL_IN}
 	}
-	for i := 0; i < len(hooks); i++ {
-		hook := hooks[i]
-		if hook == unix.NF_INET_FORWARD && p.local() {
-			hook = unix.NF_INET_LOCAL_IN
+	for _, hook := range hooks {
+		if hook == unix.NF_INET_FORWARD && p.local() || hook == unix.NF_INET_LOCAL_IN && !p.local() {
+			continue
 		}
 		for _, base := range t.bases {
 			if base.hook != hook {
@@ -97,9 +87,6 @@ func (t *table) through(p *trip) (end, error) {
 			if e, err := m.run(base); e != "" || err != nil {
 				return e, err
 			}
-		}
-		if hook == unix.NF_INET_LOCAL_OUT && p.local() {
-			hooks = append(hooks, unix.NF_INET_LOCAL_IN)
 		}
 	}
 	return "", nil
@@ -210,18 +197,14 @@ func (m *machine) rule(rule []expression) (verdict, end, error) {
 	for i := range rule {
 		e := &rule[i]
 		ok, v, decided, err := m.step(e)
-		if err != nil {
+		switch {
+		case err != nil:
 			return goOn, "", fmt.Errorf("expression %s: %w", e.name, err)
-		}
-		if decided != "" || v != nil {
-			if v == nil {
-				v = &goOn
-			}
-			if decided != "" || v.code != nftContinue {
-				return *v, decided, nil
-			}
-		}
-		if !ok {
+		case decided != "":
+			return goOn, decided, nil
+		case v != nil && v.code != nftContinue:
+			return *v, "", nil
+		case !ok:
 			return goOn, "", nil
 		}
 	}
@@ -260,7 +243,7 @@ func (m *machine) step(e *expression) (ok bool, v *verdict, decided end, err err
 	case "lookup":
 		return m.lookup(e)
 	case "immediate":
-		value, verdict, err := data(e.attrs[unix.NFTA_IMMEDIATE_DATA])
+		value, verdict, err := data(e.attributes[unix.NFTA_IMMEDIATE_DATA])
 		if err != nil || verdict != nil {
 			return true, verdict, "", err
 		}
@@ -291,7 +274,7 @@ func (m *machine) payload(e *expression) error {
 		header = binary.BigEndian.AppendUint16(header, m.trip.to.Port())
 	}
 	from, size := e.number(unix.NFTA_PAYLOAD_OFFSET), e.number(unix.NFTA_PAYLOAD_LEN)
-	if _, writes := e.attrs[unix.NFTA_PAYLOAD_SREG]; writes || uint64(from)+uint64(size) > uint64(len(header)) {
+	if _, writes := e.attributes[unix.NFTA_PAYLOAD_SREG]; writes || uint64(from)+uint64(size) > uint64(len(header)) {
 		return fmt.Errorf("%d octets at %d of header %d are not understood", size, from, e.number(unix.NFTA_PAYLOAD_BASE))
 	}
 	return m.store(e.number(unix.NFTA_PAYLOAD_DREG), header[from:from+size])
@@ -299,7 +282,7 @@ func (m *machine) payload(e *expression) error {
 
 func (m *machine) meta(e *expression) error {
 	key := e.number(unix.NFTA_META_KEY)
-	if _, writes := e.attrs[unix.NFTA_META_SREG]; writes {
+	if _, writes := e.attributes[unix.NFTA_META_SREG]; writes {
 		value, err := m.load(e.number(unix.NFTA_META_SREG), 4)
 		if err == nil && key == unix.NFT_META_MARK {
 			m.trip.mark = binary.NativeEndian.Uint32(value)
@@ -361,7 +344,7 @@ func (m *machine) fib(e *expression) error {
 }
 
 func (m *machine) compare(e *expression) (bool, error) {
-	want, _, err := data(e.attrs[unix.NFTA_CMP_DATA])
+	want, _, err := data(e.attributes[unix.NFTA_CMP_DATA])
 	if err != nil {
 		return false, err
 	}
@@ -390,11 +373,11 @@ func (m *machine) compare(e *expression) (bool, error) {
 
 func (m *machine) bitwise(e *expression) error {
 	const operation = 6 // NFTA_BITWISE_OP: 0 is "and, then exclusive or"
-	mask, _, err := data(e.attrs[unix.NFTA_BITWISE_MASK])
+	mask, _, err := data(e.attributes[unix.NFTA_BITWISE_MASK])
 	if err != nil {
 		return err
 	}
-	xor, _, err := data(e.attrs[unix.NFTA_BITWISE_XOR])
+	xor, _, err := data(e.attributes[unix.NFTA_BITWISE_XOR])
 	if err != nil {
 		return err
 	}
@@ -423,7 +406,7 @@ func (m *machine) lookup(e *expression) (ok bool, v *verdict, decided end, err e
 		return false, nil, "", err
 	}
 	found, ok := s.find(from)
-	if _, maps := e.attrs[unix.NFTA_LOOKUP_DREG]; !maps {
+	if _, maps := e.attributes[unix.NFTA_LOOKUP_DREG]; !maps {
 		inverse := e.number(unix.NFTA_LOOKUP_FLAGS)&unix.NFT_LOOKUP_F_INV != 0
 		return ok != inverse, nil, "", nil
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -54,12 +55,7 @@ type (
 		}
 	}
 	workload struct {
-		Spec struct {
-			Replicas *int
-			Template struct {
-				Spec struct{ Containers []struct{ Image string } }
-			}
-		}
+		Spec struct{ Replicas *int }
 	}
 	configMap struct{ Data map[string]string }
 	service   struct {
@@ -97,14 +93,14 @@ func MakePlan(ctx context.Context, get Get) (*Plan, error) {
 		}
 		p.Nodes = append(p.Nodes, n.Metadata.Name)
 	}
-	var proxy, coredns, local workload
+	var coredns workload
 	var proxyConfig, dnsConfig configMap
 	var dnsService service
-	daemon := has(apps+"daemonsets/kube-proxy", &proxy)
+	daemon := has(apps+"daemonsets/kube-proxy", new(workload))
 	has(system+"configmaps/kube-proxy", &proxyConfig)
 	deployed := has(apps+"deployments/coredns", &coredns)
 	has(system+"configmaps/coredns", &dnsConfig)
-	cached := has(apps+"daemonsets/node-local-dns", &local)
+	cached := has(apps+"daemonsets/node-local-dns", new(workload))
 	served := has(system+"services/kube-dns", &dnsService)
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("look at the cluster: %w", err)
@@ -146,7 +142,7 @@ func yamlFields(text string, names ...string) map[string]string {
 const (
 	onNode    = "$(kubectl -n kube-system get pod -l app.kubernetes.io/name=fairlead --field-selector spec.nodeName=NODE -o name)"
 	inAgent   = "kubectl -n kube-system exec " + onNode + " -- fairlead "
-	seeStatus = inAgent + "status --socket /var/lib/fairlead/agent/agent.sock"
+	seeStatus = inAgent + "status"
 )
 
 // oneOff runs the program on a node without an agent, as the agent's pod would.
@@ -265,7 +261,7 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 	}
 	selector := `"app.kubernetes.io/name":"fairlead"`
 	back := ""
-	for _, key := range slices.Sorted(mapKeys(svc.Spec.Selector)) {
+	for _, key := range slices.Sorted(maps.Keys(svc.Spec.Selector)) {
 		if key != "app.kubernetes.io/name" {
 			selector += fmt.Sprintf(`,%q:null`, key)
 		}
@@ -299,16 +295,6 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 		See:   []string{"kubectl -n kube-system get deployment coredns   # 0/0"},
 		Undo:  []string{scale, "kubectl -n kube-system rollout status deployment coredns   # before the Service's selector goes back"},
 	})
-}
-
-func mapKeys(m map[string]string) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
 }
 
 // corefile says what becomes of the Corefile. Files that it names are those of CoreDNS's pods, of which only resolv.conf is known to exist.

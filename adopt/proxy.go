@@ -98,11 +98,18 @@ func plain(s *model.Snapshot) *model.Snapshot {
 // unruled counts the frontends of families that kube-proxy does nothing about, as on nodes without IPv6.
 func unruled(snap *model.Snapshot, k *KubeProxy) (n int) {
 	for f := range snap.Frontends.All() {
-		if !k.Has(f.Addr) {
+		if compared(snap, f) && !k.Has(f.Addr) {
 			n++
 		}
 	}
 	return n
+}
+
+// compared reports whether a frontend is one that kube-proxy may have too: a Service's, but not an endpoint of it that is ending, and not a pod's host port,
+// which is the pod network's work.
+func compared(snap *model.Snapshot, f model.Frontend) bool {
+	w, ok := snap.Way(f)
+	return ok && w.Kind != model.AtLeaving && w.Kind != model.AtHostPort
 }
 
 // compare is one look: the differences, and how many frontends there are.
@@ -117,12 +124,13 @@ func compare(ctx context.Context, snap *model.Snapshot, k *KubeProxy, progress f
 		frontends = append(frontends, f)
 	}
 	for f := range snap.Frontends.All() {
-		if w, ok := snap.Way(f); ok && w.Kind != model.AtLeaving && theirs[f] == "" && k.Has(f.Addr) {
+		if compared(snap, f) && theirs[f] == "" && k.Has(f.Addr) {
 			frontends = append(frontends, f)
 		}
 	}
 	slices.SortFunc(frontends, model.Frontend.Compare)
 	frontends = slices.Compact(frontends)
+	several := disputed(snap)
 	told := time.Now()
 	for i, f := range frontends {
 		if ctx.Err() != nil {
@@ -132,7 +140,7 @@ func compare(ctx context.Context, snap *model.Snapshot, k *KubeProxy, progress f
 			told = time.Now()
 			progress(fmt.Sprintf("%d of %d frontends compared with kube-proxy's", i, len(frontends)))
 		}
-		ds, err := compareFrontend(snap, k, f, theirs[f])
+		ds, err := compareFrontend(snap, k, f, theirs[f], several[f])
 		if err != nil {
 			return nil, 0, err
 		}
@@ -141,8 +149,8 @@ func compare(ctx context.Context, snap *model.Snapshot, k *KubeProxy, progress f
 	return all, len(frontends), nil
 }
 
-// compareFrontend is about one frontend. Clients for whom the same differs are named together.
-func compareFrontend(snap *model.Snapshot, k *KubeProxy, f model.Frontend, called string) (all []Difference, err error) {
+// compareFrontend is about one frontend, shared if several Services ask for it. Clients for whom the same differs are named together.
+func compareFrontend(snap *model.Snapshot, k *KubeProxy, f model.Frontend, called string, shared bool) (all []Difference, err error) {
 	w, ours := snap.Way(f)
 	dst := f.Addr
 	toNode := slices.Contains(snap.Node().Addrs, dst)
@@ -170,7 +178,7 @@ func compareFrontend(snap *model.Snapshot, k *KubeProxy, f model.Frontend, calle
 			continue
 		}
 		d := Difference{Of: f.String(), Service: name, Who: c.String(), Here: here.String(), There: there.String()}
-		d.Meant = reason(snap, f, w, c, here, there, func() Fate {
+		d.Meant = reason(w, shared, c, here, there, func() Fate {
 			p.Src, p.FromNode = netip.AddrPortFrom(stranger(f.Addr.Is4()), clientPort), false
 			as, _ := k.Decide(p)
 			return as
@@ -228,7 +236,7 @@ func clients(snap *model.Snapshot, w model.Way, is4 bool) (all []client) {
 	podOf := func(kind clientKind, n *model.Node) {
 		for _, r := range n.PodCIDRs {
 			if r.Addr().Is4() == is4 {
-				add(kind, last(r).Prev())
+				add(kind, model.LastOf(r).Prev())
 				return
 			}
 		}
@@ -252,7 +260,7 @@ func clients(snap *model.Snapshot, w model.Way, is4 bool) (all []client) {
 	}
 	add(outside, stranger(is4))
 	for _, r := range w.Ranges {
-		for _, a := range []netip.Addr{r.Addr().Prev(), r.Addr(), last(r), last(r).Next()} {
+		for _, a := range []netip.Addr{r.Addr().Prev(), r.Addr(), model.LastOf(r), model.LastOf(r).Next()} {
 			if a.IsValid() && !a.IsUnspecified() && !slices.Contains(self.Addrs, a) && !slices.ContainsFunc(all, func(c client) bool { return c.addr == a }) {
 				add(inRanges, a)
 			}
@@ -269,18 +277,8 @@ func stranger(is4 bool) netip.Addr {
 	return netip.MustParseAddr("2001:db8::77")
 }
 
-// last is the last address of a range.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(b)*8; bit++ {
-		b[bit/8] |= 0x80 >> (bit % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
-
 // reason is why two fates differ on purpose, as docs/services.md has it; empty if they should not. AsOutside is what kube-proxy does with clients outside.
-func reason(snap *model.Snapshot, f model.Frontend, w model.Way, c client, here, there Fate, asOutside func() Fate) string {
+func reason(w model.Way, shared bool, c client, here, there Fate, asOutside func() Fate) string {
 	if w.Service == nil {
 		return ""
 	}
@@ -291,7 +289,7 @@ func reason(snap *model.Snapshot, f model.Frontend, w model.Way, c client, here,
 		return "source ranges of one family let nobody of the other in; to kube-proxy, a family without a range is open to everyone"
 	case external && w.Outside == model.Here && (c.kind == ofOtherPod || c.kind == ofPod) && there.equal(asOutside()):
 		return "with externalTrafficPolicy Local, pods of all nodes count as inside the cluster; to kube-proxy, only those that it can tell by its cluster's range"
-	case claimants(snap, f) > 1:
+	case shared:
 		return "several Services ask for this address and port; here the first by kind and name has it, with kube-proxy the one that was written last"
 	case sameWays:
 		return ""
@@ -301,16 +299,19 @@ func reason(snap *model.Snapshot, f model.Frontend, w model.Way, c client, here,
 	return ""
 }
 
-// claimants are how many Services ask for a frontend.
-func claimants(snap *model.Snapshot, f model.Frontend) (n int) {
+// disputed are the frontends that several Services ask for.
+func disputed(snap *model.Snapshot) map[model.Frontend]bool {
+	first, several := make(map[model.Frontend]*model.Service), make(map[model.Frontend]bool)
 	for _, svc := range snap.Services.All() {
-		claims := false
-		snap.Claims(svc, func(g model.Frontend) { claims = claims || g == f })
-		if claims {
-			n++
-		}
+		snap.Claims(svc, func(f model.Frontend) {
+			if first[f] == nil {
+				first[f] = svc
+			} else if first[f] != svc { // which may ask several times
+				several[f] = true
+			}
+		})
 	}
-	return n
+	return several
 }
 
 // leaving reports whether the two differ by endpoints only that this node has seen being told to end.

@@ -139,10 +139,8 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	}
 	n.kept = newKept(cfg, log)
 	n.proxy = metrics.New(metrics.Options{Dataplane: n.dataplane, Dropped: dropped})
-	view := model.Config{
-		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, PodCIDRs: cfg.PodCIDRs, NodePortAddrs: cfg.NodePortAddrs,
-		KeepSource: cfg.KeepSource, Left: cfg.Left, PassOn: cfg.PassOn, OwnPorts: ownPorts(cfg, n.names.Ports()),
-	}
+	view := cfg.View()
+	view.OwnPorts = ownPorts(cfg, n.names.Ports())
 	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: view, Kept: n.kept.read(view)})
 	n.routes = nodenet.New(nodenet.Options{Mode: cfg.Tunnel, Port: cfg.TunnelPort, Logger: log})
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {

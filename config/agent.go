@@ -88,6 +88,14 @@ func (a *Agent) Leases() string { return filepath.Join(a.State, "ipam") }
 // Checkpoint is the file of the state on disk.
 func (a *Agent) Checkpoint() string { return filepath.Join(a.State, "checkpoint") }
 
+// View is how the agent looks at the cluster; what it listens on itself is not in it.
+func (a *Agent) View() model.Config {
+	return model.Config{
+		Self: a.Node, DNS: a.DNS, ServiceCIDRs: a.ServiceCIDRs, PodCIDRs: a.PodCIDRs, NodePortAddrs: a.NodePortAddrs,
+		KeepSource: a.KeepSource, Left: a.Left, PassOn: a.PassOn,
+	}
+}
+
 // DefaultState is the directory of an agent that is given none.
 const DefaultState = "/var/lib/fairlead/agent"
 

@@ -142,6 +142,16 @@ func (s *Snapshot) isPod(a netip.Addr) bool {
 	return s.isOwnPod(a) || within(a, s.PodCIDRs)
 }
 
+// LastOf is the last address of a range.
+func LastOf(r netip.Prefix) netip.Addr {
+	b := r.Addr().AsSlice()
+	for i := r.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}
+
 func within(a netip.Addr, ranges []netip.Prefix) bool {
 	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
 }

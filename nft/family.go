@@ -140,14 +140,4 @@ func (f *family) protoKey(b []byte, a netip.Addr, p model.Protocol) []byte {
 func appendNumber(b []byte, n uint32) []byte { return binary.NativeEndian.AppendUint32(b, n) }
 
 // after is the first address behind a prefix; zero if it ends at the last address there is.
-func after(p netip.Prefix) netip.Addr { return lastOf(p).Next() }
-
-// lastOf is the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(b); i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(b)
-	return last
-}
+func after(p netip.Prefix) netip.Addr { return model.LastOf(p).Next() }

@@ -293,7 +293,7 @@ func (x *tx) setSource(to *message, n numbered, p netip.Prefix) {
 func sourceKey(n numbered, p netip.Prefix) []byte {
 	code := n.id<<lowBits | wayGuard
 	first := n.f.appendAddr(appendNumber(nil, code), p.Addr())
-	return n.f.appendAddr(appendNumber(first, code), lastOf(p))
+	return n.f.appendAddr(appendNumber(first, code), model.LastOf(p))
 }
 
 // newID gives out an id.

@@ -174,10 +174,9 @@ func listed(ctx context.Context, cfg *config.Agent, wait time.Duration, complain
 	if err != nil {
 		return nil, err
 	}
-	source := kube.New(kube.Options{Client: client, Logger: log, Config: model.Config{
-		Self: cfg.Node, DNS: cfg.DNS, ServiceCIDRs: cfg.ServiceCIDRs, PodCIDRs: cfg.PodCIDRs, NodePortAddrs: cfg.NodePortAddrs,
-		KeepSource: cfg.KeepSource, Left: cfg.Left &^ model.Proxy, PassOn: cfg.PassOn,
-	}})
+	view := cfg.View()
+	view.Left &^= model.Proxy
+	source := kube.New(kube.Options{Client: client, Logger: log, Config: view})
 	go source.Run(ctx)
 	deadline := time.NewTimer(wait)
 	defer deadline.Stop()

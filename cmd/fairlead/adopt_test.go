@@ -93,8 +93,23 @@ func TestAdoptPlanPrints(t *testing.T) {
 		t.Errorf("code %d: %s", code, out)
 	}
 	objects["/api/v1/namespaces/kube-system/configmaps/kube-proxy"] = `{"data":{"config.conf":"mode: nftables\n"}}`
-	if code, out := adopted(t, "plan", "--kubeconfig", config); code != 0 || !strings.Contains(out, "\n6. remove what kube-proxy has left") {
+	objects["/apis/apps/v1/namespaces/kube-system/deployments/coredns"] = `{}`
+	objects["/api/v1/namespaces/kube-system/services/kube-dns"] = `{"spec":{"clusterIPs":["10.96.0.10"]}}`
+	code, out := adopted(t, "plan", "--kubeconfig", config)
+	if code != 0 || !strings.Contains(out, "\n6. remove what kube-proxy has left") || !strings.Contains(out, "\n9. end CoreDNS") {
 		t.Errorf("code %d: %s", code, out)
+	}
+	// The commands and flags of this program's that it gives are there.
+	seen := 0
+	for line := range strings.Lines(out) {
+		for _, words := range calls(line) {
+			if seen++; wrong(words) != "" {
+				t.Errorf("%q: %s", line, wrong(words))
+			}
+		}
+	}
+	if seen < 5 {
+		t.Errorf("%d calls of this program in\n%s", seen, out)
 	}
 	if code, out := adopted(t, "plan", "--json", "--kubeconfig", config); code != 0 || !strings.Contains(out, `"kind": "kubeadm"`) {
 		t.Errorf("code %d: %s", code, out)

@@ -34,6 +34,15 @@ func shell(page string) (lines []string) {
 	return lines
 }
 
+// calls are the calls of this program in a line of shell, each as the words behind its name.
+func calls(line string) (all [][]string) {
+	line = strings.ReplaceAll(line, " -- fairlead ", "; fairlead ") // kubectl exec POD -- fairlead …
+	for _, m := range called.FindAllStringSubmatch(release.ReplaceAllString(line, "helm"), -1) {
+		all = append(all, strings.Fields(m[1]))
+	}
+	return all
+}
+
 // wrong says what is wrong with the words after the program's name; empty if nothing is.
 func wrong(words []string) string {
 	root := newRootCommand()
@@ -82,9 +91,8 @@ func TestDocsShowWhatThereIs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, line := range shell(strings.ReplaceAll(string(text), " -- fairlead ", "; fairlead ")) { // kubectl exec POD -- fairlead …
-			for _, m := range called.FindAllStringSubmatch(release.ReplaceAllString(line, "helm"), -1) {
-				words := strings.Fields(m[1])
+		for _, line := range shell(string(text)) {
+			for _, words := range calls(line) {
 				seen[words[0]]++
 				if why := wrong(words); why != "" {
 					t.Errorf("%s: %q: %s", filepath.Base(page), line, why)
@@ -116,12 +124,13 @@ func TestWrong(t *testing.T) {
 		"fairlead agent -x":                                            "fairlead agent has no flag -x",
 		"true && fairlead cleanup --kube-proxy --everything | tee log": "fairlead cleanup has no flag --everything",
 		"nft list table inet fairlead":                                 "",
+		"kubectl exec POD -- fairlead cleanup --everything":            "fairlead cleanup has no flag --everything",
 		"helm upgrade fairlead deploy/chart --reuse-values":            "",
 		"fairlead-server kubectl get pods":                             "",
 	} {
 		got := ""
-		for _, m := range called.FindAllStringSubmatch(release.ReplaceAllString(line, "helm"), -1) {
-			got += wrong(strings.Fields(m[1]))
+		for _, words := range calls(line) {
+			got += wrong(words)
 		}
 		if got != want {
 			t.Errorf("%q: %q, want %q", line, got, want)
