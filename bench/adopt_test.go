@@ -28,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 
+	"github.com/fairlead/fairlead/adopt"
 	"github.com/fairlead/fairlead/status"
 	"github.com/fairlead/fairlead/testnet"
 )
@@ -46,7 +47,6 @@ type takeover struct {
 	proxy    *process
 	agent    *process
 	services map[string]*corev1.Service
-	starts   int
 }
 
 const (
@@ -233,33 +233,38 @@ func (k *takeover) populate(local string) {
 	}
 }
 
-// startProxy starts kube-proxy and waits until it has nothing left to do: a check finds no difference.
-func (k *takeover) startProxy() {
+// newDir makes a directory for a program that is started.
+func (k *takeover) newDir(program string) string {
 	k.t.Helper()
-	k.starts++
-	dir := filepath.Join(k.dir, fmt.Sprint("kube-proxy-", k.starts))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		k.t.Fatal(err)
-	}
-	config := map[string]any{
-		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": k.mode,
-		"clusterCIDR": podCIDR, "hostnameOverride": k.name, "clientConnection": map[string]any{"kubeconfig": k.w.kubeconfig},
-		"conntrack": map[string]any{"maxPerCore": 0, "min": 0},
-	}
-	text, err := json.Marshal(config)
+	dir, err := os.MkdirTemp(k.dir, program+"-")
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	path := filepath.Join(dir, "config.json")
-	if err := os.WriteFile(path, text, 0o644); err != nil {
+	return dir
+}
+
+// start starts a program that runs for as long as the test, or until it is stopped.
+func (k *takeover) start(h *host, dir string, argv ...string) *process {
+	k.t.Helper()
+	p, err := start(h, anyCPU, dir, filepath.Base(argv[0]), argv...)
+	if err != nil {
 		k.t.Fatal(err)
 	}
-	if k.proxy, err = start(k.node, anyCPU, dir, "kube-proxy", k.w.programs.kubeProxy, "--config", path, "-v=2"); err != nil {
+	k.t.Cleanup(p.stop)
+	return p
+}
+
+// startProxy starts kube-proxy and waits until it has nothing left to do: a check finds no difference.
+func (k *takeover) startProxy() {
+	k.t.Helper()
+	dir := k.newDir("kube-proxy")
+	argv, err := proxyInMode(k.mode, k.rig, dir, false)
+	if err != nil {
 		k.t.Fatal(err)
 	}
-	k.t.Cleanup(k.proxy.stop)
+	k.proxy = k.start(k.node, dir, argv...)
 	err = k.proxy.until(k.t.Context(), time.Minute, 100*time.Millisecond, func() error {
-		code, out := k.run("adopt", "check", "--only", "proxy", "--node", k.name, "--kubeconfig", k.w.kubeconfig)
+		code, out := k.run(k.checkProxy()...)
 		if code != 0 {
 			return fmt.Errorf("check ends with %d: %s", code, out)
 		}
@@ -273,20 +278,11 @@ func (k *takeover) startProxy() {
 // startAgent starts an agent and waits until it is ready.
 func (k *takeover) startAgent(flags ...string) {
 	k.t.Helper()
-	k.starts++
-	dir := filepath.Join(k.dir, fmt.Sprint("agent-", k.starts))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		k.t.Fatal(err)
-	}
 	state := filepath.Join(k.dir, "state")
 	argv := append([]string{k.w.programs.fairlead, "agent", "--node", k.name, "--kubeconfig", k.w.kubeconfig, "--state", state,
 		"--service-cidr", serviceCIDR, "--pod-cidr", podCIDR, "--startup-taint", ""}, flags...)
-	var err error
-	if k.agent, err = start(k.node, anyCPU, dir, "fairlead", argv...); err != nil {
-		k.t.Fatal(err)
-	}
-	k.t.Cleanup(k.agent.stop)
-	err = k.agent.until(k.t.Context(), time.Minute, 50*time.Millisecond, func() error {
+	k.agent = k.start(k.node, k.newDir("agent"), argv...)
+	err := k.agent.until(k.t.Context(), time.Minute, 50*time.Millisecond, func() error {
 		ctx, cancel := context.WithTimeout(k.t.Context(), 5*time.Second)
 		defer cancel()
 		r, err := status.Dial(filepath.Join(state, "agent.sock")).Report(ctx)
@@ -303,19 +299,26 @@ func (k *takeover) startAgent(flags ...string) {
 	}
 }
 
-// run runs fairlead on the node: its exit code, and what it printed.
-func (k *takeover) run(args ...string) (int, string) {
+// exec runs a program on the node: its exit code, what it printed, and what it complained about.
+func (k *takeover) exec(input string, argv ...string) (code int, out []byte, complaint string) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(k.t.Context(), 2*time.Minute)
 	defer cancel()
-	p := &process{cmd: exec.CommandContext(ctx, k.w.programs.fairlead, args...), done: make(chan struct{})}
-	var out bytes.Buffer
-	p.cmd.Stdout, p.cmd.Stderr = &out, &out
+	p := &process{cmd: exec.CommandContext(ctx, argv[0], argv[1:]...), done: make(chan struct{})}
+	var stdout, stderr bytes.Buffer
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	if err := p.launch(k.node, anyCPU); err != nil {
 		k.t.Fatal(err)
 	}
 	<-p.done
-	return p.cmd.ProcessState.ExitCode(), out.String()
+	return p.cmd.ProcessState.ExitCode(), stdout.Bytes(), stderr.String()
+}
+
+// run runs fairlead on the node: its exit code, and what it printed.
+func (k *takeover) run(args ...string) (int, string) {
+	k.t.Helper()
+	code, out, complaint := k.exec("", append([]string{k.w.programs.fairlead}, args...)...)
+	return code, complaint + string(out)
 }
 
 // must runs fairlead on the node, which must succeed.
@@ -328,49 +331,30 @@ func (k *takeover) must(args ...string) string {
 	return out
 }
 
-// checked is half of what adopt check --json prints.
-type checked struct {
-	With         string
-	Looked, Same int
-	Differences  []struct{ Of, Service, Who, Here, There, Meant string }
-	Failed       string
+// checkProxy are the arguments of adopt check of the proxy.
+func (k *takeover) checkProxy(more ...string) []string {
+	return append([]string{"adopt", "check", "--only", "proxy", "--node", k.name, "--kubeconfig", k.w.kubeconfig}, more...)
 }
 
 // check runs adopt check of the proxy and reads its report.
-func (k *takeover) check() (int, checked) {
+func (k *takeover) check() (int, adopt.Part) {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), 2*time.Minute)
-	defer cancel()
-	p := &process{cmd: exec.CommandContext(ctx, k.w.programs.fairlead, "adopt", "check", "--only", "proxy", "--node", k.name, "--kubeconfig", k.w.kubeconfig, "--json"), done: make(chan struct{})}
-	var out bytes.Buffer
-	p.cmd.Stdout, p.cmd.Stderr = &out, os.Stderr
-	if err := p.launch(k.node, anyCPU); err != nil {
-		k.t.Fatal(err)
+	code, out, complaint := k.exec("", append([]string{k.w.programs.fairlead}, k.checkProxy("--json")...)...)
+	var r adopt.Report
+	if err := json.Unmarshal(out, &r); err != nil || len(r.Parts) != 1 {
+		k.t.Fatalf("read report: %v: %s%s", err, complaint, out)
 	}
-	<-p.done
-	var r struct{ Parts []checked }
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
-		k.t.Fatalf("read report: %v: %s", err, out.String())
-	}
-	return p.cmd.ProcessState.ExitCode(), r.Parts[0]
+	return code, r.Parts[0]
 }
 
-// inNode runs a program on the node.
+// inNode runs a program on the node, which must succeed.
 func (k *takeover) inNode(input string, argv ...string) string {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(k.t.Context(), time.Minute)
-	defer cancel()
-	p := &process{cmd: exec.CommandContext(ctx, argv[0], argv[1:]...), done: make(chan struct{})}
-	var out, complaint bytes.Buffer
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = strings.NewReader(input), &out, &complaint
-	if err := p.launch(k.node, anyCPU); err != nil {
-		k.t.Fatal(err)
+	code, out, complaint := k.exec(input, argv...)
+	if code != 0 {
+		k.t.Fatalf("%v: exit code %d: %s", argv, code, complaint)
 	}
-	<-p.done
-	if p.err != nil {
-		k.t.Fatalf("%v: %v: %s", argv, p.err, complaint.String())
-	}
-	return out.String()
+	return string(out)
 }
 
 func (k *takeover) vip(name string) netip.AddrPort {
@@ -436,12 +420,39 @@ func sayLine(c net.Conn, n int64) error {
 	return nil
 }
 
+// newClients are none yet. They ask until ctx ends, which is with the test or when they are stopped.
+func (k *takeover) newClients() (tr *clients, ctx context.Context) {
+	tr = &clients{t: k.t}
+	ctx, tr.cancel = context.WithCancel(k.t.Context())
+	k.t.Cleanup(func() { tr.cancel(); tr.wg.Wait() })
+	return tr, ctx
+}
+
+// every does something again and again, with a pause between, and counts it.
+func (tr *clients) every(ctx context.Context, kind *clientKind, do func() error) {
+	tr.wg.Go(func() {
+		for ctx.Err() == nil {
+			if err := do(); ctx.Err() == nil {
+				kind.result(err)
+			}
+			time.Sleep(pace)
+		}
+	})
+}
+
+// stop ends all clients and tells how they fared.
+func (tr *clients) stop() {
+	tr.cancel()
+	tr.wg.Wait()
+	for _, k := range tr.kinds {
+		tr.t.Logf("%s: %d answers, %d failed", k.name, k.done.Load(), k.failed.Load())
+	}
+}
+
 // load starts clients of all kinds: new connections, and one that stays, from the pod and from outside.
 func (k *takeover) load() *clients {
 	k.t.Helper()
-	ctx, cancel := context.WithCancel(k.t.Context())
-	tr := &clients{t: k.t, cancel: cancel}
-	k.t.Cleanup(func() { cancel(); tr.wg.Wait() })
+	tr, ctx := k.newClients()
 	for _, c := range []struct {
 		name, network string
 		from          *host
@@ -462,17 +473,7 @@ func (k *takeover) load() *clients {
 		}
 		fresh, kept := &clientKind{name: c.name + ", new"}, &clientKind{name: c.name + ", kept"}
 		tr.kinds = append(tr.kinds, fresh, kept)
-		every := func(kind *clientKind, f func() error) {
-			tr.wg.Go(func() {
-				for ctx.Err() == nil {
-					if err := f(); ctx.Err() == nil {
-						kind.result(err)
-					}
-					time.Sleep(pace)
-				}
-			})
-		}
-		every(fresh, func() error {
+		tr.every(ctx, fresh, func() error {
 			conn, err := dial()
 			if err != nil {
 				return err
@@ -485,7 +486,7 @@ func (k *takeover) load() *clients {
 			k.t.Fatalf("%s: %v", c.name, err)
 		}
 		context.AfterFunc(ctx, func() { conn.Close() })
-		every(kept, func() error { return sayLine(conn, kept.done.Load()) })
+		tr.every(ctx, kept, func() error { return sayLine(conn, kept.done.Load()) })
 	}
 	return tr
 }
@@ -544,7 +545,7 @@ func TestAdoptProxy(t *testing.T) {
 				}
 				tr.more(50)
 				tr.none(at("the agent alone"))
-				if code, out := k.run("adopt", "check", "--only", "proxy", "--node", k.name, "--kubeconfig", k.w.kubeconfig); code != 2 || !strings.Contains(out, "kube-proxy has no rules") {
+				if code, out := k.run(k.checkProxy()...); code != 2 || !strings.Contains(out, "kube-proxy has no rules") {
 					t.Fatalf("check without kube-proxy: exit code %d: %s", code, out)
 				}
 				k.startProxy()
@@ -559,11 +560,7 @@ func TestAdoptProxy(t *testing.T) {
 				tr.more(50)
 				tr.none(at("kube-proxy alone"))
 			}
-			tr.cancel()
-			tr.wg.Wait()
-			for _, c := range tr.kinds {
-				t.Logf("%s: %d exchanges, %d failed", c.name, c.done.Load(), c.failed.Load())
-			}
+			tr.stop()
 		})
 	}
 }

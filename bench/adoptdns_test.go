@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -62,21 +60,13 @@ func (k *takeover) namesIP() string { return strings.TrimSuffix(k.podAddr(), "2"
 // startCoreDNS starts it with kubeadm's Corefile, and more before what is the cluster's, and waits until it answers as it should.
 func (k *takeover) startCoreDNS(more string, want int) (*process, string) {
 	k.t.Helper()
-	k.starts++
-	dir := filepath.Join(k.dir, fmt.Sprint("coredns-", k.starts))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		k.t.Fatal(err)
-	}
+	dir := k.newDir("coredns")
 	text := fmt.Sprintf(corefile, "bind "+k.namesIP()+"\n    "+more, "kubeconfig "+k.w.kubeconfig, remoteIP, uncached)
 	flags, err := writeConfig(dir, "Corefile", text, "-conf")
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	p, err := start(k.names, anyCPU, dir, "coredns", append([]string{k.w.programs.coreDNS}, flags...)...)
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	k.t.Cleanup(p.stop)
+	p := k.start(k.names, dir, append([]string{k.w.programs.coreDNS}, flags...)...)
 	out := ""
 	err = p.until(k.t.Context(), time.Minute, 100*time.Millisecond, func() error {
 		var code int
@@ -96,9 +86,8 @@ func (k *takeover) startCoreDNS(more string, want int) (*process, string) {
 // counted when they break, and opened again, as resolvers do; what is asked over UDP is asked once.
 func (k *takeover) resolvers() (tr *clients, byAgent func() int64, broken *clientKind) {
 	k.t.Helper()
-	ctx, cancel := context.WithCancel(k.t.Context())
-	tr, broken = &clients{t: k.t, cancel: cancel}, &clientKind{name: "TCP connections that broke"}
-	k.t.Cleanup(func() { cancel(); tr.wg.Wait() })
+	tr, ctx := k.newClients()
+	broken = &clientKind{name: "TCP connections that broke"}
 	agents := &clientKind{}
 	want := k.vip("shop").Addr()
 	ask := func(c *dns.Conn) error {
@@ -133,16 +122,6 @@ func (k *takeover) resolvers() (tr *clients, byAgent func() int64, broken *clien
 	for _, network := range []string{"udp", "tcp"} {
 		fresh, kept := &clientKind{name: network + ", new"}, &clientKind{name: network + ", kept"}
 		tr.kinds = append(tr.kinds, fresh, kept)
-		every := func(kind *clientKind, f func() error) {
-			tr.wg.Go(func() {
-				for ctx.Err() == nil {
-					if err := f(); ctx.Err() == nil {
-						kind.result(err)
-					}
-					time.Sleep(pace)
-				}
-			})
-		}
 		once := func() error {
 			c, err := dial(network)
 			if err != nil {
@@ -151,7 +130,7 @@ func (k *takeover) resolvers() (tr *clients, byAgent func() int64, broken *clien
 			defer c.Close()
 			return ask(c)
 		}
-		every(fresh, func() error {
+		tr.every(ctx, fresh, func() error {
 			err := once()
 			if err != nil && network == "tcp" {
 				// The agent's sockets take over what is on its way to CoreDNS just then, and reset it; resolvers ask again.
@@ -161,7 +140,7 @@ func (k *takeover) resolvers() (tr *clients, byAgent func() int64, broken *clien
 			return err
 		})
 		var c *dns.Conn
-		every(kept, func() (err error) {
+		tr.every(ctx, kept, func() (err error) {
 			if c == nil {
 				if c, err = dial(network); err != nil {
 					return err
@@ -214,11 +193,7 @@ func TestAdoptDNS(t *testing.T) {
 		tr.more(50)
 		tr.none(at("CoreDNS alone"))
 	}
-	tr.cancel()
-	tr.wg.Wait()
-	for _, c := range tr.kinds {
-		t.Logf("%s: %d answers, %d failed", c.name, c.done.Load(), c.failed.Load())
-	}
+	tr.stop()
 	t.Logf("by the agent: %d; %s: %d %v", byAgent(), broken.name, broken.failed.Load(), broken.errs)
 	// In each of six switches the connection that is kept, and at most one that was just opened.
 	if n := broken.failed.Load(); n > 12 {

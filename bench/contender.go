@@ -47,13 +47,17 @@ func fairleadCommand(r *rig, dir string, _ bool) ([]string, error) {
 		"--state", filepath.Join(dir, "state"), "--service-cidr", serviceCIDR, "--pod-cidr", podCIDR, "--cni-conf-dir", filepath.Join(dir, "cni")}, nil
 }
 
-// proxyCommand configures what kube-proxy has no useful default for. The limit of the conntrack table belongs to the machine's first network
-// namespace and cannot be set in another.
 func proxyCommand(r *rig, dir string, eager bool) ([]string, error) {
+	return proxyInMode("nftables", r, dir, eager)
+}
+
+// proxyInMode configures what kube-proxy has no useful default for. The limit of the conntrack table belongs to the machine's first network
+// namespace and cannot be set in another.
+func proxyInMode(mode string, r *rig, dir string, eager bool) ([]string, error) {
 	config := map[string]any{
 		"apiVersion":       "kubeproxy.config.k8s.io/v1alpha1",
 		"kind":             "KubeProxyConfiguration",
-		"mode":             "nftables",
+		"mode":             mode,
 		"clusterCIDR":      podCIDR,
 		"hostnameOverride": r.name,
 		"clientConnection": map[string]any{"kubeconfig": r.w.kubeconfig},
@@ -66,9 +70,6 @@ func proxyCommand(r *rig, dir string, eager bool) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode configuration of kube-proxy: %w", err)
 	}
-	path := filepath.Join(dir, "kube-proxy.yaml")
-	if err := os.WriteFile(path, text, 0o644); err != nil {
-		return nil, fmt.Errorf("write configuration of kube-proxy: %w", err)
-	}
-	return []string{r.w.programs.kubeProxy, "--config", path, "-v=2"}, nil
+	flags, err := writeConfig(dir, "kube-proxy.yaml", string(text), "--config")
+	return append([]string{r.w.programs.kubeProxy, "-v=2"}, flags...), err
 }

@@ -5,9 +5,7 @@ package main
 
 import (
 	_ "embed" // of the page
-	"os/exec"
 	"regexp"
-	"runtime"
 	"strings"
 )
 
@@ -26,19 +24,14 @@ var dnsChapter = &chapter{
 	versions: dnsVersions, template: dnsTemplate, plots: dnsPlots,
 }
 
-// dnsVersions asks the programs that are there, and Debian for its packages.
 func dnsVersions(p programs) map[string]string {
-	out := map[string]string{
-		"Fairlead": strings.TrimPrefix(firstLine(p.fairlead, "--version"), "fairlead version "),
-		"CoreDNS":  strings.TrimPrefix(firstLine(p.coreDNS, "-version"), "CoreDNS-"),
-		"Go":       runtime.Version(),
-	}
-	for _, name := range []string{"gdnsd", "knot", "nsd", "unbound", "dnsperf", "gcc"} {
-		if version, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output(); err == nil && len(version) > 0 {
-			out[name] = string(version)
-		}
-	}
+	out := versionsOf(p, "gdnsd", "knot", "nsd", "unbound", "dnsperf", "gcc")
+	out["CoreDNS"] = coreDNSVersion(p)
 	return out
+}
+
+func coreDNSVersion(p programs) string {
+	return strings.TrimPrefix(firstLine(p.coreDNS, "-version"), "CoreDNS-")
 }
 
 // atRate finds what a figure says of when it is true.

@@ -6,7 +6,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 )
@@ -41,28 +40,8 @@ func dnsSample() *suite {
 func TestWriteDNSDocs(t *testing.T) {
 	dir := t.TempDir()
 	s := dnsSample()
-	if err := s.writeDocs(dir); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "benchmarks-dns.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	page := string(text)
-	for _, f := range s.figures {
-		row := "| " + f.Figure + " | " + number(f.Value) + " | " + f.Rival + " |"
-		if f.Missing != "" {
-			row = "| " + f.Figure + ": " + f.Missing + " |"
-		}
-		if !strings.Contains(page, row) {
-			t.Errorf("no row %q", row)
-		}
-	}
-	for _, bad := range []string{"NaN", "Inf", "<no value>", "%!", "\n\n\n"} {
-		if strings.Contains(page, bad) {
-			t.Errorf("the page has %q in it", bad)
-		}
-	}
+	page := docsOf(t, dir, s)
+	checkRows(t, page, s.figures)
 	for _, e := range dnsChapter.experiments {
 		if n := strings.Count(page, "\n## "); n != len(dnsChapter.experiments)+1 {
 			t.Fatalf("%d sections, want one for each experiment and the goals", n)
@@ -75,30 +54,7 @@ func TestWriteDNSDocs(t *testing.T) {
 			t.Errorf("no figure of %s", e.name)
 		}
 	}
-	shown := regexp.MustCompile(`\]\((benchmarks/[a-z]+\.svg)\)`).FindAllStringSubmatch(page, -1)
-	if len(shown) != 2 {
-		t.Errorf("%d plots, want those of cost and of latency", len(shown))
-	}
-	for _, m := range shown {
-		svg, err := os.ReadFile(filepath.Join(dir, m[1]))
-		if err != nil {
-			t.Error(err)
-		}
-		for _, name := range []string{"Fairlead", "gdnsd", "CoreDNS"} {
-			if !strings.Contains(string(svg), name) {
-				t.Errorf("%s does not name %s", m[1], name)
-			}
-		}
-	}
-	cells := 0
-	for line := range strings.Lines(page) {
-		switch n := strings.Count(line, "|"); {
-		case n == 0, cells == 0:
-			cells = n
-		case n != cells:
-			t.Errorf("%d bars, want %d: %s", n, cells, line)
-		}
-	}
+	checkPlots(t, dir, page, 2, "Fairlead", "gdnsd", "CoreDNS") // those of cost and of latency
 }
 
 // Goals are against the CoreDNS that is better at what is measured, and against gdnsd, each once.

@@ -207,6 +207,12 @@ func coreDNSCommand(cached bool) func(*dnsNode, string) ([]string, error) {
 	}
 }
 
+// coreDNSOn is CoreDNS as kubeadm configures it, on a rig on which it is not alone or not asked.
+func coreDNSOn(r *rig, dir string) ([]string, error) {
+	flags, err := coreDNS.command(&dnsNode{resolver: coreDNS, rig: r}, dir)
+	return append([]string{r.w.programs.coreDNS}, flags...), err
+}
+
 // writeConfig writes a file and returns the flag that names it.
 func writeConfig(dir, name, text, flag string) ([]string, error) {
 	path := filepath.Join(dir, name)

@@ -9,28 +9,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
 	"strconv"
-	"strings"
 	"time"
 )
 
-// The agent with what spares a pod the queries of its search list, if it has that.
+// The agent with what spares a pod the queries of its search list.
 const switchedOn = "fairlead, switches on"
 
 // switches are those flags.
 var switches = []string{"--dns-search-completion=on", "--dns-suppress-aaaa=on"}
-
-// hasSwitches says whether the agent's help knows the flags.
-func hasSwitches(help string) error {
-	for _, flag := range switches {
-		name, _, _ := strings.Cut(flag, "=")
-		if !strings.Contains(help, name+" ") {
-			return fmt.Errorf("the agent has no flag %s", name)
-		}
-	}
-	return nil
-}
 
 // knownNames is how many names are looked up again and again.
 const knownNames = 100
@@ -46,15 +33,7 @@ func (r looked) queries() float64 { return float64(r.Queries) / float64(r.All) }
 
 // externalLookups measures names outside the cluster, as a pod looks them up.
 func externalLookups(ctx context.Context, s *suite) error {
-	names := []string{fairlead.name, coreDNS.name}
-	help, err := exec.CommandContext(ctx, s.programs.fairlead, "agent", "--help").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("ask the agent for its flags: %w", err)
-	}
-	missing := hasSwitches(string(help))
-	if missing == nil {
-		names = append(names, switchedOn)
-	}
+	names := []string{fairlead.name, coreDNS.name, switchedOn}
 	nodes := map[string]*dnsNode{}
 	defer func() { closeAll(nodes) }()
 	for _, r := range []resolver{fairleadDNS, coreDNS} {
@@ -126,10 +105,6 @@ func externalLookups(ctx context.Context, s *suite) error {
 		return err
 	}
 	s.reportLookups("switches off", cold[fairlead.name], cold[coreDNS.name], taken[fairlead.name], taken[coreDNS.name], nil)
-	if missing != nil {
-		s.state(figure{Section: "external", Figure: "with switches on", Missing: missing.Error()})
-		return nil
-	}
 	s.reportLookups("switches on", cold[switchedOn], cold[coreDNS.name], taken[switchedOn], taken[coreDNS.name], atLeast(4.5))
 	return nil
 }

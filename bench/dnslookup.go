@@ -124,7 +124,7 @@ func (s *stub) find(names []string) error {
 
 // try asks for both families. A name is found when either has an address; which must be the right one.
 func (s *stub) try(name string) (found bool, err error) {
-	fd, err := dialUDP(s.to, time.Second)
+	fd, err := dial(unix.SOCK_DGRAM, s.to, time.Second)
 	if err != nil {
 		return false, err
 	}

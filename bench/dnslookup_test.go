@@ -112,16 +112,6 @@ func TestOutsideAddress(t *testing.T) {
 	}
 }
 
-func TestHasSwitches(t *testing.T) {
-	help := "      --dns-ip strings\n      --dns-search-completion string   what\n      --dns-suppress-aaaa string\n"
-	if err := hasSwitches(help); err != nil {
-		t.Error(err)
-	}
-	if err := hasSwitches(strings.Replace(help, "suppress-aaaa", "suppress-aaaas", 1)); err == nil || !strings.Contains(err.Error(), "--dns-suppress-aaaa") {
-		t.Errorf("%v", err)
-	}
-}
-
 // What a pod asks of a server is judged against the server's own work, and the goal only with the switches on.
 func TestReportLookups(t *testing.T) {
 	s := testSuite()

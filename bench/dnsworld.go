@@ -151,26 +151,9 @@ func (s *suite) saveQuestions(name string, questions []question) (string, error)
 	return path, nil
 }
 
-// dialUDP opens a socket to a server, in the calling thread's namespace. To wait for an answer there takes at most so long.
-func dialUDP(to netip.AddrPort, wait time.Duration) (fd int, err error) {
-	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		return -1, fmt.Errorf("open socket: %w", err)
-	}
-	timeout := unix.NsecToTimeval(wait.Nanoseconds())
-	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		err = fmt.Errorf("set timeout: %w", err)
-	} else if err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
-		err = fmt.Errorf("connect: %w", err)
-	}
-	if err != nil {
-		unix.Close(fd)
-	}
-	return fd, err
-}
-
 // exchangeDNS asks once, from the calling thread's namespace, and gives the whole answer.
 func exchangeDNS(to netip.AddrPort, packet []byte, wait time.Duration) ([]byte, error) {
-	fd, err := dialUDP(to, wait)
+	fd, err := dial(unix.SOCK_DGRAM, to, wait)
 	if err != nil {
 		return nil, err
 	}

@@ -69,11 +69,11 @@ func (s *suite) idleIncumbents(ctx context.Context, services int) (both idle, er
 	if err != nil {
 		return both, fmt.Errorf("make directory for CoreDNS: %w", err)
 	}
-	flags, err := coreDNS.command(&dnsNode{resolver: coreDNS, rig: r.rig}, dir)
+	argv, err := coreDNSOn(r.rig, dir)
 	if err != nil {
 		return both, err
 	}
-	names, err := start(r.node, anyCPU, dir, "coredns", append([]string{s.programs.coreDNS}, flags...)...)
+	names, err := start(r.node, anyCPU, dir, "coredns", argv...)
 	if err != nil {
 		return both, err
 	}

@@ -32,12 +32,9 @@ func serve(args []string) error {
 	if err != nil {
 		return fmt.Errorf("parse address: %w", err)
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := bound(unix.SOCK_STREAM, addr)
 	if err != nil {
-		return fmt.Errorf("open socket: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.Addr().As4(), Port: int(addr.Port())}); err != nil {
-		return fmt.Errorf("bind %s: %w", addr, err)
+		return err
 	}
 	if err := unix.Listen(fd, 4096); err != nil {
 		return fmt.Errorf("listen on %s: %w", addr, err)
@@ -67,6 +64,34 @@ func serve(args []string) error {
 		}()
 	}
 	return <-failed
+}
+
+// bound opens a socket of a kind, unix.SOCK_STREAM or unix.SOCK_DGRAM, at an address, in the calling thread's namespace.
+func bound(kind int, at netip.AddrPort) (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, fmt.Errorf("open socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+		return fd, errors.Join(fmt.Errorf("bind %s: %w", at, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// dial opens a socket of a kind to a server, in the calling thread's namespace. To wait for an answer there takes at most so long.
+func dial(kind int, to netip.AddrPort, wait time.Duration) (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, fmt.Errorf("open socket: %w", err)
+	}
+	timeout := unix.NsecToTimeval(wait.Nanoseconds())
+	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		err = fmt.Errorf("set timeout: %w", err)
+	} else if err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+		err = fmt.Errorf("connect: %w", err)
+	}
+	if err != nil {
+		unix.Close(fd)
+	}
+	return fd, err
 }
 
 // loadResult is what a client measured.

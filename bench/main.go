@@ -58,16 +58,14 @@ func run(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if name == "compare-dns" {
+	switch name {
+	case "compare-dns":
 		return compareDNS(ctx, args[1:])
-	}
-	if name == "dns" {
+	case "dns":
 		return measure(ctx, dnsChapter, args[1:])
-	}
-	if name == "network" {
+	case "network":
 		return measure(ctx, networkChapter, args[1:])
-	}
-	if name == "scale" {
+	case "scale":
 		return measure(ctx, scaleChapter, args[1:])
 	}
 	return measure(ctx, serviceChapter, args)

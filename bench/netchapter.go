@@ -5,9 +5,7 @@ package main
 
 import (
 	_ "embed" // of the page
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 )
 
@@ -24,19 +22,8 @@ var networkChapter = &chapter{
 	needs: func(p programs) []string {
 		return []string{p.fairlead, p.fairleadCNI, p.fairleadServer, p.floor, filepath.Join(debianPlugins, "bridge"), filepath.Join(debianPlugins, "host-local")}
 	},
-	versions: networkVersions, template: networkTemplate, plots: networkPlots,
-}
-
-// networkVersions asks the agent, and Debian for its package.
-func networkVersions(p programs) map[string]string {
-	out := map[string]string{
-		"Fairlead": strings.TrimPrefix(firstLine(p.fairlead, "--version"), "fairlead version "),
-		"Go":       runtime.Version(),
-	}
-	if version, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins").Output(); err == nil {
-		out["containernetworking-plugins"] = string(version)
-	}
-	return out
+	versions: func(p programs) map[string]string { return versionsOf(p, "containernetworking-plugins") },
+	template: networkTemplate, plots: networkPlots,
 }
 
 // networkPlots draws what there are figures for.

@@ -35,10 +35,10 @@ func sink(args []string) error {
 	failed := make(chan error)
 	go func() { failed <- serve([]string{netip.AddrPortFrom(addr, targetPort).String()}) }()
 	for _, l := range []struct {
-		port int
+		port uint16
 		do   func(fd int, buf []byte)
 	}{{pingPort, sendBack}, {streamPort, throwAway}} {
-		fd, err := bound(unix.SOCK_STREAM, addr, l.port)
+		fd, err := bound(unix.SOCK_STREAM, netip.AddrPortFrom(addr, l.port))
 		if err != nil {
 			return err
 		}
@@ -64,7 +64,7 @@ func sink(args []string) error {
 			}
 		}()
 	}
-	fd, err := bound(unix.SOCK_DGRAM, addr, pingPort)
+	fd, err := bound(unix.SOCK_DGRAM, netip.AddrPortFrom(addr, pingPort))
 	if err != nil {
 		return err
 	}
@@ -83,17 +83,6 @@ func sink(args []string) error {
 		}
 	}()
 	return <-failed
-}
-
-func bound(kind int, addr netip.Addr, port int) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("open socket: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: addr.As4(), Port: port}); err != nil {
-		return 0, fmt.Errorf("bind %s port %d: %w", addr, port, err)
-	}
-	return fd, nil
 }
 
 func sendBack(fd int, buf []byte) {
@@ -137,7 +126,7 @@ func carry(args []string, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("parse address: %w", err)
 	}
-	kind, port := unix.SOCK_STREAM, pingPort
+	kind, port := unix.SOCK_STREAM, uint16(pingPort)
 	switch *what {
 	case "stream":
 		port = streamPort
@@ -148,18 +137,12 @@ func carry(args []string, out io.Writer) error {
 		return fmt.Errorf("there is no %q", *what)
 	}
 	runtime.LockOSThread()
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	// With a limit, a lost datagram is an error and not the end of all.
+	fd, err := dial(kind, netip.AddrPortFrom(addr, port), time.Second)
 	if err != nil {
-		return fmt.Errorf("open socket: %w", err)
+		return err
 	}
 	defer unix.Close(fd)
-	// So that a lost datagram is an error and not the end of all.
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
-		return fmt.Errorf("set timeout: %w", err)
-	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: addr.As4(), Port: port}); err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
 	if kind == unix.SOCK_STREAM {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return fmt.Errorf("set TCP_NODELAY: %w", err)

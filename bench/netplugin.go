@@ -27,6 +27,7 @@ type attacher struct {
 	node *host
 	// command is the process of a verb for the pod with this number and namespace, not started.
 	command func(verb string, pod int, netns string) *exec.Cmd
+	leases  string      // directory of the addresses held, of an agent's plugin
 	starts  chan func() // run on a thread in the node's namespace
 	closers []func()
 }
@@ -171,9 +172,11 @@ func (n *network) attacher(ctx context.Context, s *suite, number int, further []
 	if err != nil {
 		return a, fmt.Errorf("make directory of %s: %w", name, err)
 	}
-	argv := append([]string{s.programs.fairlead, "agent", "--node", name, "--dns-ip", dnsIP, "--kubeconfig", n.kubeconfig, "--state", filepath.Join(dir, "state"),
-		"--service-cidr", serviceCIDR, "--pod-cidr", podCIDR, "--cni-conf-dir", dir}, flags...)
-	agent, err := start(node, anyCPU, dir, name, argv...)
+	argv, err := fairleadCommand(&rig{name: name, w: n.world}, dir, true)
+	if err != nil {
+		return a, err
+	}
+	agent, err := start(node, anyCPU, dir, name, append(argv, flags...)...)
 	if err != nil {
 		return a, err
 	}
@@ -184,7 +187,7 @@ func (n *network) attacher(ctx context.Context, s *suite, number int, further []
 		Plugins    []map[string]any
 	}
 	err = agent.until(ctx, time.Minute, 10*time.Millisecond, func() error {
-		text, err := os.ReadFile(filepath.Join(dir, "10-fairlead.conflist"))
+		text, err := os.ReadFile(filepath.Join(dir, "cni", "10-fairlead.conflist"))
 		if err == nil {
 			err = json.Unmarshal(text, &list)
 		}
@@ -198,21 +201,11 @@ func (n *network) attacher(ctx context.Context, s *suite, number int, further []
 	}
 	conf := list.Plugins[0]
 	conf["cniVersion"], conf["name"] = list.CNIVersion, list.Name
+	a.leases, _ = conf["dataDir"].(string)
 	text, err := json.Marshal(conf)
 	if err != nil {
 		return a, fmt.Errorf("encode configuration: %w", err)
 	}
 	a.command = plugin(s.programs.fairleadCNI, text)
 	return a, nil
-}
-
-// leasesOf is where a node's plugin of ours keeps them.
-func leasesOf(a *attacher) (string, error) {
-	var conf struct{ DataDir string }
-	text := new(bytes.Buffer)
-	_, err := text.ReadFrom(a.command("ADD", 0, "").Stdin)
-	if err == nil {
-		err = json.Unmarshal(text.Bytes(), &conf)
-	}
-	return conf.DataDir, err
 }

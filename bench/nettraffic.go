@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
-	"slices"
 	"strings"
 	"time"
 
@@ -112,7 +110,7 @@ func fairleadPair(flags ...string) func(context.Context, *suite, *pair) error {
 	}
 }
 
-// vxlanPair is a tunnel made by hand: one VXLAN device, one route, one neighbour and one forwarding entry on each node, and the floor's pods.
+// vxlanPair is a tunnel made by hand: one VXLAN device, one route, one neighbour and one forwarding entry on each node, and pods attached by hand.
 func vxlanPair(_ context.Context, s *suite, p *pair) error {
 	nodes, err := p.twoNodes()
 	if err != nil {
@@ -191,12 +189,6 @@ func (p *pair) pods(ways [2]*attacher) error {
 // passed is what a pair carried in one round.
 type passed struct{ stream, ping, udp, connections carried }
 
-// tunnelled reports whether the agent has tunnels.
-func tunnelled(s *suite) bool {
-	out, _ := exec.Command(s.programs.fairlead, "agent", "--help").CombinedOutput()
-	return strings.Contains(string(out), "--tunnel")
-}
-
 // The names of pairs.
 const (
 	barePairName   = "node to node"
@@ -212,16 +204,9 @@ func traffic(ctx context.Context, s *suite) error {
 	}{
 		{barePairName, barePair},
 		{bridgePairName, bridgePair},
-		{"host-gw", fairleadPair()},
-	}
-	if tunnelled(s) {
-		makers[2].make = fairleadPair("--tunnel", "never")
-		makers = append(makers, []struct {
-			name string
-			make func(context.Context, *suite, *pair) error
-		}{{"VXLAN", fairleadPair("--tunnel", "always")}, {vxlanPairName, vxlanPair}}...)
-	} else {
-		s.state(figure{Section: "traffic", Figure: "VXLAN is not measured", Missing: "this agent has no --tunnel"})
+		{"host-gw", fairleadPair("--tunnel", "never")},
+		{"VXLAN", fairleadPair("--tunnel", "always")},
+		{vxlanPairName, vxlanPair},
 	}
 	pairs := map[string]*pair{}
 	var names []string
@@ -266,7 +251,7 @@ func traffic(ctx context.Context, s *suite) error {
 	if err != nil {
 		return err
 	}
-	s.reportTraffic(names, taken)
+	s.reportTraffic(taken)
 	return nil
 }
 
@@ -284,7 +269,7 @@ func (p *pair) carry(ctx context.Context, s *suite, what string, count time.Dura
 	return r, nil
 }
 
-func (s *suite) reportTraffic(names []string, taken map[string][]passed) {
+func (s *suite) reportTraffic(taken map[string][]passed) {
 	for _, mode := range []struct {
 		name   string
 		rivals []string // the first is the one of the goals
@@ -293,9 +278,6 @@ func (s *suite) reportTraffic(names []string, taken map[string][]passed) {
 		{"host-gw", []string{barePairName, bridgePairName}, [3]*goal{atLeast(0.95), atLeast(0.95), atLeast(0.92)}},
 		{"VXLAN", []string{vxlanPairName, barePairName, "host-gw"}, [3]*goal{atLeast(0.95)}},
 	} {
-		if !slices.Contains(names, mode.name) {
-			continue
-		}
 		for _, row := range []struct {
 			what, unit, of string
 			goal           *goal

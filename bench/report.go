@@ -118,14 +118,26 @@ func firstLine(argv ...string) string {
 	return first
 }
 
-func serviceVersions(p programs) map[string]string {
-	return map[string]string{
-		"Fairlead":                strings.TrimPrefix(firstLine(p.fairlead, "--version"), "fairlead version "),
-		"kube-proxy":              firstLine(p.kubeProxy, "--version"),
-		"kube-controller-manager": firstLine(p.kubeControllerManager, "--version"),
-		"nft":                     firstLine("nft", "--version"),
-		"Go":                      runtime.Version(),
+// versionsOf are those that every page has, and those of Debian's packages, if they are there.
+func versionsOf(p programs, packages ...string) map[string]string {
+	out := map[string]string{
+		"Fairlead": strings.TrimPrefix(firstLine(p.fairlead, "--version"), "fairlead version "),
+		"Go":       runtime.Version(),
 	}
+	for _, name := range packages {
+		if version, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output(); err == nil && len(version) > 0 {
+			out[name] = string(version)
+		}
+	}
+	return out
+}
+
+func serviceVersions(p programs) map[string]string {
+	out := versionsOf(p)
+	out["kube-proxy"] = firstLine(p.kubeProxy, "--version")
+	out["kube-controller-manager"] = firstLine(p.kubeControllerManager, "--version")
+	out["nft"] = firstLine("nft", "--version")
+	return out
 }
 
 // plots draws what there are figures for.
@@ -180,6 +192,11 @@ func connectBars(figures []figure) (groups []string, bars []series) {
 //go:embed benchmarks.md.tmpl
 var pageTemplate string
 
+// tables has what the templates of all pages call.
+//
+//go:embed tables.md.tmpl
+var tables string
+
 // write makes the page of results.
 func (c *chapter) write(r results) ([]byte, error) {
 	own := template.FuncMap{}
@@ -207,7 +224,10 @@ func (c *chapter) write(r results) ([]byte, error) {
 		},
 		"quick": func(all []figure) bool { return slices.ContainsFunc(all, func(f figure) bool { return f.Quick }) },
 		"yes":   func(b *bool) bool { return b != nil && *b },
-	}).Parse(c.template)
+	}).Parse(tables)
+	if err == nil {
+		t, err = t.Parse(c.template)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("parse the page's template: %w", err)
 	}

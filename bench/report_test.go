@@ -38,33 +38,14 @@ func sample() *suite {
 func TestWriteDocs(t *testing.T) {
 	dir := t.TempDir()
 	s := sample()
-	if err := s.writeDocs(dir); err != nil {
-		t.Fatal(err)
-	}
-	page := readDocs(t, dir)
+	page := docsOf(t, dir, s)
+	checkRows(t, page, s.figures)
 	for _, f := range s.figures {
-		row := "| " + f.Figure + " | " + number(f.Value) + " | " + f.Rival + " |"
-		if !strings.Contains(page, row) {
-			t.Errorf("no row %q", row)
-		}
 		if missed := "- " + f.Figure + ": against " + f.Rival; f.Met != nil && strings.Count(page, missed) != 1 {
 			t.Errorf("%q is not there once", missed)
 		}
 	}
-	for _, bad := range []string{"NaN", "Inf", "<no value>", "%!", "\n\n\n"} {
-		if strings.Contains(page, bad) {
-			t.Errorf("the page has %q in it", bad)
-		}
-	}
-	shown := regexp.MustCompile(`\]\((benchmarks/[a-z]+\.svg)\)`).FindAllStringSubmatch(page, -1)
-	if len(shown) != 3 {
-		t.Errorf("%d plots, want those of start, change and connect", len(shown))
-	}
-	for _, m := range shown {
-		if _, err := os.Stat(filepath.Join(dir, m[1])); err != nil {
-			t.Error(err)
-		}
-	}
+	checkPlots(t, dir, page, 3, "Fairlead", proxy.name) // those of start, change and connect
 
 	const warning = "From a quick run"
 	if strings.Contains(page, warning) {
@@ -72,10 +53,7 @@ func TestWriteDocs(t *testing.T) {
 	}
 	again := &suite{chapter: serviceChapter, quick: true, out: json.NewEncoder(io.Discard)}
 	again.contrast(figure{Section: "memory", Figure: "memory", Unit: "MiB", Value: 5}, proxy.name, 20, share, atMost(0.25))
-	if err := again.writeDocs(dir); err != nil {
-		t.Fatal(err)
-	}
-	page = readDocs(t, dir)
+	page = docsOf(t, dir, again)
 	if !strings.Contains(page, "| memory | 5 |") || strings.Contains(page, "| memory | 10 |") {
 		t.Error("the section measured again is not the one of the second run")
 	}
@@ -85,10 +63,7 @@ func TestWriteDocs(t *testing.T) {
 	// A quick run marks what it has measured, and a later one that is not leaves the mark there.
 	final := &suite{chapter: serviceChapter, out: json.NewEncoder(io.Discard)}
 	final.state(figure{Section: "start", Figure: "floor", Unit: "ms", Value: 2})
-	if err := final.writeDocs(dir); err != nil {
-		t.Fatal(err)
-	}
-	for _, page := range []string{page, readDocs(t, dir)} {
+	for _, page := range []string{page, docsOf(t, dir, final)} {
 		_, memory, _ := strings.Cut(page, "\n## Memory")
 		if strings.Count(page, warning) != 1 || !strings.Contains(memory, warning) || strings.Count(page, "(quick run)") != 1 || !strings.Contains(page, "goal ≤ 0.25 (quick run)") {
 			t.Errorf("what a quick run measured is not marked, or something else is:\n%s", page)
@@ -99,7 +74,7 @@ func TestWriteDocs(t *testing.T) {
 // The pages in docs are what their templates and the numbers beside them make.
 func TestPagesAreOfTheirNumbers(t *testing.T) {
 	const dir = "../docs"
-	for _, c := range []*chapter{serviceChapter, dnsChapter, networkChapter} {
+	for _, c := range []*chapter{serviceChapter, dnsChapter, networkChapter, scaleChapter} {
 		text, err := os.ReadFile(filepath.Join(dir, "benchmarks", c.numbers+".json"))
 		if err != nil {
 			t.Fatal(err)
@@ -123,23 +98,25 @@ func TestPagesAreOfTheirNumbers(t *testing.T) {
 	}
 }
 
-func readDocs(t *testing.T, dir string) string {
+// docsOf writes the docs of a suite and returns the page, in which there must be nothing that no page may have, and in whose tables rows must have as many
+// cells as the head.
+func docsOf(t *testing.T, dir string, s *suite) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, "benchmarks.md"))
+	if err := s.writeDocs(dir); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, s.chapter.page+".md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(b)
-}
-
-// A table's rows have as many cells as its head.
-func TestTablesAreWhole(t *testing.T) {
-	dir := t.TempDir()
-	if err := sample().writeDocs(dir); err != nil {
-		t.Fatal(err)
+	page := string(text)
+	for _, bad := range []string{"NaN", "Inf", "<no value>", "%!", "\n\n\n"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("the page has %q in it", bad)
+		}
 	}
 	cells, rows := 0, 0
-	for line := range strings.Lines(readDocs(t, dir)) {
+	for line := range strings.Lines(page) {
 		n := strings.Count(line, "|")
 		switch {
 		case n == 0:
@@ -154,6 +131,41 @@ func TestTablesAreWhole(t *testing.T) {
 	}
 	if rows < 10 {
 		t.Errorf("%d rows", rows)
+	}
+	return page
+}
+
+// checkRows looks for a row of every figure, which says what is missing and why.
+func checkRows(t *testing.T, page string, figures []figure) {
+	t.Helper()
+	for _, f := range figures {
+		row := "| " + f.Figure + " | " + number(f.Value) + " | " + f.Rival + " |"
+		if f.Missing != "" {
+			row = "| " + f.Figure + ": " + f.Missing + " |"
+		}
+		if !strings.Contains(page, row) {
+			t.Errorf("no row %q", row)
+		}
+	}
+}
+
+// checkPlots looks for the plots that a page shows, each of which must be written and have names in it.
+func checkPlots(t *testing.T, dir, page string, want int, names ...string) {
+	t.Helper()
+	shown := regexp.MustCompile(`\]\((benchmarks/[a-z]+\.svg)\)`).FindAllStringSubmatch(page, -1)
+	if len(shown) != want {
+		t.Errorf("%d plots, want %d", len(shown), want)
+	}
+	for _, m := range shown {
+		svg, err := os.ReadFile(filepath.Join(dir, m[1]))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, name := range names {
+			if !strings.Contains(string(svg), name) {
+				t.Errorf("%s does not name %s", m[1], name)
+			}
+		}
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"text/template"
 	"time"
@@ -25,11 +24,8 @@ var scaleChapter = &chapter{
 	experiments: []experiment{{sectionCosts, scaleCosts}},
 	needs:       func(p programs) []string { return []string{p.fairlead, p.fairleadServer, p.kubeProxy, p.coreDNS} },
 	versions: func(p programs) map[string]string {
-		out := dnsVersions(p)
-		for _, debian := range []string{"gdnsd", "knot", "nsd", "unbound", "dnsperf", "gcc"} {
-			delete(out, debian)
-		}
-		out["kube-proxy"] = firstLine(p.kubeProxy, "--version")
+		out := versionsOf(p)
+		out["CoreDNS"], out["kube-proxy"] = coreDNSVersion(p), firstLine(p.kubeProxy, "--version")
 		return out
 	},
 	template: scaleTemplate,
@@ -90,10 +86,7 @@ var watchers = []watcher{
 			"--service-cidr", serviceCIDR, "--pod-cidr", podCIDR}, nil
 	}},
 	{proxy.name, proxy.name, proxy.number, func(r *rig, dir string) ([]string, error) { return proxyCommand(r, dir, false) }},
-	{coreDNS.name, coreDNS.name, coreDNS.number, func(r *rig, dir string) ([]string, error) {
-		flags, err := coreDNS.command(&dnsNode{resolver: coreDNS, rig: r}, dir)
-		return append([]string{r.w.programs.coreDNS}, flags...), err
-	}},
+	{coreDNS.name, coreDNS.name, coreDNS.number, coreDNSOn},
 }
 
 // cost is what something took: bytes over the node's link to the API server, and processor time.
@@ -240,25 +233,17 @@ const resumed = 3 * time.Second
 
 // watches is how many watches the API server has open.
 func (w *scaleWorld) watches(ctx context.Context) (int, error) {
-	text, err := w.client.Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+	text, err := w.metrics(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("read metrics: %w", err)
+		return 0, err
 	}
 	return watchesOpen(text)
 }
 
 // watchesOpen adds up apiserver_longrunning_requests of watches.
-func watchesOpen(metrics []byte) (sum int, err error) {
-	for line := range strings.Lines(string(metrics)) {
-		if strings.HasPrefix(line, "apiserver_longrunning_requests{") && strings.Contains(line, `verb="WATCH"`) {
-			value, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' ')+1:]), 64)
-			if err != nil {
-				return 0, fmt.Errorf("parse metric %q: %w", line, err)
-			}
-			sum += int(value)
-		}
-	}
-	return sum, nil
+func watchesOpen(metrics []byte) (int, error) {
+	n, _, err := metric(metrics, "apiserver_longrunning_requests", `verb="WATCH"`)
+	return n, err
 }
 
 // happening is something that a watcher may have to hear of.

@@ -5,6 +5,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"time"
@@ -206,18 +208,10 @@ func nodeName(i int) string {
 
 func zoneOf(i int) string { return "eu-central-1" + string(rune('a'+i%3)) }
 
-// digest is n digits that look random, the same for the same text.
+// digest is n digits, at most 64, that look random, the same for the same text.
 func digest(text string, n int) string {
-	sum := uint64(14695981039346656037)
-	out := make([]byte, n)
-	for i := range out {
-		for _, c := range []byte(text) {
-			sum = (sum ^ uint64(c)) * 1099511628211
-		}
-		sum = (sum ^ uint64(i)) * 1099511628211
-		out[i] = "0123456789abcdef"[sum>>40&15]
-	}
-	return string(out)
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])[:n]
 }
 
 // nodeImages is how many images a Node's status names here; a kubelet names up to 50.

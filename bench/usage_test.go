@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,34 +72,24 @@ func TestFamilyOf(t *testing.T) {
 	if n := count(); n != 1 {
 		t.Errorf("%d processes before one is started", n)
 	}
-	// A child and its child.
-	child := exec.Command("sh", "-c", "cat; true")
-	stdin, err := child.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for count() < 3 {
-		time.Sleep(time.Millisecond) // until the shell has started it
+	_, end := childAndGrandchild(t)
+	if n := count(); n != 3 {
+		t.Errorf("%d processes with a child and its child", n)
 	}
 	both, err := memoryOf(os.Getpid())
 	own, err2 := memoryOfOne(os.Getpid())
 	if err != nil || err2 != nil || both.RSS <= own.RSS {
 		t.Errorf("memory of all %+v, %v, of this process %+v, %v", both, err, own, err2)
 	}
-	stdin.Close()
-	if err := child.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	end()
 	if n := count(); n != 1 {
 		t.Errorf("%d processes after the end of the others", n)
 	}
 }
 
-// What a process has started is confined with it.
-func TestConfine(t *testing.T) {
+// childAndGrandchild starts a process that starts another, until end is called or the test is over.
+func childAndGrandchild(t *testing.T) (pid int, end func()) {
+	t.Helper()
 	child := exec.Command("sh", "-c", "cat; true")
 	stdin, err := child.StdinPipe()
 	if err != nil {
@@ -107,16 +98,33 @@ func TestConfine(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer child.Wait()
-	defer stdin.Close()
-	var members []int
-	for len(members) < 2 {
-		time.Sleep(time.Millisecond) // until the shell has started it
-		if members, err = familyOf(child.Process.Pid); err != nil {
+	end = sync.OnceFunc(func() {
+		stdin.Close()
+		if err := child.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	for {
+		members, err := familyOf(child.Process.Pid)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if len(members) == 2 {
+			return child.Process.Pid, end
+		}
+		time.Sleep(time.Millisecond) // until the shell has started it
 	}
-	if err := confine(child.Process.Pid, 0); err != nil {
+}
+
+// What a process has started is confined with it.
+func TestConfine(t *testing.T) {
+	pid, _ := childAndGrandchild(t)
+	if err := confine(pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	members, err := familyOf(pid)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, pid := range members {
