@@ -48,9 +48,6 @@ func (n *Node) Report() *status.Report {
 		}
 	}
 	r.Left = n.left()
-	if n.limits != nil {
-		r.Off = append(r.Off, fmt.Sprintf("connections are tracked within the kernel's own limits: %s", oneLine(n.limits)))
-	}
 	if problem := n.asProxy.Problem(); problem != "" {
 		r.Off = append(r.Off, problem)
 	}
@@ -68,6 +65,9 @@ func (n *Node) Report() *status.Report {
 		r.DNS.Top = append(r.DNS.Top, status.Asker{Name: t.Name, Queries: t.Queries, Denials: t.Denials, Upstream: t.Upstream})
 	}
 	n.mu.Lock()
+	if n.limits != nil {
+		r.Off = append(r.Off, fmt.Sprintf("connections are tracked within the kernel's own limits: %s", oneLine(n.limits)))
+	}
 	if n.dnsStale != "" {
 		r.Off = append(r.Off, n.dnsStale)
 	}

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -16,7 +17,24 @@ import (
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/linux"
+	"github.com/fairlead/fairlead/model"
 )
+
+// limit sets the kernel's limits of connection tracking when the first rules are there: it is they that have the kernel load it, and before there are
+// no limits to set.
+func (n *Node) limit(ctx context.Context) error {
+	if n.cfg.Left.Has(model.Proxy) || n.state.Wait(ctx, func(*model.Snapshot) bool { return true }) != nil {
+		return nil
+	}
+	err := limitConnections(n.cfg.Conntrack)
+	if err != nil {
+		n.log.Warn("connections are tracked within the kernel's own limits", "err", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.limits = err
+	return nil
+}
 
 // limitConnections brings the kernel's limits of connection tracking to what is configured, as kube-proxy does: the number of connections is raised and
 // never lowered, the times are set. Everything is tried; the error is about all that failed. The number is one for the whole machine, and only its first

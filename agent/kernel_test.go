@@ -4,7 +4,10 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/linux"
+	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/testnet"
 )
 
@@ -50,6 +54,40 @@ func TestLimitConnections(t *testing.T) {
 	}
 	if got := read("tcp_timeout_close_wait"); got != "180" {
 		t.Errorf("after an error the times are not set: %s", got)
+	}
+}
+
+// The limits wait for the first rules, and are another program's where that is the service proxy.
+func TestLimitWaitsForRules(t *testing.T) {
+	testnet.MustRoot(t)
+	world := testnet.New(t)
+	snap := model.NewBuilder(model.Config{Self: "n1"}).Build()
+	for i, tt := range []struct {
+		left  model.Roles
+		rules bool
+		set   bool
+	}{{0, false, false}, {0, true, true}, {model.Network, true, true}, {model.Proxy, true, false}} {
+		node := world.Host(fmt.Sprint("n", i))
+		n := &Node{cfg: &config.Agent{Left: tt.left, Conntrack: config.Conntrack{CloseWait: 77 * time.Second}}, state: NewState(), log: slog.New(slog.DiscardHandler)}
+		if tt.rules {
+			n.state.acknowledge(snap, 0)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if !tt.rules {
+			cancel() // or it would wait
+		}
+		var value string
+		node.Do(func() (err error) {
+			if err := n.limit(ctx); err != nil {
+				return err
+			}
+			value, err = linux.ReadSysctl("net/netfilter/nf_conntrack_tcp_timeout_close_wait")
+			return err
+		})
+		cancel()
+		if (value == "77") != tt.set || n.limits != nil {
+			t.Errorf("roles left %b, rules %t: the limit is %s, %v", tt.left, tt.rules, value, n.limits)
+		}
 	}
 }
 

@@ -53,13 +53,13 @@ type Node struct {
 	health  *health.Proxy
 	ports   *health.Ports
 	asProxy *health.Port
-	limits  error // why the kernel's limits are not as configured
 
 	ready chan struct{} // closed when the node can deliver
 	mu    sync.Mutex
 	dnsOn []netip.AddrPort
 	// dnsStale is why the DNS goes on with a configuration that is not the last one; empty if it does not.
 	dnsStale string
+	limits   error // why the kernel's limits are not as configured
 }
 
 // Run is the agent of one node, in the network namespace of the process. It returns when ctx ends, which is no error, and leaves
@@ -107,6 +107,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	part(n.afterFirst)
 	part(func(ctx context.Context) error { n.kept.follow(ctx, n.state, n.source); return nil })
 	part(n.balance)
+	part(n.limit)
 	if cfg.Corefile != "" {
 		part(n.followCorefile)
 	}
@@ -149,11 +150,6 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	n.health = health.New(health.Options{Progress: n.state.Pending, Eligible: n.eligible, Healthz: n.proxy.Healthz, Livez: n.proxy.Livez, Listen: held.Listen, Logger: log})
 	n.ports = health.NewPorts(health.PortsOptions{Healthy: n.health.Healthy, Failed: n.portFailed, Listen: held.Listen})
 	n.asProxy = health.NewPort("metrics are not served", held.Listen, log)
-	if !cfg.Left.Has(model.Proxy) {
-		if n.limits = limitConnections(cfg.Conntrack); n.limits != nil {
-			log.Warn("connections are tracked within the kernel's own limits", "err", n.limits)
-		}
-	}
 	if len(cfg.DNS) > 0 {
 		n.metrics.MustRegister(n.names.Collectors()...)
 	}
