@@ -4,8 +4,7 @@
 
 # Installs what the demo and the tests call and this machine lacks. Fairlead
 # itself needs none of it: it speaks to the kernel directly. With bench-dns,
-# also what make bench-dns measures beside it, and with test-kubernetes what the
-# nodes of make test-kubernetes run; none of those servers is started.
+# also what make bench-dns measures beside it. No server is started by it.
 set -eu
 
 command -v go >/dev/null || { echo "deps: Go is missing; see https://go.dev/doc/install (version: go.mod)" >&2; exit 1; }
@@ -25,10 +24,10 @@ need musl-gcc musl-tools
 need node nodejs
 need containerd containerd
 need runc runc
+need mount mount
 need strace strace
 [ -e /usr/include/resolv.h ] || missing="$missing libc6-dev"
 [ -e /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
-servers="containerd gdnsd knot nsd unbound"
 if [ "${1-}" = bench-dns ]; then
 	PATH=$PATH:/usr/sbin
 	need dnsperf dnsperf
@@ -36,13 +35,6 @@ if [ "${1-}" = bench-dns ]; then
 	need knotd knot
 	need nsd nsd
 	need unbound unbound
-fi
-if [ "${1-}" = test-kubernetes ]; then
-	servers=containerd
-	need containerd containerd
-	need runc runc
-	need mount mount
-	[ -e /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
 fi
 [ -n "$missing" ] || exit 0
 
@@ -62,7 +54,7 @@ if [ ! -e $policy ]; then
 fi
 # shellcheck disable=SC2086 # a list of words is meant
 apt-get install -q -y --no-install-recommends $missing >/dev/null
-for server in $servers; do
+for server in containerd gdnsd knot nsd unbound; do
 	case " $missing " in *" $server "*)
 		! command -v systemctl >/dev/null || systemctl disable --quiet "$server" || true ;;
 	esac

@@ -50,7 +50,7 @@ func (c *Cluster) checkPrograms(context.Context) error {
 		missing = append(missing, referencePlugins+" (Debian: containernetworking-plugins)")
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("this machine lacks %s; hack/deps.sh test-kubernetes installs it", strings.Join(missing, ", "))
+		return fmt.Errorf("this machine lacks %s; make deps installs it", strings.Join(missing, ", "))
 	}
 	built := []string{c.program("etcd"), c.program("kube-apiserver"), c.program("kube-controller-manager"), c.program("kube-scheduler"),
 		c.program("kubelet"), c.program("kubectl"), c.program("pause"), c.own("shop"), c.own("fairlead")}
