@@ -239,7 +239,7 @@ func open(t *testing.T) (v1.ImageIndex, string) {
 	return index, manifest.Manifests[0].Annotations[refName]
 }
 
-// look looks at the image of one platform: there is the program, and nothing else that could be started.
+// look looks at the image of one platform: there are the two programs, and nothing else that could be started.
 func look(t *testing.T, platform *v1.Platform, img v1.Image) {
 	t.Helper()
 	config, err := img.ConfigFile()

@@ -4,8 +4,8 @@
 // Command image packs programs of several platforms into one OCI image, without a container engine, and writes it as an archive in the OCI image
 // layout, which containerd imports (ctr images import) and other tools read.
 //
-// The image is built from scratch: it holds the program, the certificate authorities that DNS over TLS is checked with, and the licence. There is no shell and
-// no other program. The same input gives the same bytes: files have the time that is given with -created, and nothing else of the machine gets in.
+// The image is built from scratch: it holds the agent's program, the CNI plugin, the certificate authorities that DNS over TLS is checked with, and the licence.
+// There is no shell and no other program. The same input gives the same bytes: files have the time that is given with -created, and nothing else of the machine gets in.
 package main
 
 import (
