@@ -26,7 +26,7 @@ demo: deps build ## a 3-node cluster on this machine, the example shop, one requ
 demo-down: ## remove what make demo left running
 	@hack/demo.sh down
 
-test: deps build check test-unit test-bench test-deploy test-cluster ## everything: checks, packages, kernel, cluster
+test: deps build check test-unit test-bench test-deploy test-cluster ## checks, the tests of every package and of bench/ and deploy/, the scenarios on a one-machine cluster; needs root, 17 minutes on two processors
 
 test-unit: ## every package's tests, as root those against the kernel too; unprivileged those are skipped
 	$(GO) test -count=1 $(PACKAGES)
@@ -34,7 +34,7 @@ test-unit: ## every package's tests, as root those against the kernel too; unpri
 test-race: ## the packages with the most goroutines, under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -count=1 -race ./agent ./dns ./examples/shop/shop ./ipam ./model
 
-test-cluster: build ## the scenarios on a real 3-node cluster; needs root
+test-cluster: build ## the scenarios on a one-machine cluster of 3 nodes; needs root
 	$(GO) test -count=1 -v -timeout 20m ./test/cluster
 
 test-bench: build bench/bin/kube-proxy bench/bin/coredns ## the tests of bench/, a module of its own
@@ -94,12 +94,12 @@ $(BED)/built: test/kubernetes/go.mod
 	cd test/kubernetes && $(GO) build -ldflags '-s -w $(STAMPS)' -o bin/ $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
 	@touch $@
 
-build-kubernetes: build image bench/bin/coredns $(BED)/built ## what test-kubernetes runs: etcd, Kubernetes, CoreDNS, Fairlead's image, and kubebed, which brings a cluster up by hand
+build-kubernetes: build image bench/bin/coredns $(BED)/built ## what test-kubernetes runs: etcd, Kubernetes, CoreDNS, Fairlead's image, and kubebed, which brings a cluster up by hand; ten minutes the first time
 	cp -u bench/bin/coredns $(BED)/
 	cd deploy && $(GO) build -ldflags '-s -w' -o ../$(BED)/ ./manifest
 	cd test/kubernetes && $(GO) build -ldflags '-s -w' -o bin/ ./kubebed ./pause
 
-test-kubernetes: deps build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root; KUBE='-run TestWalk -v' for less
+test-kubernetes: deps build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root, 9 minutes on two processors; KUBE='-run TestWalk -v' for less
 	cd test/kubernetes && $(GO) vet ./... && $(GO) test -count=1 ./bed && $(GO) test -count=1 -timeout 20m . $(KUBE)
 
 check: ## go vet, formatting, and that generated code is what the generators make
