@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/fairlead/fairlead/pki"
@@ -80,8 +79,6 @@ type Cluster struct {
 	Nodes []*Node
 	// Kube is a client that may do everything. It reaches the API server inside the control plane's network.
 	Kube *kubernetes.Clientset
-	// Config is the client's.
-	Config *rest.Config
 	// Etcd, APIServer, ControllerManager and Scheduler are the control plane; nil in a cluster that another process made.
 	Etcd, APIServer, ControllerManager, Scheduler *Process
 
@@ -122,8 +119,10 @@ func (o *Options) check() error {
 	return nil
 }
 
-// uses reports whether Fairlead does any of the jobs.
-func (o *Options) uses(p Part) bool { return o.Proxy == p || o.DNS == p || o.Network == p }
+// usesFairlead reports whether Fairlead does any of the jobs.
+func (o *Options) usesFairlead() bool {
+	return o.Proxy == Fairlead || o.DNS == Fairlead || o.Network == Fairlead
+}
 
 // Up makes a cluster and returns when its nodes are ready and its DNS answers, as far as it has a network and a DNS. On an
 // error nothing is left of it but the logs, in directories below the cluster's, and if ctx has ended not even those. It needs root.
@@ -374,9 +373,7 @@ func (c *Cluster) makeMachines(ctx context.Context) error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of cluster: %w", err)
 	}
-	if err := loadModules(); err != nil {
-		return err
-	}
+	loadModules()
 	var err error
 	machine := func(name string) *Machine {
 		if err != nil {
@@ -454,7 +451,6 @@ func (c *Cluster) connect() error {
 	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		return c.Control.NS.Dial(ctx, network, address)
 	}
-	c.Config = config
 	if c.Kube, err = kubernetes.NewForConfig(config); err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
@@ -480,7 +476,7 @@ func (c *Cluster) install(ctx context.Context) error {
 	if c.Options.DNS == CoreDNS {
 		all.Go(func() error { return c.startCoreDNS(ctx) })
 	}
-	if c.Options.uses(Fairlead) {
+	if c.Options.usesFairlead() {
 		all.Go(func() error { return c.Options.Install(ctx, c) })
 	}
 	return all.Wait()

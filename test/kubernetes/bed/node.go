@@ -43,15 +43,10 @@ const (
 )
 
 // loadModules loads what a kernel may have as modules. One that is built in, or not there at all, is found out by who needs it.
-func loadModules() error {
-	modprobe, err := exec.LookPath("modprobe")
-	if err != nil {
-		return nil
-	}
+func loadModules() {
 	for _, name := range []string{"overlay", "br_netfilter", "nf_conntrack", "vxlan"} {
-		_ = exec.Command(modprobe, "-q", name).Run()
+		_ = exec.Command("modprobe", "-q", name).Run()
 	}
-	return nil
 }
 
 // imagesFile has the images of every node.
