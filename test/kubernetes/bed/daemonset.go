@@ -5,6 +5,7 @@ package bed
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -84,29 +85,20 @@ func (c *Cluster) tainted(ctx context.Context) error {
 // Manifest renders the chart for this cluster by the program of deploy/manifest, and returns the file.
 func (c *Cluster) Manifest(ctx context.Context) (string, error) {
 	values, file := filepath.Join(c.dir, "values.yaml"), filepath.Join(c.dir, "fairlead.yaml")
-	text := fmt.Sprintf(`apiServer: "%s"
-serviceCIDRs: [%s]
-podCIDRs: [%s]
-proxy: {enabled: %t}
-dns: {enabled: %t, ips: [%s]}
-network: {enabled: %t}
-`, apiAddr(), quoted(ServiceCIDRs), quoted(PodCIDRs), c.Options.Proxy == Fairlead, c.Options.DNS == Fairlead, quoted(DNSAddrs), c.Options.Network == Fairlead)
-	if err := os.WriteFile(values, []byte(text), 0o644); err != nil {
+	text, err := json.Marshal(map[string]any{ // which is YAML too
+		"apiServer": apiAddr(), "serviceCIDRs": ServiceCIDRs, "podCIDRs": PodCIDRs,
+		"proxy":   map[string]any{"enabled": c.Options.Proxy == Fairlead},
+		"dns":     map[string]any{"enabled": c.Options.DNS == Fairlead, "ips": DNSAddrs},
+		"network": map[string]any{"enabled": c.Options.Network == Fairlead},
+	})
+	if err == nil {
+		err = os.WriteFile(values, text, 0o644)
+	}
+	if err != nil {
 		return "", fmt.Errorf("write the chart's values: %w", err)
 	}
 	if out, err := exec.CommandContext(ctx, c.program("manifest"), "-values", values, file).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("render the chart: %w: %s; make build-kubernetes makes the program", err, out)
 	}
 	return file, nil
-}
-
-func quoted[T fmt.Stringer](all []T) string {
-	var text string
-	for i, v := range all {
-		if i > 0 {
-			text += ", "
-		}
-		text += fmt.Sprintf("%q", v.String())
-	}
-	return text
 }
