@@ -606,7 +606,7 @@ func TestUpFails(t *testing.T) {
 	}
 	// Programs that end at once, in place of the real ones.
 	programs := t.TempDir()
-	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "pause", "shop", "fairlead"} {
+	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "pause", "shop", "fairlead", "fairlead-cni"} {
 		if err := os.WriteFile(filepath.Join(programs, name), []byte("#!/bin/sh\necho I am no "+name+"\nexit 7\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -40,14 +40,7 @@ func OnHosts(ctx context.Context, c *Cluster) error {
 	}
 	all, ctx := errgroup.WithContext(ctx)
 	for _, n := range c.Nodes {
-		all.Go(func() error {
-			if c.Options.Network == Fairlead {
-				if _, err := n.Output(ctx, "cp", c.own("fairlead"), filepath.Join(cniBin, "fairlead")); err != nil {
-					return err
-				}
-			}
-			return c.StartAgent(ctx, n)
-		})
+		all.Go(func() error { return c.StartAgent(ctx, n) })
 	}
 	return all.Wait()
 }
@@ -88,7 +81,7 @@ func (c *Cluster) StartAgent(ctx context.Context, n *Node) (err error) {
 		args = append(args, "--dns-ip="+list(DNSAddrs), "--upstream="+list(addrsOf(gatewayHost)))
 	}
 	if c.Options.Network == Fairlead {
-		args = append(args, "--cni-conf-dir="+cniConf)
+		args = append(args, "--cni-conf-dir="+cniConf, "--cni-bin-dir="+cniBin)
 	}
 	if n.Agent, err = n.start(networkShare, "fairlead", append(args, c.Options.AgentArgs...)...); err != nil {
 		return err
