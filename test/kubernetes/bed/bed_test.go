@@ -236,6 +236,26 @@ func TestBridgeConf(t *testing.T) {
 	}
 }
 
+// TestRoles: the repository's manifest says what agents may ask of the API server, and says it of the user that they are here.
+func TestRoles(t *testing.T) {
+	text, err := os.ReadFile("../../../deploy/fairlead.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := strings.Split(roles(string(text)), "---\n")[1:]
+	if len(objects) != 2 || !strings.Contains(objects[0], "\nkind: ClusterRole\n") || !strings.Contains(objects[1], "\nkind: ClusterRoleBinding\n") {
+		t.Fatalf("want a role and its binding: %q", objects)
+	}
+	_, subject, _ := strings.Cut(objects[1], "\nsubjects:\n")
+	var name, namespace string
+	if _, err := fmt.Sscanf(strings.Join(strings.Fields(subject), " "), "- kind: ServiceAccount name: %s namespace: %s", &name, &namespace); err != nil {
+		t.Fatalf("the roles are given to %q: %v", subject, err)
+	}
+	if user := "system:serviceaccount:" + namespace + ":" + name; user != fairleadUser {
+		t.Errorf("the roles are those of %s, the agents are %s", user, fairleadUser)
+	}
+}
+
 // TestHierarchies: control groups of version 1, of 2, and of 1 with a 2 beside it.
 func TestHierarchies(t *testing.T) {
 	mount := cgroupMount
@@ -606,7 +626,7 @@ func TestUpFails(t *testing.T) {
 	}
 	// Programs that end at once, in place of the real ones.
 	programs := t.TempDir()
-	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "pause", "shop", "fairlead", "fairlead-cni"} {
+	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "pause", "manifest", "shop", "fairlead", "fairlead-cni"} {
 		if err := os.WriteFile(filepath.Join(programs, name), []byte("#!/bin/sh\necho I am no "+name+"\nexit 7\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

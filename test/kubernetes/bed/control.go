@@ -53,7 +53,7 @@ func (c *Cluster) checkPrograms(context.Context) error {
 		return fmt.Errorf("this machine lacks %s; make deps installs it", strings.Join(missing, ", "))
 	}
 	built := []string{c.program("etcd"), c.program("kube-apiserver"), c.program("kube-controller-manager"), c.program("kube-scheduler"),
-		c.program("kubelet"), c.program("kubectl"), c.program("pause"), c.own("shop"), c.own("fairlead"), c.own("fairlead-cni")}
+		c.program("kubelet"), c.program("kubectl"), c.program("pause"), c.program("manifest"), c.own("shop"), c.own("fairlead"), c.own("fairlead-cni")}
 	for _, path := range built {
 		if _, err := os.Stat(path); err != nil {
 			return fmt.Errorf("%w; make build-kubernetes makes it", err)

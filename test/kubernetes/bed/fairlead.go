@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -17,13 +18,10 @@ import (
 	"github.com/fairlead/fairlead/status"
 )
 
-// fairleadUser is who the agents are to the API server.
-const fairleadUser = "fairlead"
+// fairleadUser is who the agents are to the API server: the service account of the manifest, so that its roles are theirs.
+const fairleadUser = "system:serviceaccount:kube-system:fairlead"
 
 func (c *Cluster) own(name string) string { return filepath.Join(c.Options.Own, name) }
-
-//go:embed fairlead.yaml
-var fairleadManifest string
 
 //go:embed fairlead-dns.yaml
 var fairleadDNSManifest string
@@ -31,11 +29,19 @@ var fairleadDNSManifest string
 // OnHosts brings Fairlead to the nodes as a program of each, and waits until all agents are ready. It is the default of
 // [Options.Install].
 func OnHosts(ctx context.Context, c *Cluster) error {
-	manifest := fairleadManifest
+	file, err := c.Manifest(ctx)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read the manifest: %w", err)
+	}
+	manifest := roles(string(text))
 	if c.Options.DNS == Fairlead {
 		manifest += fairleadDNS(c.Nodes)
 	}
-	if _, err := c.Kubectl(ctx, strings.ReplaceAll(manifest, "USER", fairleadUser), "apply", "-f", "-"); err != nil {
+	if _, err := c.Kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 		return fmt.Errorf("apply what Fairlead needs: %w", err)
 	}
 	all, ctx := errgroup.WithContext(ctx)
@@ -43,6 +49,17 @@ func OnHosts(ctx context.Context, c *Cluster) error {
 		all.Go(func() error { return c.StartAgent(ctx, n) })
 	}
 	return all.Wait()
+}
+
+// roles are the objects of a manifest that say what the agents may ask of the API server.
+func roles(manifest string) string {
+	var all string
+	for object := range strings.SplitSeq(manifest, "---\n") {
+		if strings.Contains(object, "\nkind: ClusterRole") { // or ClusterRoleBinding
+			all += "---\n" + object
+		}
+	}
+	return all
 }
 
 // fairleadDNS is the Service kube-dns, whose endpoints are the nodes themselves.
@@ -72,7 +89,7 @@ endpoints:
 
 // StartAgent starts a node's Fairlead agent, for the first time or again, and waits until it is ready.
 func (c *Cluster) StartAgent(ctx context.Context, n *Node) (err error) {
-	args := []string{c.own("fairlead"), "agent", "--node=" + n.Name, "--kubeconfig=" + c.kubeconfig(fairleadUser),
+	args := []string{c.own("fairlead"), "agent", "--node=" + n.Name, "--kubeconfig=" + c.kubeconfig("fairlead"),
 		"--service-cidr=" + list(ServiceCIDRs), "--pod-cidr=" + list(PodCIDRs)}
 	if c.Options.Proxy != Fairlead {
 		args = append(args, "--proxy=false")
