@@ -98,12 +98,12 @@ func (g ControlGroup) Remove(wait time.Duration) error {
 		}
 		time.Sleep(pause)
 	}
-	return g.removeDirs()
+	return g.RemoveDirs()
 }
 
-// removeDirs removes the group's directories, deepest first. The kernel may keep a directory busy for an instant after its last
-// process was reaped.
-func (g ControlGroup) removeDirs() error {
+// RemoveDirs removes the directories of the group and of those below it, deepest first, once their processes have ended. The kernel may keep a
+// directory busy for an instant after its last process was reaped. It does for groups of version 1 too.
+func (g ControlGroup) RemoveDirs() error {
 	var dirs []string
 	err := filepath.WalkDir(string(g), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
@@ -120,10 +120,10 @@ func (g ControlGroup) removeDirs() error {
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				break
 			}
-			if try == 100 {
+			if try == 200 {
 				return fmt.Errorf("remove control group: %w", err)
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	return nil

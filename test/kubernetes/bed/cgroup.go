@@ -11,9 +11,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/cluster"
 )
 
 // cgroupMount is where every distribution mounts control groups: version 2 itself, or a directory with one hierarchy of version 1 in
@@ -138,30 +139,7 @@ func removeGroup(name string) error {
 	}
 	var errs error
 	for _, dir := range dirs {
-		errs = errors.Join(errs, removeTree(filepath.Join(dir, name)))
+		errs = errors.Join(errs, cluster.ControlGroup(filepath.Join(dir, name)).RemoveDirs())
 	}
 	return errs
-}
-
-func removeTree(dir string) error {
-	var groups []string
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.IsDir() {
-			groups = append(groups, path)
-		}
-		return nil // what is gone already is fine
-	})
-	for i := len(groups) - 1; i >= 0; i-- {
-		for try := 0; ; try++ {
-			err := os.Remove(groups[i])
-			if err == nil || errors.Is(err, fs.ErrNotExist) {
-				break
-			}
-			if try == 200 {
-				return fmt.Errorf("remove control group: %w", err)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-	return err
 }
