@@ -247,23 +247,21 @@ func drive(t *testing.T, w *world, byName bool) *traffic {
 	return r
 }
 
-// stop ends it all. Streams must not have broken; what has become of the loads is returned.
-func (r *traffic) stop() map[string]*summary {
+// stop ends it all. No stream may have broken, and nothing have failed.
+func (r *traffic) stop() {
 	r.w.t.Helper()
 	requests := int64(0)
 	for _, s := range r.streams {
 		requests += s.stop(r.w.t)
 	}
 	r.w.t.Logf("%d connections stayed, with %d requests on them", len(r.streams), requests)
-	sums := map[string]*summary{}
 	for name, l := range r.loads {
-		sums[name] = l.stop()
-		r.w.t.Logf("%s: %s", name, sums[name])
-		if sums[name].Sent == 0 {
-			r.w.t.Errorf("%s: nothing was sent", name)
+		s := l.stop()
+		r.w.t.Logf("%s: %s", name, s)
+		if s.Sent == 0 || s.Failed > 0 {
+			r.w.t.Errorf("%s: %d of %d failed: %v", name, s.Failed, s.Sent, s.Kinds)
 		}
 	}
-	return sums
 }
 
 // stream is a connection that is in use all the time.
@@ -381,11 +379,7 @@ func upgrade(t *testing.T, w *world) {
 		}
 		t.Logf("%s: %.1f s", step.name, time.Since(begin).Seconds())
 	}
-	for name, s := range load.stop() {
-		if s.Failed > 0 {
-			t.Errorf("%s: %d of %d failed: %v", name, s.Failed, s.Sent, s.Kinds)
-		}
-	}
+	load.stop()
 }
 
 // podDeleted: an agent that is ended before the next one starts. Connections, new ones too, go on without it, and the other nodes answer its names.
@@ -399,11 +393,7 @@ func podDeleted(t *testing.T, w *world) {
 	if now := w.settled()["n1"]; now.UID == was.UID {
 		t.Errorf("%s is still there", was.Name)
 	}
-	for name, s := range load.stop() {
-		if s.Failed > 0 {
-			t.Errorf("%s: %d of %d failed: %v", name, s.Failed, s.Sent, s.Kinds)
-		}
-	}
+	load.stop()
 }
 
 // ruleMissing: a rule of the ClusterRole is taken away. The next agent says which one, and works with what the one before it knew.
@@ -468,11 +458,7 @@ func ruleMissing(t *testing.T, w *world) {
 	if err := w.RolledOut(interrupted); err != nil {
 		t.Fatal(err)
 	}
-	for name, s := range load.stop() {
-		if s.Failed > 0 {
-			t.Errorf("%s: %d of %d failed: %v", name, s.Failed, s.Sent, s.Kinds)
-		}
-	}
+	load.stop()
 }
 
 // stays are the settings that docs/install.md says remain.
@@ -500,11 +486,7 @@ func uninstall(t *testing.T, w *world) {
 		}
 		return err
 	})
-	for name, s := range load.stop() {
-		if s.Failed > 0 {
-			t.Errorf("%s: %d of %d failed: %v", name, s.Failed, s.Sent, s.Kinds)
-		}
-	}
+	load.stop()
 	w.remove("pods", "services")
 	for _, n := range w.Nodes {
 		if out, err := n.Output(interrupted, "/opt/cni/bin/fairlead", "cleanup"); err == nil {
