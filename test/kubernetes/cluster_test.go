@@ -387,13 +387,20 @@ func (l *load) stop() *summary {
 // eventually waits until try succeeds.
 func eventually(t testing.TB, limit time.Duration, what string, try func() error) {
 	t.Helper()
+	if err := within(limit, what, try); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// within waits until try succeeds, on any goroutine.
+func within(limit time.Duration, what string, try func() error) error {
 	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
 		err := try()
 		if err == nil {
-			return
+			return nil
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within %v: %v", what, limit, err)
+			return fmt.Errorf("%s: not within %v: %w", what, limit, err)
 		}
 	}
 }

@@ -547,9 +547,9 @@ func TestNodeWithoutPodCIDR(t *testing.T) {
 		if err := c.ApplyDaemonSet(ctx); err != nil {
 			return err
 		}
-		w := &world{c, t}
+		w := &world{c, t} // whose Fatal this goroutine, which is not the test's, must not call
 		const want = `Node "n1" has no pod CIDR yet; kube-controller-manager gives it one with --allocate-node-cidrs`
-		eventually(t, time.Minute, "fairlead status naming what is missing", func() error {
+		if err := within(time.Minute, "fairlead status naming what is missing", func() error {
 			pods, err := w.agents()
 			if err != nil {
 				return err
@@ -559,7 +559,9 @@ func TestNodeWithoutPodCIDR(t *testing.T) {
 				err = fmt.Errorf("it says:\n%s", text)
 			}
 			return err
-		})
+		}); err != nil {
+			return err
+		}
 		node, err := c.Kube.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -571,7 +573,9 @@ func TestNodeWithoutPodCIDR(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		w.kubectl("patch", "node", "n1", "-p", string(patch))
+		if _, err := c.Kubectl(ctx, "", "patch", "node", "n1", "-p", string(patch)); err != nil {
+			return err
+		}
 		return c.RolledOut(ctx)
 	}})
 }
