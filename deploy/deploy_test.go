@@ -365,7 +365,6 @@ func TestCorefile(t *testing.T) {
 			continue
 		}
 		dir := t.TempDir()
-		must(t, os.WriteFile(filepath.Join(dir, "Corefile"), []byte(cm.Data["Corefile"]), 0o644))
 		must(t, os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver 192.0.2.99\n"), 0o644))
 		path := filepath.Join(dir, "Corefile")
 		text := strings.ReplaceAll(cm.Data["Corefile"], "/etc/resolv.conf", filepath.Join(dir, "resolv.conf"))

@@ -195,12 +195,9 @@ func receiveBuffer(t *testing.T, c *cluster, port int) (size int) {
 	size = -1
 	for line := range strings.SplitSeq(string(out), "\n") {
 		if _, rest, ok := strings.Cut(line, ",rb"); ok {
-			n := 0
-			for _, digit := range rest {
-				if digit < '0' || digit > '9' {
-					break
-				}
-				n = 10*n + int(digit-'0')
+			var n int
+			if _, err := fmt.Sscanf(rest, "%d", &n); err != nil {
+				t.Fatalf("%v:\n%s", err, out)
 			}
 			if size < 0 || n < size {
 				size = n

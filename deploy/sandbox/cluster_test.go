@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -221,21 +222,10 @@ func (c *cluster) service(namespace, name string, edit func(*corev1.ServiceSpec)
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{farPod.Addr().String()}, NodeName: ptr.To("n2")}},
 	}
 	for _, p := range s.Spec.Ports {
-		target := p.TargetPort.IntVal
-		if target == 0 {
-			target = p.Port
-		}
-		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: ptr.To(p.Name), Protocol: ptr.To(cmpProtocol(p.Protocol)), Port: ptr.To(target)})
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: ptr.To(p.Name), Protocol: ptr.To(cmp.Or(p.Protocol, corev1.ProtocolTCP)), Port: ptr.To(cmp.Or(p.TargetPort.IntVal, p.Port))})
 	}
 	_, err = c.admin.DiscoveryV1().EndpointSlices(namespace).Create(c.t.Context(), slice, metav1.CreateOptions{})
 	c.ok(err)
-}
-
-func cmpProtocol(p corev1.Protocol) corev1.Protocol {
-	if p == "" {
-		return corev1.ProtocolTCP
-	}
-	return p
 }
 
 // forgetReady takes back what an agent has said of its node, so that the next one has to say it again.

@@ -123,10 +123,9 @@ func extract(r io.Reader, dir string) error {
 
 // objects are those of a manifest that the tests look at.
 type objects struct {
-	daemonSet   appsv1.DaemonSet
-	role        rbacv1.ClusterRole
-	configMaps  map[string]corev1.ConfigMap
-	serviceName string
+	daemonSet  appsv1.DaemonSet
+	role       rbacv1.ClusterRole
+	configMaps map[string]corev1.ConfigMap
 }
 
 // rendered is the chart with these values.
