@@ -71,6 +71,7 @@ func renderings() map[string]map[string]any {
 			"proxy": map[string]any{"healthzBindAddress": "[::]:10256"},
 		},
 		"CoreDNS's Corefile": {"dns": map[string]any{"corefileConfigMap": "coredns", "service": false}},
+		"a tag":              {"image": map[string]any{"tag": "next"}},
 		"everything": {
 			"apiServer": "api.example:6443,[2001:db8::1]:6443", "clusterDomain": "example.org",
 			"proxy": map[string]any{"nodePortAddresses": []any{"192.0.2.0/24", "2001:db8::/64"}, "passOnTerminating": false, "metricsBindAddress": "0.0.0.0:10249"},
@@ -220,6 +221,34 @@ func checkRoles(t *testing.T, values map[string]any, objects map[string]runtime.
 	if _, port, err := net.SplitHostPort(cfg.Healthz); err != nil || fmt.Sprint(pod.Containers[0].LivenessProbe.HTTPGet.Port.IntVal) != port ||
 		(port == "10256") != on("proxy") {
 		t.Errorf("the probes ask port %s, the agent answers on %s", pod.Containers[0].LivenessProbe.HTTPGet.Port.String(), cfg.Healthz)
+	}
+}
+
+// TestFlags: each value that is a flag of the agent's is that flag.
+func TestFlags(t *testing.T) {
+	for rendering, want := range map[string]map[string]string{
+		"everything": {
+			"node": "$(NODE_NAME)", "state": "/var/lib/other", "api-server": "[api.example:6443,[2001:db8::1]:6443]", "cluster-domain": "[example.org]",
+			"proxy": "true", "nodeport-addresses": "[192.0.2.0/24,2001:db8::/64]", "pass-on-terminating": "false", "startup-taint": "",
+			"healthz-bind-address": "0.0.0.0:10256", "metrics-bind-address": "0.0.0.0:10249",
+			"dns-corefile": "/etc/fairlead/dns", "dns-clients": "[198.51.100.0/24]", "dns-node-search": "[corp.example]", "dns-search-completion": "on",
+			"dns-suppress-aaaa": "on", "dns-client-rate": "100:200", "dns-log": "sample:100", "dns-pods": "verified",
+			"tunnel": "never", "tunnel-port": "8472", "non-masquerade-cidr": "[198.51.100.0/24]", "verbose": "true",
+			"cni-bin-dir": "/host/cni/bin", "cni-conf-dir": "/host/cni/conf",
+		},
+		"dual stack": {
+			"service-cidr": "[10.96.0.0/16,fd00:96::/112]", "pod-cidr": "[10.244.0.0/16,fd00:244::/48]", "dns-ip": "[10.96.0.10,fd00:96::a]", "verbose": "false",
+			"startup-taint": "fairlead.io/agent-not-ready",
+		},
+		"IPv6":     {"healthz-bind-address": "[::]:10256"},
+		"only dns": {"proxy": "false", "healthz-bind-address": "127.0.0.1:10266", "cni-conf-dir": ""},
+	} {
+		flags := parse(t, rendered(t, renderings()[rendering])["DaemonSet"].(*appsv1.DaemonSet)).Flags
+		for name, value := range want {
+			if flags[name] != value {
+				t.Errorf("%s: --%s=%s, want %s", rendering, name, flags[name], value)
+			}
+		}
 	}
 }
 
@@ -439,7 +468,7 @@ func TestRefused(t *testing.T) {
 
 func off() map[string]any { return map[string]any{"enabled": false} }
 
-// TestValues: each value is in the schema and the other way round, and docs/install.md has a line for it.
+// TestValues: each value is in the schema and the other way round, docs/install.md has a line for it, and a template reads it.
 func TestValues(t *testing.T) {
 	var values map[string]any
 	text, err := Chart.ReadFile("chart/values.yaml")
@@ -459,7 +488,37 @@ func TestValues(t *testing.T) {
 		if !strings.Contains(string(docs), "| `"+name+"` |") {
 			t.Errorf("docs/install.md has no line for the value %s", name)
 		}
+		alone, ok := only(name)
+		if !ok {
+			t.Errorf("no rendering sets %s", name)
+			continue
+		}
+		plain := map[string]any{"apiServer": api}
+		before, err := Render("kube-system", plain)
+		must(t, err)
+		maps.Copy(plain, alone)
+		if after, err := Render("kube-system", plain); err != nil || after == before {
+			t.Errorf("%v changes nothing (%v)", alone, err)
+		}
 	}
+}
+
+// only is one value out of the renderings that set it.
+func only(name string) (map[string]any, bool) {
+	section, key, below := strings.Cut(name, ".")
+	for _, values := range renderings() {
+		if !below {
+			if v, ok := values[name]; ok && (name != "apiServer" || v != "") {
+				return map[string]any{name: v}, true
+			}
+			continue
+		}
+		all, _ := values[section].(map[string]any)
+		if v, ok := all[key]; ok {
+			return map[string]any{section: map[string]any{key: v}}, true
+		}
+	}
+	return nil, false
 }
 
 // leaves are the names of all values; a section whose keys are not the user's is taken apart.
