@@ -19,10 +19,10 @@ import (
 	"helm.sh/helm/v3/pkg/engine"
 )
 
-// Chart are the files of the chart, below the directory chart.
+// chartFiles are the files of the chart, below the directory chart.
 //
 //go:embed all:chart
-var Chart embed.FS
+var chartFiles embed.FS
 
 // Seccomp is the profile seccomp.json.
 //
@@ -60,11 +60,11 @@ func Render(namespace string, values map[string]any) (string, error) {
 
 func render(values map[string]any, release chartutil.ReleaseOptions, service string) (string, error) {
 	var files []*loader.BufferedFile
-	err := fs.WalkDir(Chart, "chart", func(name string, d fs.DirEntry, err error) error {
+	err := fs.WalkDir(chartFiles, "chart", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		data, err := Chart.ReadFile(name)
+		data, err := chartFiles.ReadFile(name)
 		files = append(files, &loader.BufferedFile{Name: strings.TrimPrefix(name, "chart/"), Data: data})
 		return err
 	})

@@ -471,11 +471,11 @@ func off() map[string]any { return map[string]any{"enabled": false} }
 // TestValues: each value is in the schema and the other way round, docs/install.md has a line for it, and a template reads it.
 func TestValues(t *testing.T) {
 	var values map[string]any
-	text, err := Chart.ReadFile("chart/values.yaml")
+	text, err := chartFiles.ReadFile("chart/values.yaml")
 	must(t, err)
 	must(t, yaml.UnmarshalStrict(text, &values))
 	var schema map[string]any
-	text, err = Chart.ReadFile("chart/values.schema.json")
+	text, err = chartFiles.ReadFile("chart/values.schema.json")
 	must(t, err)
 	must(t, json.Unmarshal(text, &schema))
 	docs, err := os.ReadFile("../docs/install.md")

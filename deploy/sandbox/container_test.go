@@ -18,7 +18,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -185,18 +185,13 @@ type container struct {
 	kill func()        // tells it to end
 }
 
-var counter struct {
-	sync.Mutex
-	n int
-}
+// started counts the containers.
+var started atomic.Int64
 
 // container makes the runtime's configuration of the DaemonSet's only container.
 func (c *cluster) container(img *image, o *objects) *container {
 	c.t.Helper()
-	counter.Lock()
-	counter.n++
-	k := &container{c: c, id: fmt.Sprintf("fairlead-test-%d-%d", os.Getpid(), counter.n), dir: c.t.TempDir(), out: newLines(), done: make(chan struct{})}
-	counter.Unlock()
+	k := &container{c: c, id: fmt.Sprintf("fairlead-test-%d-%d", os.Getpid(), started.Add(1)), dir: c.t.TempDir(), out: newLines(), done: make(chan struct{})}
 	pod := &o.daemonSet.Spec.Template.Spec
 	from := pod.Containers[0]
 	// What runc suggests is close to what container runtimes ask for: the same masked and read-only paths, and the same namespaces.
