@@ -491,7 +491,7 @@ func TestCircle(t *testing.T) {
 func TestCheckDNS(t *testing.T) {
 	snap := world(nil)
 	options := dns.Options{Blocks: []dns.Block{{Zones: []string{"."}, Cluster: &dns.Cluster{Zones: []string{"cluster.local.", "in-addr.arpa.", "ip6.arpa."}, TTL: 30 * time.Second}}},
-		Reverse: snap.ServiceCIDRs}
+		Reverse: append(slices.Clone(snap.ServiceCIDRs), netip.MustParsePrefix("10.244.0.0/16"))}
 	view, err := dns.NewView(options, snap)
 	if err != nil {
 		t.Fatal(err)
