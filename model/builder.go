@@ -28,6 +28,9 @@ var _ Objects = (*Builder)(nil)
 //
 // The zero cost of a quiet cluster and the small cost of a change come from here: only the Services that an object touched are
 // resolved again, and a Service that comes out as it was keeps its old pointer.
+//
+// What comes out follows from the objects that there are, and not from their history, with one exception: a pod of this node that was seen to end is out of
+// service though slices, which lag, still say that it is ready. Of a pod that was never seen nobody knows whether it is gone or new.
 type Builder struct {
 	last *Snapshot
 
@@ -41,6 +44,8 @@ type Builder struct {
 	health  claims[uint16]
 	// here are the Services that have a pod of this node among their endpoints: what becomes of the pod is known here first.
 	here map[Name]map[Name]struct{}
+	// gone are addresses that pods of this node had when they ended, with the pod, for as long as slices say that they are its.
+	gone map[netip.Addr]Name
 
 	config Config
 	ranges map[string][]netip.Prefix // by the ServiceCIDR's name
@@ -75,6 +80,7 @@ func NewBuilder(c Config) *Builder {
 		fronts:  make(claims[Frontend]),
 		health:  make(claims[uint16]),
 		here:    make(map[Name]map[Name]struct{}),
+		gone:    make(map[netip.Addr]Name),
 		dirty:   make(map[Name]struct{}),
 	}
 }
@@ -278,6 +284,7 @@ func (b *Builder) DeleteNode(name string) { deleteKey(b, &b.nodes, name) }
 
 // SetPod takes in a pod of this node.
 func (b *Builder) SetPod(p Pod) {
+	b.moveAddrs(p.Name, p.Addrs)
 	setValue(b, &b.pods, p.Name, &p)
 	b.touchServicesOf(p.Name)
 	if !b.config.Left.Has(Network) {
@@ -287,6 +294,7 @@ func (b *Builder) SetPod(p Pod) {
 
 // DeletePod forgets a pod.
 func (b *Builder) DeletePod(n Name) {
+	b.moveAddrs(n, nil)
 	deleteKey(b, &b.pods, n)
 	b.touchServicesOf(n)
 	b.setHostPorts(n, nil)
@@ -314,13 +322,59 @@ func (b *Builder) touchServicesOf(pod Name) {
 	}
 }
 
-// leaving reports whether an endpoint is a pod of this node that has been told to end.
-func (b *Builder) leaving(e *Endpoint) bool {
+// moveAddrs writes down which addresses a pod is about to have no more, and that those that it is about to have are its.
+func (b *Builder) moveAddrs(pod Name, addrs []netip.Addr) {
+	if old, ok := b.pods.get(pod); ok && !old.HostNetwork {
+		for _, a := range old.Addrs {
+			if !b.ofOther(a, pod) {
+				b.gone[a] = pod
+			}
+		}
+	}
+	for _, a := range addrs {
+		if was, ok := b.gone[a]; ok {
+			delete(b.gone, a)
+			b.touchServicesOf(was)
+		}
+	}
+}
+
+// ofOther reports whether another pod has an address.
+func (b *Builder) ofOther(a netip.Addr, pod Name) bool {
+	for n, p := range b.pods.table.All() {
+		if n != pod && slices.Contains(p.Addrs, a) {
+			return true
+		}
+	}
+	return false
+}
+
+// forgetGone forgets the addresses that no slice says to be those of pods that have ended.
+func (b *Builder) forgetGone() {
+	for a, pod := range b.gone {
+		named := false
+		for n := range b.here[pod] {
+			svc, _ := b.services.get(n)
+			i, found := slices.BinarySearchFunc(svc.Endpoints, a, func(e Endpoint, a netip.Addr) int { return e.Addr.Compare(a) })
+			named = named || found && svc.Endpoints[i].Pod == pod && b.isHere(&svc.Endpoints[i])
+		}
+		if !named {
+			delete(b.gone, a)
+		}
+	}
+}
+
+// leaving reports whether an endpoint is a pod of this node that has been told to end or is gone. What has ended is told first by the kubelet, and
+// by the slices a moment later.
+func (b *Builder) leaving(e *Endpoint) (leaving, gone bool) {
 	if !b.isHere(e) {
-		return false
+		return false, false
+	}
+	if pod, ok := b.gone[e.Addr]; ok && pod == e.Pod {
+		return true, true
 	}
 	p, ok := b.pods.get(e.Pod)
-	return ok && p.Terminating && slices.Contains(p.Addrs, e.Addr)
+	return ok && p.Terminating && slices.Contains(p.Addrs, e.Addr), false
 }
 
 // isHere reports whether an endpoint is a pod of this node, as the slices say.
@@ -347,6 +401,7 @@ func (b *Builder) Build() *Snapshot {
 		b.resolve(n)
 	}
 	b.dirty, b.specs = emptied(b.dirty), emptied(b.specs)
+	b.forgetGone()
 	if b.changed || b.last.Generation == 0 {
 		b.changed = false
 		config := b.config
@@ -572,13 +627,14 @@ func (c claims[K]) drop(k K, by claimant, winners *editor[K, Name]) {
 // Resolve joins a Service with its slices. Slices may overlap and name different ports; an endpoint found twice
 // counts once, and its best condition holds, because a slice that lags must not take a pod out of service.
 // A slice's port belongs to the Service's port of the same name and protocol. leaving tells of endpoints whose pods have just been told
-// to end, which the slices will say a moment later.
-func Resolve(spec ServiceSpec, slices_ []Slice, leaving func(*Endpoint) bool) *Service {
+// to end or are gone, which the slices will say a moment later.
+func Resolve(spec ServiceSpec, slices_ []Slice, leaving func(*Endpoint) (leaving, gone bool)) *Service {
 	svc := &Service{ServiceSpec: spec, Slices: len(slices_), Backends: make([][]Backend, len(spec.Ports))}
 	svc.Endpoints = endpoints(slices_)
 	copied := len(slices_) > 1
 	for i := range svc.Endpoints {
-		if !leaving(&svc.Endpoints[i]) {
+		leaves, gone := leaving(&svc.Endpoints[i])
+		if !leaves {
 			continue
 		}
 		if !copied {
@@ -586,7 +642,8 @@ func Resolve(spec ServiceSpec, slices_ []Slice, leaving func(*Endpoint) bool) *S
 		}
 		e := &svc.Endpoints[i]
 		e.Leaving, e.Terminating = true, true
-		e.Ready = e.Ready && spec.PublishNotReady
+		e.Ready = e.Ready && spec.PublishNotReady && !gone
+		e.Serving = e.Serving && !gone
 	}
 	for i, p := range spec.Ports {
 		svc.Backends[i] = svc.backends(p, slices_)

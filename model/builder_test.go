@@ -24,10 +24,12 @@ type world struct {
 	nodes    map[string]Node
 	pods     map[Name]Pod
 	ranges   map[string][]netip.Prefix
+	// gone are the pods that had an address last and have it no more, of those that slices go on naming.
+	gone map[netip.Addr]Name
 }
 
 func newWorld() *world {
-	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}, map[string][]netip.Prefix{}}
+	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}, map[string][]netip.Prefix{}, map[netip.Addr]Name{}}
 }
 
 // worldConfig is what every builder of such a world is told.
@@ -38,6 +40,10 @@ var worldConfig = Config{Self: "n1", DNS: []netip.Addr{addr("10.96.0.10")}, Pass
 // build takes everything in in an order of its own, which must not matter.
 func (w *world) build() *Snapshot {
 	b := NewBuilder(worldConfig)
+	for a, n := range w.gone {
+		b.SetPod(Pod{Name: n, Addrs: []netip.Addr{a}})
+		b.DeletePod(n)
+	}
 	for _, s := range w.services {
 		b.SetService(s)
 	}
@@ -54,6 +60,37 @@ func (w *world) build() *Snapshot {
 		b.SetServiceCIDR(name, r)
 	}
 	return b.Build()
+}
+
+// move writes down that a pod has these addresses from now on.
+func (w *world) move(n Name, addrs []netip.Addr) {
+	if old, ok := w.pods[n]; ok && !old.HostNetwork {
+		for _, a := range old.Addrs {
+			w.gone[a] = n
+		}
+	}
+	for _, a := range addrs {
+		delete(w.gone, a)
+	}
+	for other, p := range w.pods {
+		for _, a := range p.Addrs {
+			if other != n {
+				delete(w.gone, a)
+			}
+		}
+	}
+}
+
+// forget keeps of what is gone only what a Service's endpoints still say to be here.
+func (w *world) forget(snap *Snapshot) {
+	maps.DeleteFunc(w.gone, func(a netip.Addr, n Name) bool {
+		for _, svc := range snap.Services.All() {
+			if slices.ContainsFunc(svc.Endpoints, func(e Endpoint) bool { return e.Addr == a && e.Pod == n && e.Node == worldConfig.Self }) {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // step changes one thing in the world and tells the builder.
@@ -96,9 +133,11 @@ func (w *world) step(r *rand.Rand, b *Builder) {
 		p := randomPod(r)
 		n := p.Name
 		if r.IntN(3) == 0 {
+			w.move(n, nil)
 			delete(w.pods, n)
 			b.DeletePod(n)
 		} else {
+			w.move(n, p.Addrs)
 			w.pods[n] = p
 			b.SetPod(p)
 		}
@@ -230,11 +269,12 @@ func randomSlice(r *rand.Rand, svc Name) Slice {
 	return s
 }
 
-// TestBuilderAgainstNaive holds a long history against a fresh start at every step: what a builder says must not depend on how it got there.
+// TestBuilderAgainstNaive holds a long history against a fresh start at every step: what a builder says must not depend on how it got there. Pods of this
+// node that it has seen end while slices go on naming them are all that it remembers.
 func TestBuilderAgainstNaive(t *testing.T) {
 	r := seeded(t)
 	w, b := newWorld(), NewBuilder(worldConfig)
-	last := b.Build()
+	last, remembered := b.Build(), 0
 	for i := range 4000 {
 		for range 1 + r.IntN(3) {
 			w.step(r, b)
@@ -244,6 +284,11 @@ func TestBuilderAgainstNaive(t *testing.T) {
 		if got, want := snap.String(), fresh.String(); got != want {
 			t.Fatalf("step %d: the builder has\n%s\na fresh start has\n%s", i, got, want)
 		}
+		w.forget(fresh)
+		if !maps.Equal(b.gone, w.gone) {
+			t.Fatalf("step %d: the builder remembers %v, want %v", i, b.gone, w.gone)
+		}
+		remembered += len(w.gone)
 		checkIndexes(t, snap, fresh)
 		w.checkNames(t, b)
 		if last.String() != before {
@@ -253,6 +298,9 @@ func TestBuilderAgainstNaive(t *testing.T) {
 			t.Fatalf("step %d: generation %d to %d, same text: %t", i, last.Generation, snap.Generation, snap.String() == before)
 		}
 		last = snap
+	}
+	if remembered == 0 {
+		t.Error("no slice named a pod that was gone")
 	}
 }
 
@@ -426,7 +474,7 @@ func TestResolve(t *testing.T) {
 				s.Name = Name{"x", fmt.Sprint(i)}
 				all[i] = s
 			}
-			svc := Resolve(ServiceSpec{Ports: tt.ports}, all, func(*Endpoint) bool { return false })
+			svc := Resolve(ServiceSpec{Ports: tt.ports}, all, func(*Endpoint) (bool, bool) { return false, false })
 			var got []string
 			for _, b := range svc.Backends[0] {
 				got = append(got, b.AddrPort().String()+" "+b.State())

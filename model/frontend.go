@@ -64,8 +64,8 @@ const (
 	AtExternalIP
 	// AtNodePort is a node port.
 	AtNodePort
-	// AtLeaving is the address of an endpoint itself, whose pod runs on this node and has been told to end: nodes that do not know yet still
-	// send here.
+	// AtLeaving is the address of an endpoint itself, whose pod runs on this node and has been told to end, or has run here and is gone: nodes that do not
+	// know yet still send here.
 	AtLeaving
 	// AtHostPort is a port of this node that a pod of this node asks for.
 	AtHostPort

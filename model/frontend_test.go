@@ -357,8 +357,8 @@ func TestHintsWithoutNodeOrZone(t *testing.T) {
 	}
 }
 
-// An endpoint leaves when its own pod here is told to end, in whatever order the node hears of pod, slice and Service; and when the pod is gone
-// or is another one, it does not.
+// An endpoint leaves when its own pod here is told to end, in whatever order the node hears of pod, slice and Service; and when that has ended or is
+// gone, until slices say so too or the address is another pod's.
 func TestLeaving(t *testing.T) {
 	port := []Port{{Name: "http", Protocol: TCP, Port: 80}}
 	pod, svc := Name{"x", "p"}, Name{"x", "s"}
@@ -379,6 +379,7 @@ func TestLeaving(t *testing.T) {
 		{"second address", Pod{Name: pod, Addrs: addrsOf("fd00::1 10.0.0.1"), Terminating: true}, slice("n1", pod), false, true, "terminating, serving"},
 		{"another address", Pod{Name: pod, Addrs: addrsOf("10.0.0.2"), Terminating: true}, slice("n1", pod), false, false, "ready"},
 		{"another pod with the address", Pod{Name: pod, Addrs: addrsOf("10.0.0.1"), Terminating: true}, slice("n1", Name{"x", "q"}), false, false, "ready"},
+		{"an address of the node", Pod{Name: pod, Addrs: addrsOf("10.0.0.2"), HostNetwork: true}, slice("n1", pod), false, false, "ready"},
 		{"no pod", Pod{Name: pod, Addrs: addrsOf("10.0.0.1"), Terminating: true}, slice("n1", Name{}), false, false, "ready"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -407,10 +408,30 @@ func TestLeaving(t *testing.T) {
 					}
 				}
 				check("at first", tt.leaving, tt.wantedState)
+				ended, gone := tt.pod, "ready"
+				ended.Addrs = nil
+				its := slices.Contains(tt.pod.Addrs, addr("10.0.0.1")) && tt.slice.Endpoints[0].Pod == pod
+				if its {
+					gone = "terminating"
+				}
+				b.SetPod(ended)
+				check("when the pod has ended", its, gone)
 				b.DeletePod(pod)
-				check("when the pod is gone", false, "ready")
+				check("when the pod is gone", its, gone)
+				b.SetPod(Pod{Name: Name{"x", "next"}, Addrs: addrsOf("10.0.0.1")})
+				check("when another one has its address", false, "ready")
+				b.DeletePod(Name{"x", "next"})
+				check("when that one is gone", false, "ready")
 				b.SetPod(tt.pod)
 				check("when it is back", tt.leaving, tt.wantedState)
+				b.DeletePod(pod)
+				check("when it is gone again", its, gone)
+				empty := tt.slice
+				empty.Endpoints = nil
+				b.SetSlice(empty)
+				b.Build()
+				b.SetSlice(tt.slice)
+				check("when slices had forgotten it", false, "ready")
 			}
 		})
 	}
