@@ -25,6 +25,7 @@ import (
 	"github.com/fairlead/fairlead/health"
 	"github.com/fairlead/fairlead/hold"
 	"github.com/fairlead/fairlead/kube"
+	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/metrics"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
@@ -72,6 +73,9 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	held, err := hold.Inherited(ctx)
 	if err != nil {
 		return err
+	}
+	if err := linux.RunSoon(); err != nil {
+		log.Warn("while its processors are busy this node hears of changes late", "err", err)
 	}
 	n, err := newNode(cfg, version, held, log)
 	if err != nil {
