@@ -26,6 +26,7 @@ need containerd containerd
 need runc runc
 need mount mount
 need strace strace
+need iperf3 iperf3
 [ -e /usr/include/resolv.h ] || missing="$missing libc6-dev"
 [ -e /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
 if [ "${1-}" = bench-dns ]; then
@@ -54,7 +55,7 @@ if [ ! -e $policy ]; then
 fi
 # shellcheck disable=SC2086 # a list of words is meant
 apt-get install -q -y --no-install-recommends $missing >/dev/null
-for server in containerd gdnsd knot nsd unbound; do
+for server in containerd gdnsd iperf3 knot nsd unbound; do
 	case " $missing " in *" $server "*)
 		! command -v systemctl >/dev/null || systemctl disable --quiet "$server" || true ;;
 	esac

@@ -58,6 +58,7 @@ func TestDaemonSet(t *testing.T) {
 		{"walk", walk},
 		{"privileges", privileges},
 		{"upgrade", upgrade},
+		{"switched", switched},
 		{"pod deleted", podDeleted},
 		{"rule missing", ruleMissing},
 		{"uninstall", uninstall}, // the last
@@ -198,8 +199,9 @@ type traffic struct {
 	streams []*stream
 }
 
-// drive has a pod on every node make new connections by a URL, ask names and hold connections open. Servers and clients are made for it.
-func drive(t *testing.T, w *world, byName bool) *traffic {
+// drive has a pod on every node make new connections by a URL, so many a second together, ask names and hold connections open. Servers and clients are made
+// for it.
+func drive(t *testing.T, w *world, byName bool, rate int) *traffic {
 	t.Helper()
 	var manifest strings.Builder
 	for _, n := range w.Nodes {
@@ -232,7 +234,7 @@ func drive(t *testing.T, w *world, byName bool) *traffic {
 			eventually(t, bound, name+" from "+client.Name, func() error { return w.many(client, name, 10) })
 		}
 		name := fmt.Sprintf("asked-by-%s.%s.svc.cluster.local.", n.Name, namespace)
-		r.loads[n.Name+" connects"] = w.start(client.Name, url, 100)
+		r.loads[n.Name+" connects"] = w.start(client.Name, url, rate/len(w.Nodes))
 		r.loads[n.Name+" asks"] = w.run(w.Control, name, w.KubectlCommand("-n", namespace, "exec", client.Name, "--",
 			"/bin/shop", "dns", "-rate", "100", "-duration", "14m", name).Args)
 		for _, ip := range service.Spec.ClusterIPs {
@@ -358,7 +360,7 @@ func upgrade(t *testing.T, w *world) {
 			t.Fatal(err)
 		}
 	}
-	load := drive(t, w, true)
+	load := drive(t, w, true, 300)
 	for _, step := range []struct {
 		name, image string
 		args        []string
@@ -384,7 +386,7 @@ func upgrade(t *testing.T, w *world) {
 
 // podDeleted: an agent that is ended before the next one starts. Connections, new ones too, go on without it, and the other nodes answer its names.
 func podDeleted(t *testing.T, w *world) {
-	load := drive(t, w, false)
+	load := drive(t, w, false, 300)
 	was := w.settled()["n1"]
 	w.kubectl("-n", "kube-system", "delete", "pod", was.Name)
 	if err := w.RolledOut(interrupted); err != nil {
@@ -408,7 +410,7 @@ func ruleMissing(t *testing.T, w *world) {
 	if len(role.Rules) != len(rules)-1 {
 		t.Fatalf("the role has no rule for endpointslices: %v", rules)
 	}
-	load := drive(t, w, false)
+	load := drive(t, w, false, 300)
 	if role, err = roles.Update(interrupted, role, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -468,7 +470,7 @@ var stays = regexp.MustCompile(`^/proc/sys/net/(netfilter/nf_conntrack_(max|tcp_
 // had before, but for the settings that docs/install.md names.
 func uninstall(t *testing.T, w *world) {
 	image := w.image()
-	load := drive(t, w, false)
+	load := drive(t, w, false, 300)
 	manifest, err := w.Manifest(interrupted)
 	if err != nil {
 		t.Fatal(err)
