@@ -383,5 +383,8 @@ func TestPassingOn(t *testing.T) {
 	want("alone")
 	slice("10.244.1.5")
 	b.DeletePod(name)
+	want("gone, and slices do not know", "10.244.0.5:8080/TCP")
+	b.SetSlice(model.Slice{Name: name, Service: "a", Ports: []model.Port{{Protocol: model.TCP, Port: 8080}},
+		Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.244.1.5"), Node: "n2", Ready: true, Serving: true}}})
 	want("gone")
 }

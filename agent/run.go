@@ -179,7 +179,7 @@ func (n *Node) dataplane() metrics.Dataplane {
 
 func dropped() (map[string]uint64, error) {
 	d, err := nft.ReadDropped(nft.Options{})
-	return map[string]uint64{"no_local_endpoint": d.NoLocal, "not_in_source_ranges": d.NotAllowed}, err
+	return map[string]uint64{"no_local_endpoint": d.NoLocal, "not_in_source_ranges": d.NotAllowed, "refused_once": d.HeldBack}, err
 }
 
 // eligible reports whether load balancers may use this node, which is not known before the first snapshot.

@@ -55,6 +55,8 @@ type Agent struct {
 	NodePortAddrs []netip.Prefix
 	// PassOn has the node send new connections for a pod being ended on to another endpoint of its Service.
 	PassOn bool
+	// RetryRefused has the node hold a refusal by an endpoint back once, so that the client tries again and another endpoint may be chosen.
+	RetryRefused bool
 	// Clients are ranges of clients that the DNS answers beside the cluster's pods and nodes.
 	Clients []netip.Prefix
 	// NodeSearch are the search domains that the kubelet takes from the node's resolv.conf and gives to pods, without trailing dots.
@@ -92,7 +94,7 @@ func (a *Agent) Checkpoint() string { return filepath.Join(a.State, "checkpoint"
 func (a *Agent) View() model.Config {
 	return model.Config{
 		Self: a.Node, DNS: a.DNS, ServiceCIDRs: a.ServiceCIDRs, PodCIDRs: a.PodCIDRs, NodePortAddrs: a.NodePortAddrs,
-		KeepSource: a.KeepSource, Left: a.Left, PassOn: a.PassOn,
+		KeepSource: a.KeepSource, Left: a.Left, PassOn: a.PassOn, RetryRefused: a.RetryRefused,
 	}
 }
 
@@ -106,7 +108,7 @@ type Flags struct {
 	domains                              []string
 	dns, serviceCIDR, podCIDR, upstreams []string
 	nodePortAddrs                        []string
-	passOn                               bool
+	passOn, retryRefused                 bool
 	proxy                                bool
 	keepSource                           []string
 	healthz, metrics, startupTaint       string
@@ -140,6 +142,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringVar(&f.corefile, "dns-corefile", "", "CoreDNS Corefile, or `directory` that has one, to take what the DNS answers from, instead of --cluster-domain, --upstream and --dns-pods")
 	fs.StringSliceVar(&f.nodePortAddrs, "nodeport-addresses", nil, "`ranges` in which addresses of this node serve node ports (default: all but loopback)")
 	fs.BoolVar(&f.passOn, "pass-on-terminating", true, "send new connections that still arrive for a pod being ended on to another endpoint of its Service")
+	fs.BoolVar(&f.retryRefused, "retry-refused", true, "hold back once that an endpoint refuses a connection to its Service: a second later the client tries again, and another endpoint may be chosen")
 	fs.StringVar(&f.healthz, healthzFlag, "0.0.0.0:10256", "`ADDR:PORT` of /healthz and /livez; empty for none, as by default with --proxy=false")
 	fs.StringVar(&f.metrics, metricsFlag, "127.0.0.1:10249", "`ADDR:PORT` of /metrics, /proxyMode and /configz; empty for none, as by default with --proxy=false")
 	fs.StringVar(&f.startupTaint, "startup-taint", "fairlead.io/agent-not-ready", "`key` of the Node's taint to remove when this node can deliver; empty for none")
@@ -227,7 +230,7 @@ func (f *Flags) Agent() (*Agent, error) {
 	if a.Left == model.Proxy|model.Network && len(f.dns) == 0 {
 		fail("proxy", "with the service proxy, the cluster DNS and the pod network all left to others there is nothing to do: give --dns-ip, --cni-conf-dir or --proxy")
 	}
-	a.PassOn = f.passOn
+	a.PassOn, a.RetryRefused = f.passOn, f.retryRefused
 	a.Healthz, a.Metrics = f.address(healthzFlag, f.healthz, fail), f.address(metricsFlag, f.metrics, fail)
 	a.Conntrack = f.conntrack.check(fail)
 	if f.startupTaint != "" && len(validation.IsQualifiedName(f.startupTaint)) > 0 {

@@ -53,10 +53,10 @@ func TestAPIServers(t *testing.T) {
 // TestServing: what the service proxy serves where, by default and as asked.
 func TestServing(t *testing.T) {
 	for args, want := range map[string]string{
-		"--node n1 --dns-ip 10.96.0.10":               "[] true 0.0.0.0:10256 127.0.0.1:10249",
-		"--node n1 --dns-ip 10.96.0.10 --proxy=false": "[] true  ",
-		"--node n1 --dns-ip 10.96.0.10 --proxy=false --healthz-bind-address [::]:1 --metrics-bind-address [::1]:2":                                                         "[] true [::]:1 [::1]:2",
-		"--node n1 --dns-ip 10.96.0.10 --nodeport-addresses 127.0.0.0/8,192.0.2.0/24,fd00::/8 --pass-on-terminating=false --healthz-bind-address= --metrics-bind-address=": "[127.0.0.0/8 192.0.2.0/24 fd00::/8] false  ",
+		"--node n1 --dns-ip 10.96.0.10":               "[] true true 0.0.0.0:10256 127.0.0.1:10249",
+		"--node n1 --dns-ip 10.96.0.10 --proxy=false": "[] true true  ",
+		"--node n1 --dns-ip 10.96.0.10 --proxy=false --healthz-bind-address [::]:1 --metrics-bind-address [::1]:2":                                                                               "[] true true [::]:1 [::1]:2",
+		"--node n1 --dns-ip 10.96.0.10 --nodeport-addresses 127.0.0.0/8,192.0.2.0/24,fd00::/8 --pass-on-terminating=false --retry-refused=false --healthz-bind-address= --metrics-bind-address=": "[127.0.0.0/8 192.0.2.0/24 fd00::/8] false false  ",
 	} {
 		a, err := parse(t, args)
 		if err != nil {
@@ -64,7 +64,7 @@ func TestServing(t *testing.T) {
 		}
 		healthz, _ := a.Healthz.MarshalText() // of none, nothing
 		metrics, _ := a.Metrics.MarshalText()
-		if got := fmt.Sprintf("%v %t %s %s", a.NodePortAddrs, a.PassOn, healthz, metrics); got != want {
+		if got := fmt.Sprintf("%v %t %t %s %s", a.NodePortAddrs, a.PassOn, a.RetryRefused, healthz, metrics); got != want {
 			t.Errorf("%s\ngot  %s\nwant %s", args, got, want)
 		}
 	}

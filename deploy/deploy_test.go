@@ -6,7 +6,6 @@ package deploy
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -74,7 +73,7 @@ func renderings() map[string]map[string]any {
 		"a tag":              {"image": map[string]any{"tag": "next"}},
 		"everything": {
 			"apiServer": "api.example:6443,[2001:db8::1]:6443", "clusterDomain": "example.org",
-			"proxy": map[string]any{"nodePortAddresses": []any{"192.0.2.0/24", "2001:db8::/64"}, "passOnTerminating": false, "metricsBindAddress": "0.0.0.0:10249"},
+			"proxy": map[string]any{"nodePortAddresses": []any{"192.0.2.0/24", "2001:db8::/64"}, "passOnTerminating": false, "retryRefused": false, "metricsBindAddress": "0.0.0.0:10249"},
 			"dns": map[string]any{
 				"upstreams": []any{"192.0.2.53", "192.0.2.54"}, "pods": "verified", "clients": []any{"198.51.100.0/24"}, "nodeSearch": []any{"corp.example"},
 				"searchCompletion": "on", "suppressAAAA": "on", "clientRate": "100:200", "log": "sample:100",
@@ -218,8 +217,7 @@ func checkRoles(t *testing.T, values map[string]any, objects map[string]runtime.
 			t.Errorf("volume %s is not used", v.Name)
 		}
 	}
-	if _, port, err := net.SplitHostPort(cfg.Healthz); err != nil || fmt.Sprint(pod.Containers[0].LivenessProbe.HTTPGet.Port.IntVal) != port ||
-		(port == "10256") != on("proxy") {
+	if port := cfg.Healthz.Port(); pod.Containers[0].LivenessProbe.HTTPGet.Port.IntVal != int32(port) || (port == 10256) != on("proxy") {
 		t.Errorf("the probes ask port %s, the agent answers on %s", pod.Containers[0].LivenessProbe.HTTPGet.Port.String(), cfg.Healthz)
 	}
 }
@@ -229,7 +227,7 @@ func TestFlags(t *testing.T) {
 	for rendering, want := range map[string]map[string]string{
 		"everything": {
 			"node": "$(NODE_NAME)", "state": "/var/lib/other", "api-server": "[api.example:6443,[2001:db8::1]:6443]", "cluster-domain": "[example.org]",
-			"proxy": "true", "nodeport-addresses": "[192.0.2.0/24,2001:db8::/64]", "pass-on-terminating": "false", "startup-taint": "",
+			"proxy": "true", "nodeport-addresses": "[192.0.2.0/24,2001:db8::/64]", "pass-on-terminating": "false", "retry-refused": "false", "startup-taint": "",
 			"healthz-bind-address": "0.0.0.0:10256", "metrics-bind-address": "0.0.0.0:10249",
 			"dns-corefile": "/etc/fairlead/dns", "dns-clients": "[198.51.100.0/24]", "dns-node-search": "[corp.example]", "dns-search-completion": "on",
 			"dns-suppress-aaaa": "on", "dns-client-rate": "100:200", "dns-log": "sample:100", "dns-pods": "verified",

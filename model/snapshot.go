@@ -32,6 +32,8 @@ type Config struct {
 	Left Roles
 	// PassOn has this node send new connections that still arrive for a pod being ended on to another endpoint of its Service.
 	PassOn bool
+	// RetryRefused has this node let a connection to a Service that an endpoint refuses be tried once more.
+	RetryRefused bool
 	// OwnPorts are those that the agent itself listens on, each with what for as its name. No pod gets them, at whichever address.
 	OwnPorts []Port
 }

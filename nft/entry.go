@@ -116,9 +116,9 @@ func (c *conn) readChoice(f *family, code uint32) (x Choice, err error) {
 	return x, err
 }
 
-// Dropped counts packets since the table was made that got no answer: at a traffic policy Local without an endpoint here, and from clients
-// in none of a Service's source ranges.
-type Dropped struct{ NoLocal, NotAllowed uint64 }
+// Dropped counts packets since the table was made: those that got no answer, at a traffic policy Local without an endpoint here, and from clients
+// in none of a Service's source ranges; and refusals that were held back for another attempt.
+type Dropped struct{ NoLocal, NotAllowed, HeldBack uint64 }
 
 // ReadDropped reads the counters; they are zero if there is no table.
 func ReadDropped(o Options) (d Dropped, err error) {
@@ -127,7 +127,7 @@ func ReadDropped(o Options) (d Dropped, err error) {
 		return d, err
 	}
 	defer c.close()
-	for chain, n := range map[string]*uint64{chainNoLocal: &d.NoLocal, chainNotAllowed: &d.NotAllowed} {
+	for chain, n := range map[string]*uint64{chainNoLocal: &d.NoLocal, chainNotAllowed: &d.NotAllowed, chainHeldBack: &d.HeldBack} {
 		m := get(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, func(m *message) {
 			m.putString(unix.NFTA_RULE_TABLE, Table)
 			m.putString(unix.NFTA_RULE_CHAIN, chain)

@@ -165,8 +165,11 @@ const (
 	chainQuestions  = "dns-questions"
 	chainAnswers    = "dns-answers"
 	chainAnswerHere = "dns-here"
+	chainRefusals   = "refusals"
+	chainHeldBack   = "held-back"
 )
 
+func (f *family) chainRefused() string    { return "refused" + f.suffix }
 func (f *family) chainServices() string   { return "service" + f.suffix }
 func (f *family) chainSplit() string      { return "split" + f.suffix }
 func (f *family) chainGuard() string      { return "guard" + f.suffix }
@@ -204,7 +207,7 @@ func (f *family) fixedWays(k kind) map[uint32]string {
 
 // program is the whole of the rules but for the ways to groups. Only the elements of the sets ever change.
 var program = sync.OnceValue(func() []chain {
-	var pre, out, post, questions, answers []rule
+	var pre, out, post, questions, answers, refusals []rule
 	for _, f := range families {
 		guard := f.only()
 		toServices := rule{f.word, join(guard, jump(f.chainServices()))}
@@ -212,6 +215,7 @@ var program = sync.OnceValue(func() []chain {
 		post = append(post, rule{f.word, join(guard, jump(f.chainMasquerade()))})
 		questions = append(questions, f.dnsQuestions()...)
 		answers = append(answers, f.dnsAnswers())
+		refusals = append(refusals, rule{f.word, join(guard, jump(f.chainRefused()))})
 	}
 	chains := []chain{
 		{name: chainRefuse, rule: []rule{
@@ -221,14 +225,16 @@ var program = sync.OnceValue(func() []chain {
 		}},
 		{name: chainNoLocal, rule: []rule{{"counted", join(&expr.Counter{}, drop())}}},
 		{name: chainNotAllowed, rule: []rule{{"counted", join(&expr.Counter{}, drop())}}},
+		{name: chainHeldBack, rule: []rule{{"counted", join(&expr.Counter{}, drop())}}},
 		{name: chainAnswerHere, rule: []rule{
 			{"no conntrack, no NAT", join(&expr.Notrack{}, &expr.Verdict{Kind: expr.VerdictAccept})},
 		}},
 		{name: chainQuestions, rule: questions},
 		{name: chainAnswers, rule: answers},
+		{name: chainRefusals, rule: refusals},
 	}
 	for _, f := range families {
-		chains = append(chains, f.splitChain(), f.guardChain(), f.onwardChain(), f.serviceChain(), f.oursChain(), f.fromPodChain(), f.masqueradeChain())
+		chains = append(chains, f.splitChain(), f.guardChain(), f.onwardChain(), f.refusedChain(), f.serviceChain(), f.oursChain(), f.fromPodChain(), f.masqueradeChain())
 	}
 	return append(chains,
 		chain{"prerouting", &base{"nat", unix.NF_INET_PRE_ROUTING, -100}, pre},
@@ -239,6 +245,9 @@ var program = sync.OnceValue(func() []chain {
 			[]rule{{"questions", join(port53(destPort), jump(chainQuestions))}}},
 		chain{"raw-output", &base{"filter", unix.NF_INET_LOCAL_OUT, -300},
 			[]rule{{"answers", join(port53(sourcePort), jump(chainAnswers))}}},
+		// It sees every packet too, and looks at its flags first.
+		chain{"filter-prerouting", &base{"filter", unix.NF_INET_PRE_ROUTING, -150},
+			[]rule{{"a refusal", join(isRefusal(), jump(chainRefusals))}}},
 	)
 })
 
@@ -393,7 +402,10 @@ func (f *family) masqueradeChain() chain {
 	}}
 }
 
-const ctDNAT = 1 << 5 // IPS_DST_NAT
+const (
+	ctDNAT  = 1 << 5 // IPS_DST_NAT
+	ctDying = 1 << 9 // IPS_DYING
+)
 
 func (f *family) fromPodChain() chain {
 	return chain{name: f.chainFromPod(), rule: []rule{
@@ -403,9 +415,7 @@ func (f *family) fromPodChain() chain {
 
 // oursChain masquerades what this table has translated, and not what others have.
 func (f *family) oursChain() chain {
-	port := func(reg uint32) any { return &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg} }
-	at := []any{f.loadOriginal(reg0), loadProto(f.behind()), port(f.behind() + 1)}
-	anywhere := []any{loadProto(reg0), port(reg0 + 1)}
+	at, anywhere := f.loadOriginalFrontend(), loadOriginalPort()
 	var rules []rule
 	for _, way := range []struct {
 		comment string
@@ -431,6 +441,39 @@ func (f *family) loadOriginal(reg uint32) any {
 	r.attrs.put32(unix.NFTA_CT_DREG, reg)
 	r.attrs.put(unix.NFTA_CT_DIRECTION, []byte{0})
 	return r
+}
+
+// loadOriginalFrontend is loadFrontend for what the client has addressed. In front of it the nft tool wants to see which protocol has the port.
+func (f *family) loadOriginalFrontend() []any {
+	return []any{f.loadOriginal(reg0), loadProto(f.behind()), &expr.Ct{Key: expr.CtKeyPROTODST, Register: f.behind() + 1}}
+}
+
+// loadOriginalPort is the same without the address.
+func loadOriginalPort() []any {
+	return []any{loadProto(reg0), &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg0 + 1}}
+}
+
+// isRefusal matches the answer of a port on which nobody listens to the first packet of a connection that was translated. Of such a connection, to
+// which nobody had answered yet, conntrack keeps nothing: it is removed by the time that this is asked.
+func isRefusal() []any {
+	const flagsAt, finSynRstAck, rstAck = 13, 0x17, 0x14
+	const dnatAndDying = ctDNAT | ctDying
+	return join(payload(reg0, flagsAt, 1, expr.PayloadBaseTransportHeader),
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 1, Mask: []byte{finSynRstAck}, Xor: []byte{0}}, equal(reg0, rstAck), proto(model.TCP),
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0}, mask(reg0, dnatAndDying), equal(reg0, appendNumber(nil, dnatAndDying)...))
+}
+
+// refusedChain holds a refusal back, the first time, if it is an endpoint's: so the client sends its first packet again, a second later, and that is a new
+// connection for which an endpoint is chosen anew. By then this node knows of a pod that was being ended.
+func (f *family) refusedChain() chain {
+	client := join(f.only(), f.load(reg0, f.daddr), loadPort(f.behind(), destPort))
+	hold := join(f.only(), f.load(reg0, f.daddr), f.in(retrying), f.load(reg0, f.daddr), loadPort(f.behind(), destPort),
+		&expr.Dynset{SrcRegKey: reg0, SetName: sets[refused][f.index].name(), Operation: unix.NFT_DYNSET_OP_ADD}, jump(chainHeldBack))
+	return chain{name: f.chainRefused(), rule: []rule{
+		{"again", join(client, f.in(refused), &expr.Verdict{Kind: expr.VerdictAccept})},
+		{"by an endpoint of a Service", join(proto(model.TCP), f.only(), f.loadOriginalFrontend(), f.find(services), setCode(result), hold)},
+		{"at a node port", join(proto(model.TCP), f.only(), loadOriginalPort(), f.find(nodeports), setCode(result), hold)},
+	}}
 }
 
 func port53(end uint32) []any {

@@ -64,11 +64,13 @@ const (
 	allPods                 // ranges of all pods
 	cluster                 // ranges and addresses of the cluster's pods and nodes
 	kept                    // ranges outside that pods reach under their own addresses
+	retrying                // ranges of clients whose refused connections are to be tried once more
+	refused                 // client, port that has been refused just now; written by packets
 	kinds
 )
 
 var kindNames = [kinds]string{"services", "nodeports", "hostports", "hostports-at", "ways", "ends", "inside", "outside", "sources", "endpoints", "seats", "seated", "pins",
-	"vips", "ranges", "foreign", "nodeports-at", "nodeports-not-at", "dns", "hairpin", "pods", "all-pods", "cluster", "kept"}
+	"vips", "ranges", "foreign", "nodeports-at", "nodeports-not-at", "dns", "hairpin", "pods", "all-pods", "cluster", "kept", "retrying", "refused"}
 
 // A code is a number that a look-up finds and the next one starts from. Its upper bits are a group of endpoints or a junction, by number, its lower
 // bits the way on: which chain, or within a group with affinity the endpoint's seat.
@@ -82,6 +84,10 @@ const (
 	maxWays = 1 << 12
 	// maxPins bounds how many clients of Services with affinity are remembered, in each family; those beyond it are served without.
 	maxPins = 1 << 20
+	// maxRefused bounds how many refused connections wait for the second attempt, in each family; those beyond it are refused at once.
+	maxRefused = 1 << 16
+	// refusedFor is how long after the first refusal a second one is the same connection's. TCP tries again after a second (RFC 6298, 2.1).
+	refusedFor = 2500 * time.Millisecond
 )
 
 // The ways that are always there. Those to groups are numbered from firstWay on as they are needed.
@@ -156,6 +162,8 @@ var sets = func() (all [kinds][2]*set) {
 			{kind: allPods, key: f.addr, flags: unix.NFT_SET_INTERVAL},
 			{kind: cluster, key: f.addr, flags: unix.NFT_SET_INTERVAL},
 			{kind: kept, key: f.addr, flags: unix.NFT_SET_INTERVAL},
+			{kind: retrying, key: f.addr, flags: unix.NFT_SET_INTERVAL},
+			{kind: refused, key: to, flags: unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT, size: maxRefused, timeout: refusedFor},
 		} {
 			s.f = f
 			all[s.kind][f.index] = s

@@ -205,7 +205,7 @@ var plainSets = []struct {
 	{ofNodes | ofPods, []kind{pods, allPods, cluster}, wantRanges},
 	{ofPods, []kind{hairpin}, wantHairpin},
 	{ofDNS, []kind{dnsPorts}, wantDNS},
-	{ofConfig, []kind{ranges, portsOn, portsOff, kept}, wantConfig},
+	{ofConfig, []kind{ranges, portsOn, portsOff, kept, retrying}, wantConfig},
 	{ofForeign | ofConfig, []kind{foreign}, wantForeign},
 }
 
@@ -253,6 +253,9 @@ func wantConfig(s *model.Snapshot, add func(kind, *family, []byte)) {
 	}
 	if s.Left.Has(model.Proxy) {
 		return
+	}
+	if s.RetryRefused {
+		put(retrying, everywhere...)
 	}
 	put(portsOn, s.NodePortAddrs...)
 	if len(s.NodePortAddrs) == 0 {

@@ -1,0 +1,184 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/testnet"
+)
+
+// refusing is a road with the address of server 3, on which nothing listens.
+func refusing(t *testing.T, retry bool) *road {
+	r := newRoad(t)
+	r.b = model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, RetryRefused: retry})
+	for _, a := range podAddrs(2, 3) {
+		r.beyond.Addr("eth0", netip.PrefixFrom(a, map[bool]int{true: 24, false: 64}[a.Is4()]).String())
+	}
+	return r
+}
+
+// lead leads Service 1, which has a node port, to servers by number.
+func (r *road) lead(t *testing.T, servers ...int) {
+	t.Helper()
+	spec := clusterIP(1, model.Port{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080})
+	r.b.SetService(spec)
+	var eps [][2]netip.Addr
+	for _, i := range servers {
+		eps = append(eps, podAddrs(2, i))
+	}
+	setEndpoints(r.b, spec, 8080, eps...)
+	apply(t, r.target, r.b.Build())
+}
+
+// heldBack is how many refusals were.
+func (r *road) heldBack(t *testing.T) uint64 {
+	t.Helper()
+	d, err := ReadDropped(Options{NetNS: r.node.NS})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.HeldBack
+}
+
+// connect is a connection that is patient enough for several attempts.
+func connect(h *testnet.Host, to netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := h.Dial(ctx, "tcp", "", to)
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
+
+// callers are the clients for whom this node chooses an endpoint, each with where it finds the Service.
+func (r *road) callers() map[string]struct {
+	host *testnet.Host
+	to   [2]netip.AddrPort
+} {
+	vips, at := vipAddrs(1), func(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+	v := [2]netip.AddrPort{at(vips[0], 80), at(vips[1], 80)}
+	return map[string]struct {
+		host *testnet.Host
+		to   [2]netip.AddrPort
+	}{
+		"a pod": {r.pod, v}, "the node": {r.node, v},
+		"another host": {r.beyond, [2]netip.AddrPort{at(netip.MustParseAddr("10.244.2.254"), 30080), at(netip.MustParseAddr("fd00:244:0:2::fe"), 30080)}},
+	}
+}
+
+// A connection that an endpoint refuses is tried once more, and reaches the endpoint that there is by then.
+func TestRefusedIsTriedOnceMore(t *testing.T) {
+	r := refusing(t, true)
+	for name, c := range r.callers() {
+		for _, to := range c.to {
+			t.Run(fmt.Sprint(name, " ", to), func(t *testing.T) {
+				r.lead(t, 3)
+				before := r.heldBack(t)
+				connected := make(chan error, 1)
+				go func() { connected <- connect(c.host, to) }()
+				await(t, "the first refusal", func() (uint64, bool) { n := r.heldBack(t); return n, n == before+1 })
+				r.lead(t, 1)
+				if err := <-connected; err != nil {
+					t.Error(err)
+				}
+				if n := r.heldBack(t) - before; n != 1 {
+					t.Errorf("%d refusals held back, want 1", n)
+				}
+			})
+		}
+	}
+}
+
+// What is refused twice is refused, and a new connection has its own second attempt.
+func TestRefusedTwiceIsRefused(t *testing.T) {
+	r := refusing(t, true)
+	r.lead(t, 3)
+	for name, c := range r.callers() {
+		for _, to := range c.to {
+			for i := range 2 {
+				before := r.heldBack(t)
+				if err := connect(c.host, to); !errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("%s to %s: %v", name, to, err)
+				}
+				if n := r.heldBack(t) - before; n != 1 {
+					t.Errorf("%s to %s, connection %d: %d refusals held back, want 1", name, to, i, n)
+				}
+			}
+		}
+	}
+}
+
+// Nothing is held back that no endpoint of a Service has said, or not to the first packet; nor anything where it is not wanted.
+func TestRefusalsThatAreNotHeldBack(t *testing.T) {
+	for _, retry := range []bool{true, false} {
+		r := refusing(t, retry)
+		if !retry {
+			r.lead(t, 3)
+			for name, c := range r.callers() {
+				for _, to := range c.to {
+					if err := connect(c.host, to); !errors.Is(err, unix.ECONNREFUSED) {
+						t.Errorf("not wanted, %s to %s: %v", name, to, err)
+					}
+				}
+			}
+		}
+		for i, a := range podAddrs(2, 3) {
+			if err := connect(r.pod, netip.AddrPortFrom(a, 8080)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("to a pod itself: %v", err)
+			}
+			r.lead(t)
+			if err := connect(r.pod, netip.AddrPortFrom(vipAddrs(1)[i], 80)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("to a Service without endpoints: %v", err)
+			}
+			r.lead(t, 3)
+			r.resets(t, a, netip.AddrPortFrom(vipAddrs(1)[i], 80))
+		}
+		if n := r.heldBack(t); n != 0 {
+			t.Errorf("wanted %t: %d refusals held back", retry, n)
+		}
+	}
+}
+
+// resets has a server at an endpoint's address accept a connection and reset it, which the client must hear of.
+func (r *road) resets(t *testing.T, at netip.Addr, to netip.AddrPort) {
+	t.Helper()
+	l, err := r.beyond.NS.Listen("tcp", netip.AddrPortFrom(at, 8080).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			c.Read(make([]byte, 1)) // the client knows of the connection
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := r.pod.Dial(ctx, "tcp", "", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := conn.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, conn); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("a connection that was reset: %v", err)
+	}
+}
