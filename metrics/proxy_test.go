@@ -56,7 +56,7 @@ func TestExposition(t *testing.T) {
 	p := New(Options{
 		Dataplane: func() Dataplane { return Dataplane{1, 20, 300, 4000, 50000, 6} },
 		Dropped: func() (map[string]uint64, error) {
-			return map[string]uint64{"no_local_endpoint": 7, "not_in_source_ranges": 8, "refused_once": 9}, nil
+			return map[string]uint64{"no_local_endpoint": 7, "not_in_source_ranges": 8}, nil
 		},
 		Now: c.Now,
 	})
