@@ -102,6 +102,8 @@ func abs(path string) string {
 type world struct {
 	*bed.Cluster
 	t testing.TB
+	// exec runs the program of examples/shop in a pod, and returns what it printed.
+	exec func(pod string, args ...string) (string, error)
 }
 
 // enter is the cluster that a scenario asks for: the one that the last scenario had, if it is of the same kind.
@@ -122,7 +124,8 @@ func enter(t testing.TB, o bed.Options) *world {
 		}
 		current.cluster, current.options = c, o
 	}
-	w := &world{current.cluster, t}
+	w := &world{Cluster: current.cluster, t: t}
+	w.exec = w.kubectlExec
 	t.Cleanup(w.check)
 	w.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: " + namespace + "}")
 	return w
@@ -131,7 +134,7 @@ func enter(t testing.TB, o bed.Options) *world {
 // alike reports whether a cluster of one kind will do for a scenario that asks for the other.
 func alike(a, b bed.Options) bool {
 	return a.Nodes == b.Nodes && a.Proxy == b.Proxy && a.DNS == b.DNS && a.Network == b.Network && slices.Equal(a.AgentArgs, b.AgentArgs) &&
-		reflect.ValueOf(a.Install).Pointer() == reflect.ValueOf(b.Install).Pointer() && a.Taint == b.Taint && a.NoPodCIDRs == b.NoPodCIDRs
+		reflect.ValueOf(a.Install).Pointer() == reflect.ValueOf(b.Install).Pointer() && a.Taint == b.Taint && a.Bare == b.Bare && a.NoPodCIDRs == b.NoPodCIDRs
 }
 
 // check fails the test if a part of the cluster has ended that should not have.
@@ -141,9 +144,6 @@ func (w *world) check() {
 		needs = append(needs, n.Containerd, n.Kubelet, n.KubeProxy, n.Agent)
 	}
 	for _, p := range needs {
-		if p == nil {
-			continue
-		}
 		if err := p.Gone(); err != nil {
 			w.t.Error(err)
 		}
@@ -279,10 +279,14 @@ func lines[T any](t testing.TB, text string) []T {
 	return out
 }
 
+func (w *world) kubectlExec(pod string, args ...string) (string, error) {
+	return w.Kubectl(interrupted, "", append([]string{"-n", namespace, "exec", pod, "--", "/bin/shop"}, args...)...)
+}
+
 // ask runs the program of examples/shop in a pod and returns its answers, one for each thing asked. What failed is in them.
 func (w *world) ask(pod string, args ...string) []answer {
 	w.t.Helper()
-	out, err := w.Kubectl(interrupted, "", append([]string{"-n", namespace, "exec", pod, "--", "/bin/shop"}, args...)...)
+	out, err := w.exec(pod, args...)
 	if err != nil && out == "" {
 		w.t.Fatal(err)
 	}

@@ -549,7 +549,7 @@ func TestNodeWithoutPodCIDR(t *testing.T) {
 		if err := c.ApplyDaemonSet(ctx); err != nil {
 			return err
 		}
-		w := &world{c, t} // whose Fatal this goroutine, which is not the test's, must not call
+		w := &world{Cluster: c, t: t} // whose Fatal this goroutine, which is not the test's, must not call
 		const want = `Node "n1" has no pod CIDR yet; kube-controller-manager gives it one with --allocate-node-cidrs`
 		if err := within(time.Minute, "fairlead status naming what is missing", func() error {
 			pods, err := w.agents()

@@ -90,7 +90,7 @@ spec:
 			asked++
 		}
 		// And names outside the cluster are asked for outside.
-		if out, err := w.Kubectl(interrupted, "", "-n", namespace, "exec", client.Name, "--", "/bin/shop", "dns", "-n", "1", bed.OutsideName); err != nil {
+		if out, err := w.exec(client.Name, "dns", "-n", "1", bed.OutsideName); err != nil {
 			t.Errorf("%s asks for %s: %v: %s", client.Name, bed.OutsideName, err, out)
 		}
 	}

@@ -7,6 +7,7 @@ module github.com/fairlead/fairlead/test/kubernetes
 go 1.26.0
 
 require (
+	github.com/containernetworking/cni v1.3.1
 	github.com/fairlead/fairlead v0.0.0
 	github.com/miekg/dns v1.1.73
 	github.com/vishvananda/netlink v1.3.1

@@ -57,6 +57,9 @@ type Options struct {
 	Programs, Own string
 	// Install brings Fairlead to a cluster that has its nodes: [OnHosts], which is the same as nil, or [AsDaemonSet].
 	Install func(context.Context, *Cluster) error `json:"-"`
+	// Bare has nodes without a kubelet and a container runtime. They are registered, with the addresses that they have, and are ready; their pods are run by
+	// who makes the cluster, and so is the word that they go on being ready, which the controller manager doubts after 50 seconds.
+	Bare bool
 	// AgentArgs are more arguments for the agents of [OnHosts].
 	AgentArgs []string
 	// Taint is the key of a taint with which the kubelets register their nodes, empty for none.

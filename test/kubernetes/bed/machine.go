@@ -357,8 +357,11 @@ func (p *Process) Kill() {
 	<-p.ended
 }
 
-// Gone is an error, with the end of the log, once the process has ended.
+// Gone is an error, with the end of the log, once the process has ended. One that there is not, nil, has not.
 func (p *Process) Gone() error {
+	if p == nil {
+		return nil
+	}
 	select {
 	case <-p.ended:
 		return fmt.Errorf("%s has ended (%w); it said:\n%s", p.name, p.err, tail(p.Log))

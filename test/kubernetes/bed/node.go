@@ -19,10 +19,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Node is a machine with containerd and a kubelet.
+// Node is a machine, usually with containerd and a kubelet.
 type Node struct {
 	*Machine
-	// Containerd and Kubelet are always there, KubeProxy where it is the proxy, and Agent where Fairlead runs as a program of
+	// Containerd and Kubelet are there unless the cluster is bare, KubeProxy where it is the proxy, and Agent where Fairlead runs as a program of
 	// the node's; nil in a cluster that another process made.
 	Containerd, Kubelet, KubeProxy, Agent *Process
 
@@ -54,6 +54,14 @@ func (c *Cluster) imagesFile() string { return filepath.Join(c.dir, "images.tar"
 
 // startNodes starts containerd and the kubelet on every node.
 func (c *Cluster) startNodes(ctx context.Context) error {
+	if c.Options.Bare {
+		for _, n := range c.Nodes {
+			if err := c.register(ctx, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	images := []image{
 		{ImagePause, c.program("pause"), "bin/pause"},
 		{ImageShop, c.own("shop"), "bin/shop"},
@@ -74,6 +82,23 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		})
 	}
 	return all.Wait()
+}
+
+// register does for a bare node what a kubelet does first.
+func (c *Cluster) register(ctx context.Context, n *Node) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelHostname: n.Name}}}
+	node, err := c.Kube.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("register node %s: %w", n.Name, err)
+	}
+	for _, a := range n.Addrs() {
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+	}
+	node.Status.Conditions = append(node.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()})
+	if _, err := c.Kube.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("say that node %s is ready: %w", n.Name, err)
+	}
+	return nil
 }
 
 func (c *Cluster) startNode(ctx context.Context, n *Node) (err error) {
@@ -186,7 +211,10 @@ func (c *Cluster) waitReady(ctx context.Context) error {
 			}
 			return ready(node)
 		}, n.Kubelet, n.Containerd); err != nil {
-			return fmt.Errorf("%w; the kubelet said:\n%s", err, tail(n.Kubelet.Log))
+			if n.Kubelet != nil {
+				err = fmt.Errorf("%w; the kubelet said:\n%s", err, tail(n.Kubelet.Log))
+			}
+			return err
 		}
 	}
 	if c.Options.DNS == CoreDNS {
