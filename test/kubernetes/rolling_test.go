@@ -29,9 +29,8 @@ var (
 const bound = 30 * time.Second
 
 // TestRolling: all pods of a Service are replaced, again and again, under a steady load of new connections by name, from every node. The
-// incumbents' figure is stated beside Fairlead's, which must be next to nothing: a kubelet ends a pod's program without waiting for anybody, and
-// on a machine where everything waits for a processor the agent of the pod's node may hear of it too late. -allowed=0 is for one with processors
-// to spare. For the same reason two pods are replaced at a time.
+// incumbents' figure is stated beside Fairlead's, which must be next to nothing: what a program has not accepted yet when it closes its socket is lost
+// whoever sent it there. Two pods are replaced at a time, as two processors carry no more.
 func TestRolling(t *testing.T) {
 	if testing.Short() {
 		*rolls = 1
