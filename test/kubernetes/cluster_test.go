@@ -137,8 +137,15 @@ func alike(a, b bed.Options) bool {
 		reflect.ValueOf(a.Install).Pointer() == reflect.ValueOf(b.Install).Pointer() && a.Taint == b.Taint && a.Bare == b.Bare && a.NoPodCIDRs == b.NoPodCIDRs
 }
 
-// check fails the test if a part of the cluster has ended that should not have.
+// check fails the test if a part of the cluster has ended that should not have. Of a test that has failed it tells what the agents say.
 func (w *world) check() {
+	for _, n := range w.Nodes {
+		if w.t.Failed() && n.Agent != nil {
+			said, _ := n.Output(interrupted, own+"/fairlead", "status", "--socket", "/var/lib/fairlead/agent/agent.sock")
+			log, _ := n.Output(interrupted, "tail", "-n", "20", n.Agent.Log)
+			w.t.Logf("%s\n%s", said, log)
+		}
+	}
 	needs := []*bed.Process{w.Etcd, w.APIServer, w.ControllerManager, w.Scheduler}
 	for _, n := range w.Nodes {
 		needs = append(needs, n.Containerd, n.Kubelet, n.KubeProxy, n.Agent)

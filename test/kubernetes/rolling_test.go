@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/test/kubernetes/bed"
@@ -102,6 +103,22 @@ spec:
 	t.Cleanup(func() { w.remove("deployments", "pods", "services") })
 	clients := w.wait("app=client")
 	w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=300s")
+	// The slices are the controller manager's, which after an outage may take a minute before it hears from the API server again.
+	eventually(t, 2*time.Minute, "slices of rolling", func() error {
+		list, err := w.Kube.DiscoveryV1().EndpointSlices(namespace).List(interrupted, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=rolling"})
+		ready := 0
+		for _, s := range list.Items {
+			for _, e := range s.Endpoints {
+				if *e.Conditions.Ready {
+					ready++
+				}
+			}
+		}
+		if err == nil && ready != *replicas {
+			err = fmt.Errorf("%d endpoints are ready", ready)
+		}
+		return err
+	})
 	for _, c := range clients {
 		eventually(t, bound, "rolling from "+c.Name, func() error {
 			if a := w.ask(c.Name, "get", "-timeout", "1s", "http://rolling/self")[0]; a.Error != "" {
