@@ -32,7 +32,7 @@ test-unit: ## every package's tests, as root those against the kernel too; unpri
 	$(GO) test -count=1 $(PACKAGES)
 
 test-race: ## the packages with the most goroutines, under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -count=1 -race ./agent ./dns ./examples/shop/shop ./ipam ./model
+	CGO_ENABLED=1 $(GO) test -count=1 -race ./agent ./checkpoint ./dns ./examples/shop/shop ./hold ./ipam ./kube ./model
 
 test-cluster: build ## the scenarios on a one-machine cluster of 3 nodes; needs root
 	$(GO) test -count=1 -v -timeout 20m ./test/cluster

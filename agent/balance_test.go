@@ -264,11 +264,18 @@ func TestHealthAddrsAreFollowed(t *testing.T) {
 	host.Addr("lo", "10.9.0.1/32")
 	synctest.Test(t, func(t *testing.T) {
 		ranges := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
+		var mu sync.Mutex
 		open := make(map[string]bool)
 		n := &Node{cfg: &config.Agent{NodePortAddrs: ranges}, state: NewState(), plane: nft.New(nft.Options{}), proxy: metrics.New(metrics.Options{})}
 		n.ports = health.NewPorts(health.PortsOptions{Healthy: func() bool { return true }, Listen: func(_ context.Context, _, addr string) (net.Listener, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			open[addr] = true
-			return &deaf{closed: make(chan struct{}), gone: func() { delete(open, addr) }}, nil
+			return &deaf{closed: make(chan struct{}), gone: func() {
+				mu.Lock()
+				defer mu.Unlock()
+				delete(open, addr)
+			}}, nil
 		}})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
@@ -280,6 +287,8 @@ func TestHealthAddrsAreFollowed(t *testing.T) {
 		want := func(when, list string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if got := strings.Join(slices.Sorted(maps.Keys(open)), " "); got != list {
 				t.Errorf("%s: answered at %q, want %q", when, got, list)
 			}

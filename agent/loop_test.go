@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,6 +40,27 @@ type stage struct {
 	turn Turn
 	// onApply runs while the dataplane is being written.
 	onApply func()
+	// mu is passed by whoever looks at the stage or changes it: the story and the loop wait for each other by the bubble's time, of which the race
+	// detector knows nothing.
+	mu sync.Mutex
+}
+
+func (s *stage) fence() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+}
+
+// sleep lets time pass, and settle waits until the loop has nothing to do: for the story.
+func (s *stage) sleep(d time.Duration) {
+	s.fence()
+	time.Sleep(d)
+	s.settle()
+}
+
+func (s *stage) settle() {
+	s.fence()
+	synctest.Wait()
+	s.fence()
 }
 
 func newStage() *stage {
@@ -48,12 +70,16 @@ func newStage() *stage {
 func (s *stage) Changed() <-chan struct{} { return s.changed }
 
 func (s *stage) Triggers() []kube.Trigger {
+	s.fence()
+	defer s.fence()
 	out := s.triggers
 	s.triggers = nil
 	return out
 }
 
 func (s *stage) Snapshot() *model.Snapshot {
+	s.fence()
+	defer s.fence()
 	if !s.synced {
 		return nil
 	}
@@ -73,6 +99,8 @@ func (s *stage) signal() {
 }
 
 func (s *stage) do(what string, snap *model.Snapshot) error {
+	s.fence()
+	defer s.fence()
 	s.done = append(s.done, fmt.Sprint(what, " ", snap.Generation))
 	return s.fail[what]
 }
@@ -84,10 +112,12 @@ func (s *stage) Publish(snap *model.Snapshot, refused ...model.Name) {
 	for _, n := range refused {
 		s.done = append(s.done, "without "+n.String())
 	}
+	s.fence()
 }
 
 func (s *stage) Programmed(service model.Name, at time.Time) {
 	s.answered = append(s.answered, kube.Trigger{Service: service, At: at})
+	s.fence()
 }
 
 func (s *stage) Add(_ context.Context, snap *model.Snapshot) error   { return s.do("routes", snap) }
@@ -102,6 +132,7 @@ func (s *stage) Apply(_ context.Context, snap *model.Snapshot) error {
 
 func (s *stage) Verify(context.Context) error {
 	s.verified++
+	s.fence()
 	return nil
 }
 
@@ -129,7 +160,7 @@ func playMeasured(t *testing.T, s *stage, story func(*testing.T, *State, *metric
 
 func (s *stage) expect(t *testing.T, want ...string) {
 	t.Helper()
-	synctest.Wait()
+	s.settle()
 	if !slices.Equal(s.done, want) {
 		t.Fatalf("the loop did\n  %s\nwant\n  %s", strings.Join(s.done, ", "), strings.Join(want, ", "))
 	}
@@ -169,7 +200,7 @@ func TestNeverPublishedUnacknowledged(t *testing.T) {
 			s.fail[target] = errors.New("the kernel says no")
 			play(t, s, func(t *testing.T, state *State) {
 				s.signal()
-				synctest.Wait()
+				s.settle()
 				if slices.Contains(s.done, "publish 1") || state.Acknowledged() != nil {
 					t.Fatalf("published although %s failed: %v", target, s.done)
 				}
@@ -177,14 +208,13 @@ func TestNeverPublishedUnacknowledged(t *testing.T) {
 					t.Errorf("progress %+v", p)
 				}
 				s.done = nil
-				time.Sleep(retryFirst)
-				synctest.Wait()
+				s.sleep(retryFirst)
 				if len(s.done) == 0 {
 					t.Fatal("not tried again")
 				}
 				delete(s.fail, target)
 				s.done = nil
-				time.Sleep(2 * retryFirst)
+				s.sleep(2 * retryFirst)
 				s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
 			})
 		})
@@ -203,7 +233,7 @@ func TestQuarantine(t *testing.T) {
 			t.Errorf("progress %+v", p)
 		}
 		delete(s.fail, "dataplane")
-		time.Sleep(retryFirst)
+		s.sleep(retryFirst)
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
 	})
 }
@@ -218,7 +248,7 @@ func TestFailedPruneIsTriedAgain(t *testing.T) {
 			t.Error("a route that could not be removed held back what was added")
 		}
 		delete(s.fail, "prune")
-		time.Sleep(retryFirst)
+		s.sleep(retryFirst)
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
 	})
 }
@@ -226,14 +256,12 @@ func TestFailedPruneIsTriedAgain(t *testing.T) {
 func TestVerifiesWhatIsApplied(t *testing.T) {
 	s := newStage()
 	play(t, s, func(t *testing.T, _ *State) {
-		time.Sleep(2*verifyEvery + time.Second)
-		synctest.Wait()
+		s.sleep(2*verifyEvery + time.Second)
 		if s.verified != 0 {
 			t.Error("verified before anything was applied")
 		}
 		s.signal()
-		time.Sleep(2 * verifyEvery)
-		synctest.Wait()
+		s.sleep(2 * verifyEvery)
 		if s.verified != 4 { // routes and dataplane
 			t.Errorf("verified %d times in two periods", s.verified)
 		}
@@ -245,8 +273,7 @@ func TestRetriesSlowDown(t *testing.T) {
 	s.fail["dataplane"] = errors.New("no")
 	play(t, s, func(t *testing.T, _ *State) {
 		s.signal()
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		s.sleep(time.Minute)
 		tries := 0
 		for _, d := range s.done {
 			if strings.HasPrefix(d, "dataplane") {
@@ -276,7 +303,7 @@ func TestChangesWhileBusyComeAsOne(t *testing.T) {
 	}
 	play(t, s, func(t *testing.T, _ *State) {
 		s.signal()
-		time.Sleep(time.Second)
+		s.sleep(time.Second)
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1",
 			"announce 6", "routes 6", "dataplane 6", "publish 6", "prune 6")
 	})
@@ -291,7 +318,7 @@ func TestWait(t *testing.T) {
 		}
 		go wait(t.Context(), 2)
 		s.signal()
-		synctest.Wait()
+		s.settle()
 		if len(got) != 0 {
 			t.Fatal("Wait returned too early")
 		}
@@ -315,11 +342,11 @@ func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
 		const name = "kubeproxy_network_programming_duration_seconds"
 		s.fail["dataplane"] = errors.New("no")
 		early := time.Now().Add(-time.Second) // before this agent started
-		time.Sleep(3 * time.Second)
+		s.sleep(3 * time.Second)
 		shop := model.Name{Namespace: "shop", Name: "orders"}
 		s.triggers = []kube.Trigger{{Service: shop, At: time.Now().Add(-2 * time.Second)}, {IPv6: true, At: time.Now()}, {At: early}}
 		s.signal()
-		synctest.Wait()
+		s.settle()
 		if n, _ := observed(t, m, name, "IPv4"); n != 0 {
 			t.Errorf("%d observations of what failed", n)
 		}
@@ -327,8 +354,7 @@ func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
 			t.Errorf("the names were told of %v, which failed", s.answered)
 		}
 		delete(s.fail, "dataplane")
-		time.Sleep(retryFirst)
-		synctest.Wait()
+		s.sleep(retryFirst)
 		if len(s.answered) != 3 || s.answered[0].Service != shop {
 			t.Errorf("the names were told of %v", s.answered)
 		}
@@ -338,7 +364,7 @@ func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
 			}
 		}
 		s.change()
-		synctest.Wait()
+		s.settle()
 		if n, _ := observed(t, m, name, "IPv4"); n != 1 {
 			t.Errorf("%d observations after a change without a trigger", n)
 		}
@@ -350,13 +376,13 @@ func TestNothingToProgram(t *testing.T) {
 	s := newStage()
 	playMeasured(t, s, func(t *testing.T, _ *State, m *metrics.Proxy) {
 		s.change()
-		synctest.Wait()
-		time.Sleep(time.Second)
+		s.settle()
+		s.sleep(time.Second)
 		done := len(s.done)
 		s.triggers = []kube.Trigger{{At: time.Now()}}
 		m.EndpointsChanged()
 		s.signal()
-		synctest.Wait()
+		s.settle()
 		if len(s.done) > done {
 			t.Errorf("programmed %q", s.done[done:])
 		}
@@ -430,26 +456,26 @@ func TestYield(t *testing.T) {
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()
 		s.change()
-		synctest.Wait()
+		s.settle()
 		if len(s.done) > 0 {
 			t.Fatalf("before its turn: %q", s.done)
 		}
 		s.change() // while it waits
 		want := s.builder.Build()
 		other.grant <- struct{}{}
-		synctest.Wait()
+		s.settle()
 		if state.Acknowledged() != want {
 			t.Fatalf("not the newest: %q", s.done)
 		}
 		other.yield <- struct{}{}
 		done, verified := len(s.done), s.verified
 		s.change()
-		time.Sleep(time.Hour)
+		s.sleep(time.Hour)
 		if len(s.done) > done || s.verified > verified || state.Acknowledged() != want {
 			t.Errorf("after it yielded: %q", s.done[done:])
 		}
 		other.grant <- struct{}{}
-		synctest.Wait()
+		s.settle()
 		if s.verified < verified+2 || state.Acknowledged() == want { // the routes, and the dataplane
 			t.Errorf("when it is its turn again: %d looks, %q", s.verified-verified, s.done[done:])
 		}
