@@ -28,6 +28,12 @@ const converged = time.Minute
 // names, connections to pods that live. When the API server is back, what is new then is everywhere within a minute, and what has become of the
 // pods half a minute after Kubernetes itself knows.
 func TestAPIServerAway(t *testing.T) {
+	// After an outage the controllers back off for minutes, and write no slices of new Services: the next scenario gets a cluster of its own.
+	t.Cleanup(func() {
+		if err := leave(); err != nil {
+			t.Error(err)
+		}
+	})
 	w := enter(t, all)
 	var manifest, news strings.Builder
 	for _, n := range w.Nodes {

@@ -103,7 +103,7 @@ spec:
 	t.Cleanup(func() { w.remove("deployments", "pods", "services") })
 	clients := w.wait("app=client")
 	w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=300s")
-	// The slices are the controller manager's, which after an outage may take a minute before it hears from the API server again.
+	// The slices are the controller manager's.
 	eventually(t, 2*time.Minute, "slices of rolling", func() error {
 		list, err := w.Kube.DiscoveryV1().EndpointSlices(namespace).List(interrupted, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=rolling"})
 		ready := 0
