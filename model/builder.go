@@ -326,7 +326,7 @@ func (b *Builder) touchServicesOf(pod Name) {
 func (b *Builder) moveAddrs(pod Name, addrs []netip.Addr) {
 	if old, ok := b.pods.get(pod); ok && !old.HostNetwork {
 		for _, a := range old.Addrs {
-			if !b.ofOther(a, pod) {
+			if !slices.Contains(addrs, a) && !b.ofOther(a, pod) {
 				b.gone[a] = pod
 			}
 		}
