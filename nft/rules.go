@@ -215,7 +215,7 @@ var program = sync.OnceValue(func() []chain {
 		post = append(post, rule{f.word, join(guard, jump(f.chainMasquerade()))})
 		questions = append(questions, f.dnsQuestions()...)
 		answers = append(answers, f.dnsAnswers())
-		refusals = append(refusals, rule{f.word, join(guard, jump(f.chainRefused()))})
+		refusals = append(refusals, rule{f.word, join(guard, f.load(reg0, f.daddr), f.in(retrying), jump(f.chainRefused()))})
 	}
 	chains := []chain{
 		{name: chainRefuse, rule: []rule{
@@ -467,8 +467,7 @@ func isRefusal() []any {
 // connection for which an endpoint is chosen anew. By then this node knows of a pod that was being ended.
 func (f *family) refusedChain() chain {
 	client := join(f.only(), f.load(reg0, f.daddr), loadPort(f.behind(), destPort))
-	hold := join(f.only(), f.load(reg0, f.daddr), f.in(retrying), f.load(reg0, f.daddr), loadPort(f.behind(), destPort),
-		&expr.Dynset{SrcRegKey: reg0, SetName: sets[refused][f.index].name(), Operation: unix.NFT_DYNSET_OP_ADD}, jump(chainHeldBack))
+	hold := join(client, &expr.Dynset{SrcRegKey: reg0, SetName: sets[refused][f.index].name(), Operation: unix.NFT_DYNSET_OP_ADD}, jump(chainHeldBack))
 	return chain{name: f.chainRefused(), rule: []rule{
 		{"again", join(client, f.in(refused), &expr.Verdict{Kind: expr.VerdictAccept})},
 		{"by an endpoint of a Service", join(proto(model.TCP), f.only(), f.loadOriginalFrontend(), f.find(services), setCode(result), hold)},
