@@ -45,13 +45,7 @@ func (r *road) stay(t *testing.T, affinity time.Duration, servers ...int) {
 	t.Helper()
 	spec := clusterIP(1, http, sip)
 	spec.Affinity = affinity
-	r.b.SetService(spec)
-	var eps [][2]netip.Addr
-	for _, i := range servers {
-		eps = append(eps, podAddrs(2, i))
-	}
-	setEndpoints(r.b, spec, 8080, eps...)
-	apply(t, r.target, r.b.Build())
+	r.lead(t, spec, servers...)
 }
 
 // restart has another process's Target take over what is there.

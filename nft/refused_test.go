@@ -19,28 +19,16 @@ import (
 	"github.com/fairlead/fairlead/testnet"
 )
 
-// refusing is a road with the address of server 3, on which nothing listens.
+// refusing is a road with server 3, which refuses.
 func refusing(t *testing.T, retry bool) *road {
 	r := newRoad(t)
 	r.b = model.NewBuilder(model.Config{Self: "n1", DNS: dnsAddrs, RetryRefused: retry})
-	for _, a := range podAddrs(2, 3) {
-		r.beyond.Addr("eth0", netip.PrefixFrom(a, map[bool]int{true: 24, false: 64}[a.Is4()]).String())
-	}
+	r.house(3)
 	return r
 }
 
-// lead leads Service 1, which has a node port, to servers by number.
-func (r *road) lead(t *testing.T, servers ...int) {
-	t.Helper()
-	spec := clusterIP(1, model.Port{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080})
-	r.b.SetService(spec)
-	var eps [][2]netip.Addr
-	for _, i := range servers {
-		eps = append(eps, podAddrs(2, i))
-	}
-	setEndpoints(r.b, spec, 8080, eps...)
-	apply(t, r.target, r.b.Build())
-}
+// atNodePort is Service 1 with a node port.
+var atNodePort = clusterIP(1, model.Port{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080})
 
 // heldBack is how many refusals were.
 func (r *road) heldBack(t *testing.T) uint64 {
@@ -63,19 +51,18 @@ func connect(h *testnet.Host, to netip.AddrPort) error {
 	return err
 }
 
-// callers are the clients for whom this node chooses an endpoint, each with where it finds the Service.
-func (r *road) callers() map[string]struct {
+// caller is a client for whom this node chooses an endpoint, with where it finds the Service in each family.
+type caller struct {
 	host *testnet.Host
 	to   [2]netip.AddrPort
-} {
-	vips, at := vipAddrs(1), func(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
-	v := [2]netip.AddrPort{at(vips[0], 80), at(vips[1], 80)}
-	return map[string]struct {
-		host *testnet.Host
-		to   [2]netip.AddrPort
-	}{
-		"a pod": {r.pod, v}, "the node": {r.node, v},
-		"another host": {r.beyond, [2]netip.AddrPort{at(netip.MustParseAddr("10.244.2.254"), 30080), at(netip.MustParseAddr("fd00:244:0:2::fe"), 30080)}},
+}
+
+func (r *road) callers() map[string]caller {
+	vips := vipAddrs(1)
+	virtual := [2]netip.AddrPort{netip.AddrPortFrom(vips[0], 80), netip.AddrPortFrom(vips[1], 80)}
+	return map[string]caller{
+		"a pod": {r.pod, virtual}, "the node": {r.node, virtual},
+		"another host": {r.beyond, [2]netip.AddrPort{netip.MustParseAddrPort("10.244.2.254:30080"), netip.MustParseAddrPort("[fd00:244:0:2::fe]:30080")}},
 	}
 }
 
@@ -85,12 +72,12 @@ func TestRefusedIsTriedOnceMore(t *testing.T) {
 	for name, c := range r.callers() {
 		for _, to := range c.to {
 			t.Run(fmt.Sprint(name, " ", to), func(t *testing.T) {
-				r.lead(t, 3)
+				r.lead(t, atNodePort, 3)
 				before := r.heldBack(t)
 				connected := make(chan error, 1)
 				go func() { connected <- connect(c.host, to) }()
 				await(t, "the first refusal", func() (uint64, bool) { n := r.heldBack(t); return n, n == before+1 })
-				r.lead(t, 1)
+				r.lead(t, atNodePort, 1)
 				if err := <-connected; err != nil {
 					t.Error(err)
 				}
@@ -105,7 +92,7 @@ func TestRefusedIsTriedOnceMore(t *testing.T) {
 // What is refused twice is refused, and a new connection has its own second attempt.
 func TestRefusedTwiceIsRefused(t *testing.T) {
 	r := refusing(t, true)
-	r.lead(t, 3)
+	r.lead(t, atNodePort, 3)
 	for name, c := range r.callers() {
 		for _, to := range c.to {
 			for i := range 2 {
@@ -126,7 +113,7 @@ func TestRefusalsThatAreNotHeldBack(t *testing.T) {
 	for _, retry := range []bool{true, false} {
 		r := refusing(t, retry)
 		if !retry {
-			r.lead(t, 3)
+			r.lead(t, atNodePort, 3)
 			for name, c := range r.callers() {
 				for _, to := range c.to {
 					if err := connect(c.host, to); !errors.Is(err, unix.ECONNREFUSED) {
@@ -139,11 +126,11 @@ func TestRefusalsThatAreNotHeldBack(t *testing.T) {
 			if err := connect(r.pod, netip.AddrPortFrom(a, 8080)); !errors.Is(err, unix.ECONNREFUSED) {
 				t.Errorf("to a pod itself: %v", err)
 			}
-			r.lead(t)
+			r.lead(t, atNodePort)
 			if err := connect(r.pod, netip.AddrPortFrom(vipAddrs(1)[i], 80)); !errors.Is(err, unix.ECONNREFUSED) {
 				t.Errorf("to a Service without endpoints: %v", err)
 			}
-			r.lead(t, 3)
+			r.lead(t, atNodePort, 3)
 			r.resets(t, a, netip.AddrPortFrom(vipAddrs(1)[i], 80))
 		}
 		if n := r.heldBack(t); n != 0 {

@@ -57,11 +57,18 @@ func newRoad(t *testing.T) *road {
 	return r
 }
 
-// serve makes a server, by number, at podAddrs(2, i).
-func (r *road) serve(i int) {
+// house gives a server, by number, its addresses, podAddrs(2, i), at which nothing listens.
+func (r *road) house(i int) {
 	for _, a := range podAddrs(2, i) {
 		bits := map[bool]int{true: 24, false: 64}[a.Is4()]
 		r.beyond.Addr("eth0", netip.PrefixFrom(a, bits).String())
+	}
+}
+
+// serve makes a server, by number.
+func (r *road) serve(i int) {
+	r.house(i)
+	for _, a := range podAddrs(2, i) {
 		r.beyond.EchoAs(a.String(), "tcp", netip.AddrPortFrom(a, 8080).String())
 		r.beyond.EchoAs(a.String(), "udp", netip.AddrPortFrom(a, 8081).String())
 	}
@@ -70,7 +77,12 @@ func (r *road) serve(i int) {
 // endpoints leads Service 1 to some of the servers, by number.
 func (r *road) endpoints(t *testing.T, servers ...int) {
 	t.Helper()
-	spec := clusterIP(1, http, sip)
+	r.lead(t, clusterIP(1, http, sip), servers...)
+}
+
+// lead leads a Service to some of the servers, by number.
+func (r *road) lead(t *testing.T, spec model.ServiceSpec, servers ...int) {
+	t.Helper()
 	r.b.SetService(spec)
 	var eps [][2]netip.Addr
 	for _, i := range servers {
