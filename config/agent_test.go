@@ -64,7 +64,7 @@ func TestServing(t *testing.T) {
 		}
 		healthz, _ := a.Healthz.MarshalText() // of none, nothing
 		metrics, _ := a.Metrics.MarshalText()
-		if got := fmt.Sprintf("%v %t %t %s %s", a.NodePortAddrs, a.PassOn, a.RetryRefused, healthz, metrics); got != want {
+		if got := fmt.Sprintf("%v %t %t %s %s", a.View().NodePortAddrs, a.View().PassOn, a.View().RetryRefused, healthz, metrics); got != want {
 			t.Errorf("%s\ngot  %s\nwant %s", args, got, want)
 		}
 	}

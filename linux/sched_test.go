@@ -52,8 +52,8 @@ func TestRunSoon(t *testing.T) {
 		if err != nil {
 			continue // it has ended
 		}
-		if got := time.Duration(attr.Runtime); before.Runtime != 0 && got != Slice || attr.Nice != before.Nice || attr.Policy != before.Policy {
-			t.Errorf("thread %d: slice %v, nice %d, policy %d; want %v, %d, %d", tid, got, attr.Nice, attr.Policy, Slice, before.Nice, before.Policy)
+		if got := time.Duration(attr.Runtime); before.Runtime != 0 && got != shortSlice || attr.Nice != before.Nice || attr.Policy != before.Policy {
+			t.Errorf("thread %d: slice %v, nice %d, policy %d; want %v, %d, %d", tid, got, attr.Nice, attr.Policy, shortSlice, before.Nice, before.Policy)
 		}
 	}
 }
