@@ -6,18 +6,18 @@ package kubernetes
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -28,7 +28,7 @@ import (
 // network namespaces that the CNI plugin has attached. What differs from TestWalk is not Fairlead's.
 func TestWalkWithoutKubelets(t *testing.T) {
 	w := enter(t, bed.Options{Nodes: 3, Bare: true})
-	r := &runner{w: w, pods: map[string]*podProcess{}}
+	r := &runner{w: w, cache: t.TempDir(), pods: map[string]*podProcess{}}
 	ctx, cancel := context.WithCancel(interrupted)
 	var ended sync.WaitGroup
 	ended.Go(func() { r.run(ctx) })
@@ -40,9 +40,10 @@ func TestWalkWithoutKubelets(t *testing.T) {
 
 // runner does with Pod objects what a kubelet does, as far as the scenarios need it.
 type runner struct {
-	w    *world
-	mu   sync.Mutex
-	pods map[string]*podProcess
+	w     *world
+	cache string // libcni's
+	mu    sync.Mutex
+	pods  map[string]*podProcess
 }
 
 // podProcess is a pod that runs.
@@ -100,15 +101,19 @@ func (r *runner) begin(ctx context.Context, p *corev1.Pod) error {
 	if _, err := node.Output(ctx, "sh", "-c", `ip netns add "$0" && ip -n "$0" link set lo up && mkdir -p /etc/netns/"$0" && printf %s "$1" >/etc/netns/"$0"/resolv.conf`, p.Name, resolv); err != nil {
 		return fmt.Errorf("start pod %s: %w", p.Name, err)
 	}
-	out, err := r.plugin(ctx, node, "ADD", p)
+	cni, list, runtime, err := r.network(ctx, node, p)
 	if err != nil {
 		return fmt.Errorf("attach pod %s: %w", p.Name, err)
 	}
-	created, err := types100.NewResult(out)
+	got, err := cni.AddNetworkList(ctx, list, runtime)
+	if err != nil {
+		return fmt.Errorf("attach pod %s: %w", p.Name, err)
+	}
+	result, err := types100.NewResultFromResult(got)
 	if err != nil {
 		return fmt.Errorf("attach pod %s: read the result: %w", p.Name, err)
 	}
-	for _, ip := range created.(*types100.Result).IPs {
+	for _, ip := range result.IPs {
 		a, _ := netip.AddrFromSlice(ip.Address.IP)
 		x.addrs = append(x.addrs, a.Unmap())
 	}
@@ -147,7 +152,11 @@ func (r *runner) end(ctx context.Context, p *corev1.Pod, x *podProcess) error {
 		if x.process != nil {
 			x.process.Kill()
 		}
-		if _, err := r.plugin(ctx, x.node, "DEL", p); err != nil {
+		cni, list, runtime, err := r.network(ctx, x.node, p)
+		if err == nil {
+			err = cni.DelNetworkList(ctx, list, runtime)
+		}
+		if err != nil {
 			return fmt.Errorf("detach pod %s: %w", p.Name, err)
 		}
 		if _, err := x.node.Output(ctx, "ip", "netns", "del", p.Name); err != nil {
@@ -164,33 +173,39 @@ func (r *runner) end(ctx context.Context, p *corev1.Pod, x *podProcess) error {
 	return nil
 }
 
-// plugin calls the CNI plugin that the agent has put onto the node, with the configuration that it has written.
-func (r *runner) plugin(ctx context.Context, n *bed.Node, verb string, p *corev1.Pod) ([]byte, error) {
+// network is the configuration that the agent has written, and what attaches a pod by it to a node as a container runtime does.
+func (r *runner) network(ctx context.Context, n *bed.Node, p *corev1.Pod) (*libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.RuntimeConf, error) {
 	text, err := n.Output(ctx, "sh", "-c", "cat /etc/cni/net.d/*.conflist")
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	var list struct {
-		CNIVersion, Name string
-		Plugins          []map[string]any
-	}
-	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list.Plugins) != 1 {
-		return nil, fmt.Errorf("read the configuration %q: %d plugins, %w", text, len(list.Plugins), err)
-	}
-	conf := list.Plugins[0]
-	conf["cniVersion"], conf["name"] = list.CNIVersion, list.Name
-	stdin, err := json.Marshal(conf)
+	list, err := libcni.NetworkConfFromBytes([]byte(text))
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
+	cni := libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin"}, r.cache, &onNode{node: n})
+	return cni, list, &libcni.RuntimeConf{ContainerID: p.Name, NetNS: "/run/netns/" + p.Name, IfName: "eth0", Args: [][2]string{{"IgnoreUnknown", "1"},
+		{"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name}, {"K8S_POD_UID", string(p.UID)}}}, nil
+}
+
+// onNode runs CNI plugins on a node, whose files they are.
+type onNode struct {
+	version.PluginDecoder
+	node *bed.Node
+}
+
+// FindInPath implements invoke.Exec.
+func (*onNode) FindInPath(plugin string, paths []string) (string, error) {
+	return filepath.Join(paths[0], plugin), nil
+}
+
+// ExecPlugin implements invoke.Exec.
+func (e *onNode) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
-	cmd := n.Command("env", "CNI_COMMAND="+verb, "CNI_CONTAINERID="+p.Name, "CNI_NETNS=/run/netns/"+p.Name, "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin",
-		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE="+p.Namespace+";K8S_POD_NAME="+p.Name+";K8S_POD_UID="+string(p.UID), "/opt/cni/bin/"+fmt.Sprint(conf["type"]))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	if err := n.Run(ctx, cmd); err != nil {
-		var said types.Error
-		_ = json.Unmarshal(stdout.Bytes(), &said)
-		return nil, fmt.Errorf("%w: %s%s", err, said.Msg, strings.TrimSpace(stderr.String()))
+	cmd := e.node.Command(path)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), &stdout, &stderr
+	if err := e.node.Run(ctx, cmd); err != nil {
+		return nil, fmt.Errorf("run CNI plugin: %w: %s%s", err, &stdout, &stderr)
 	}
 	return stdout.Bytes(), nil
 }

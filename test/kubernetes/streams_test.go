@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/netip"
 	"os/exec"
 	"regexp"
@@ -122,43 +123,39 @@ func (b *bulk) Write(p []byte) (int, error) {
 // transfer starts them, in the pods' network namespaces.
 func transfer(t *testing.T, from, to string, addr netip.Addr, streams int) *bulk {
 	t.Helper()
-	b := &bulk{what: from + " to " + to, streams: streams, ended: make(chan error, 1)}
-	b.start(t, to, nil, "-s", "-p", bulkPort)
+	iperf(t, to, nil, "-s", "-p", bulkPort)
 	eventually(t, bound, "start of iperf3 in "+to, func() error {
 		ns := podNS(t, to)
 		defer ns.Close()
-		conn, err := ns.Dial(interrupted, "tcp", netip.AddrPortFrom(netip.IPv6Loopback(), 5201).String())
+		conn, err := ns.Dial(interrupted, "tcp", "[::1]:"+bulkPort)
 		if err == nil {
 			conn.Close()
 		}
 		return err
 	})
-	b.start(t, from, b, "-c", addr.String(), "-p", bulkPort, "-P", fmt.Sprint(streams), "-b", fmt.Sprintf("%dM", bulkRate), "-t", "840", "-i", "1", "--forceflush", "-f", "m")
+	b := &bulk{what: from + " to " + to, streams: streams}
+	b.ended = iperf(t, from, b, "-c", addr.String(), "-p", bulkPort, "-P", fmt.Sprint(streams), "-b", fmt.Sprintf("%dM", bulkRate), "-t", "840", "-i", "1", "--forceflush", "-f", "m")
 	b.goesOn(t)
 	return b
 }
 
-// start starts iperf3 in a pod; out is nil for the server.
-func (b *bulk) start(t *testing.T, pod string, out *bulk, args ...string) {
+// iperf starts iperf3 in a pod until the test ends. What it prints goes to out, if that is not nil, and how it ends to the channel.
+func iperf(t *testing.T, pod string, out io.Writer, args ...string) (ended chan error) {
 	t.Helper()
 	ns := podNS(t, pod)
 	defer ns.Close()
 	cmd := exec.Command("iperf3", args...)
-	if out != nil {
-		cmd.Stdout, cmd.Stderr = out, out
-	}
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := ns.Do(cmd.Start); err != nil {
 		t.Fatalf("start iperf3 in %s: %v", pod, err)
 	}
-	ended := make(chan error, 1)
+	ended = make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	if out != nil {
-		b.ended = ended
-	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-ended
 	})
+	return ended
 }
 
 // interval is a line about one stream in one second.
