@@ -29,6 +29,9 @@
 // DNS that find a socket of this node are taken out of conntrack before all of this, see [Target.AnswerDNS]. Behind the choice of
 // a route, the source of some packets becomes this node's address; model.Snapshot.Masquerade says of which and why.
 //
+// A reset that answers the first packet of a connection which these rules have translated is dropped once for each client's port, which refused4 holds for a
+// while, if the client is in retrying4: everybody or nobody. The client then begins again, and so do the rules (docs/design/0004).
+//
 // The invariant: after [Target.Apply], the table is a function of the snapshot (but for the order of a Service's endpoints, and for what is
 // quarantined), however it came about, and [Dump] prints it. The way in is [New] and Apply; [Cleanup] takes the table away.
 //
@@ -43,7 +46,7 @@
 //
 // For the first packet of a connection to a Service: three look-ups, two more at a junction, and with affinity three more. For the first packet
 // of any other connection: three, and for one to this node's own addresses eight. Behind the choice of a route, for the source, two to five for
-// either. None for all that follow; in raw, one comparison of the port.
+// either. None for all that follow; but each packet's port is compared in raw, and one octet of it behind connection tracking.
 //
 // For a change: what changed. The values of services4 are numbers and not verdicts, because the kernel checks all verdicts of a table in each
 // transaction that adds one (measured on 6.18: 14 µs for one change among 10 elements, 5 ms among 20,000; with numbers it is the same at every size).
