@@ -362,7 +362,8 @@ func TestEligible(t *testing.T) {
 	}
 }
 
-// TestPassingOn: an ending pod of this node is named as long as another endpoint can take its connections.
+// TestPassingOn: an ending pod of this node is named as long as another endpoint can take its connections, and a moment longer than
+// slices name it.
 func TestPassingOn(t *testing.T) {
 	b := model.NewBuilder(model.Config{Self: "n1", PassOn: true})
 	name := model.Name{Namespace: "x", Name: "a"}
@@ -395,5 +396,10 @@ func TestPassingOn(t *testing.T) {
 	want("gone, and slices do not know", "10.244.0.5:8080/TCP")
 	b.SetSlice(model.Slice{Name: name, Service: "a", Ports: []model.Port{{Protocol: model.TCP, Port: 8080}},
 		Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.244.1.5"), Node: "n2", Ready: true, Serving: true}}})
+	want("gone a moment ago", "10.244.0.5:8080/TCP")
+	for b.Lingers() {
+		b.Tick()
+		b.Build()
+	}
 	want("gone")
 }

@@ -72,6 +72,7 @@ type Source struct {
 	synced   time.Time
 	triggers []Trigger
 	flawed   map[string]string // objects of which something is left out, and what
+	ticking  bool              // a tick of the builder is due
 }
 
 // New prepares the watches; nothing is sent before Run.
@@ -267,7 +268,24 @@ func (s *Source) Snapshot() *model.Snapshot {
 	if s.unsynced > 0 && !s.relying {
 		return nil
 	}
-	return s.builder.Build()
+	snap := s.builder.Build()
+	if !s.ticking && s.builder.Lingers() {
+		s.ticking = true
+		time.AfterFunc(tick, s.tick)
+	}
+	return snap
+}
+
+// tick is between the builder's ticks while endpoints linger, so for one to two seconds: slices reach the slowest of the nodes within that, and a client that
+// has a pod's own address does not meet another in its place for long.
+const tick = time.Second
+
+func (s *Source) tick() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ticking = false
+	s.builder.Tick()
+	s.signal()
 }
 
 // Waiting names the watches that have not been complete yet, in the order they are made.

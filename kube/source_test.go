@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -49,7 +51,7 @@ func newFeedKeeping(t *testing.T, kept *model.Builder) *feed {
 		t.Fatal(err)
 	}
 	f := &feed{t: t}
-	f.s = New(Options{Client: client, Config: model.Config{Self: "n1"}, Kept: kept, Events: &f.heard, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
+	f.s = New(Options{Client: client, Config: model.Config{Self: "n1", PassOn: true}, Kept: kept, Events: &f.heard, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
 	return f
 }
 
@@ -235,6 +237,48 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%s: %v; Services %s, want %s; told %+v, want %+v", tt.does, err, f.services(), tt.want, f.heard, tt.told)
 		}
 	}
+}
+
+// TestLinger: an endpoint that was a pod of this node stays known for one to two seconds after pod and slice are gone, and each time something is about to be
+// forgotten there is a signal. Then nothing ticks any more.
+func TestLinger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFeed(t)
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p"}, Spec: corev1.PodSpec{NodeName: "n1"},
+			Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.244.0.1"}}}}
+		slice, node := sliceOf("a", "10.244.0.1", "10.244.0.2"), "n1"
+		slice.Endpoints[0].NodeName, slice.Endpoints[0].TargetRef = &node, &corev1.ObjectReference{Kind: "Pod", Namespace: "x", Name: "p"}
+		f.stream("services", serviceAt("a", "10.96.0.1"))
+		f.stream("endpointslices", slice)
+		f.stream("pods", pod)
+		f.stream("nodes")
+		want := func(when, services string, signal bool) {
+			t.Helper()
+			if got := f.changed(); got != signal {
+				t.Errorf("%s: a signal: %t, want %t", when, got, signal)
+			}
+			if got := f.services(); got != services {
+				t.Errorf("%s: Services %s, want %s", when, got, services)
+			}
+		}
+		const both, one = "a [10.96.0.1] with 2", "a [10.96.0.1] with 1"
+		want("at first", both, true)
+		_ = f.store("pods").Delete(pod)
+		want("pod gone", both, true)
+		time.Sleep(time.Hour)
+		want("slices behind", both, false)
+		_ = f.store("endpointslices").Update(sliceOf("a", "10.244.0.2"))
+		want("slice gone", both, true)
+		for _, tt := range []struct {
+			after    time.Duration
+			services string
+			signal   bool
+		}{{tick - 1, both, false}, {1, both, true}, {tick - 1, both, false}, {1, one, true}, {time.Hour, one, false}} {
+			time.Sleep(tt.after)
+			synctest.Wait()
+			want("later", tt.services, tt.signal)
+		}
+	})
 }
 
 // asked keeps what an API server is asked for, and has nothing.

@@ -30,7 +30,8 @@ var _ Objects = (*Builder)(nil)
 // resolved again, and a Service that comes out as it was keeps its old pointer.
 //
 // What comes out follows from the objects that there are, and not from their history, with one exception: a pod of this node that was seen to end is out of
-// service though slices, which lag, still say that it is ready. Of a pod that was never seen nobody knows whether it is gone or new.
+// service though slices, which lag, still say that it is ready, and is known to have been an endpoint for a moment after they have forgotten it, because
+// other nodes lag too and still send to it. Of a pod that was never seen nobody knows whether it is gone or new.
 type Builder struct {
 	last *Snapshot
 
@@ -44,8 +45,10 @@ type Builder struct {
 	health  claims[uint16]
 	// here are the Services that have a pod of this node among their endpoints: what becomes of the pod is known here first.
 	here map[Name]map[Name]struct{}
-	// gone are addresses that pods of this node had when they ended, with the pod, for as long as slices say that they are its.
+	// gone are addresses that pods of this node had when they ended, with the pod, for as long as it is an endpoint of some Service.
 	gone map[netip.Addr]Name
+	// lingering are endpoints that were leaving when slices forgot them, by Service.
+	lingering map[Name][]lingerer
 
 	config Config
 	ranges map[string][]netip.Prefix // by the ServiceCIDR's name
@@ -68,20 +71,21 @@ type Builder struct {
 // NewBuilder starts from nothing.
 func NewBuilder(c Config) *Builder {
 	return &Builder{
-		config:  c,
-		ranges:  make(map[string][]netip.Prefix),
-		last:    &Snapshot{Config: c},
-		specs:   make(map[Name]*ServiceSpec),
-		slices:  make(map[Name][]Slice),
-		owner:   make(map[Name]string),
-		vips:    make(claims[netip.Addr]),
-		foreign: make(claims[netip.Addr]),
-		hosts:   make(claims[netip.Addr]),
-		fronts:  make(claims[Frontend]),
-		health:  make(claims[uint16]),
-		here:    make(map[Name]map[Name]struct{}),
-		gone:    make(map[netip.Addr]Name),
-		dirty:   make(map[Name]struct{}),
+		config:    c,
+		ranges:    make(map[string][]netip.Prefix),
+		last:      &Snapshot{Config: c},
+		specs:     make(map[Name]*ServiceSpec),
+		slices:    make(map[Name][]Slice),
+		owner:     make(map[Name]string),
+		vips:      make(claims[netip.Addr]),
+		foreign:   make(claims[netip.Addr]),
+		hosts:     make(claims[netip.Addr]),
+		fronts:    make(claims[Frontend]),
+		health:    make(claims[uint16]),
+		here:      make(map[Name]map[Name]struct{}),
+		gone:      make(map[netip.Addr]Name),
+		lingering: make(map[Name][]lingerer),
+		dirty:     make(map[Name]struct{}),
 	}
 }
 
@@ -349,7 +353,7 @@ func (b *Builder) ofOther(a netip.Addr, pod Name) bool {
 	return false
 }
 
-// forgetGone forgets the addresses that no slice says to be those of pods that have ended.
+// forgetGone forgets the addresses at which no Service has a pod that has ended.
 func (b *Builder) forgetGone() {
 	for a, pod := range b.gone {
 		named := false
@@ -375,6 +379,75 @@ func (b *Builder) leaving(e *Endpoint) (leaving, gone bool) {
 	}
 	p, ok := b.pods.get(e.Pod)
 	return ok && p.Terminating && slices.Contains(p.Addrs, e.Addr), false
+}
+
+// lingerer is an endpoint that slices have forgotten, as a slice of its own, and for how many ticks it has been that.
+type lingerer struct {
+	Slice
+	ticks int
+}
+
+// lingerTicks is for how many ticks an endpoint lingers.
+const lingerTicks = 2
+
+// Lingers reports whether the last snapshot has endpoints that slices have forgotten. Until there are none, Tick is to be called from time to time.
+func (b *Builder) Lingers() bool { return len(b.lingering) > 0 }
+
+// Tick forgets the endpoints that were lingering at the last two calls, for good with the next Build.
+func (b *Builder) Tick() {
+	for n, list := range b.lingering {
+		for i := range list {
+			list[i].ticks++
+		}
+		b.dirty[n] = struct{}{}
+	}
+}
+
+// linger brings up to date which endpoints of a Service linger: those that it had and no slice has, if their pods are leaving. A node passes their new
+// connections on to others, so that one that comes from a node that has not yet heard of it all is not lost.
+func (b *Builder) linger(n Name, old *Service, spec *ServiceSpec) {
+	if old == nil || !b.config.PassOn {
+		return
+	}
+	was := b.lingering[n]
+	var list []lingerer
+	for i := range old.Endpoints {
+		if leaves, _ := b.leaving(&old.Endpoints[i]); !leaves || spec == nil || spec.Type != ClusterIP || spec.Unproxied || b.sliced(n, old.Endpoints[i].Addr) {
+			continue
+		}
+		e := old.Endpoints[i]
+		e.Ready, e.Serving, e.Terminating, e.Hints = false, false, true, nil
+		l := lingerer{Slice: Slice{Ports: old.portsAt(e.Addr), Endpoints: []Endpoint{e}}}
+		if at := slices.IndexFunc(was, func(l lingerer) bool { return l.Endpoints[0].Addr == e.Addr }); at >= 0 {
+			l = was[at]
+		}
+		if l.ticks < lingerTicks {
+			list = append(list, l)
+		}
+	}
+	if b.lingering[n] = list; list == nil {
+		delete(b.lingering, n)
+	}
+}
+
+// sliced reports whether a slice of a Service has an address.
+func (b *Builder) sliced(service Name, a netip.Addr) bool {
+	return slices.ContainsFunc(b.slices[service], func(s Slice) bool {
+		_, found := slices.BinarySearchFunc(s.Endpoints, a, func(e Endpoint, a netip.Addr) int { return e.Addr.Compare(a) })
+		return found
+	})
+}
+
+// portsAt are the Service's ports that lead to an endpoint, as a slice has them.
+func (svc *Service) portsAt(a netip.Addr) (ports []Port) {
+	for i, p := range svc.Ports {
+		for _, b := range svc.Backends[i] {
+			if b.Addr == a {
+				ports = append(ports, Port{Name: p.Name, Protocol: p.Protocol, Port: b.Port})
+			}
+		}
+	}
+	return ports
 }
 
 // isHere reports whether an endpoint is a pod of this node, as the slices say.
@@ -437,6 +510,7 @@ func emptied[K comparable, V any](m map[K]V) map[K]V {
 func (b *Builder) resolve(n Name) {
 	old, had := b.services.get(n)
 	spec := b.spec(n)
+	b.linger(n, old, spec)
 	if spec == nil {
 		if had {
 			b.services.delete(n)
@@ -445,7 +519,12 @@ func (b *Builder) resolve(n Name) {
 		}
 		return
 	}
-	svc := Resolve(*spec, b.slices[n], b.leaving)
+	all := b.slices[n]
+	for _, l := range b.lingering[n] {
+		all = append(slices.Clip(all), l.Slice)
+	}
+	svc := Resolve(*spec, all, b.leaving)
+	svc.Slices = len(b.slices[n])
 	if had && reflect.DeepEqual(old, svc) {
 		return
 	}

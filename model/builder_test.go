@@ -24,12 +24,15 @@ type world struct {
 	nodes    map[string]Node
 	pods     map[Name]Pod
 	ranges   map[string][]netip.Prefix
-	// gone are the pods that had an address last and have it no more, of those that slices go on naming.
+	// gone are the pods that had an address last and have it no more, of those that are still endpoints.
 	gone map[netip.Addr]Name
+	// lingering are endpoints that slices have forgotten, by Service.
+	lingering map[Name][]lingerer
 }
 
 func newWorld() *world {
-	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}, map[string][]netip.Prefix{}, map[netip.Addr]Name{}}
+	return &world{map[Name]ServiceSpec{}, map[Name]Slice{}, map[string]Node{}, map[Name]Pod{}, map[string][]netip.Prefix{}, map[netip.Addr]Name{},
+		map[Name][]lingerer{}}
 }
 
 // worldConfig is what every builder of such a world is told.
@@ -59,7 +62,45 @@ func (w *world) build() *Snapshot {
 	for name, r := range w.ranges {
 		b.SetServiceCIDR(name, r)
 	}
+	b.lingering = maps.Clone(w.lingering)
 	return b.Build()
+}
+
+// linger finds which of the endpoints that a snapshot has linger now: slices name them no more, and their pods are gone or about to be.
+func (w *world) linger(last *Snapshot) {
+	next := map[Name][]lingerer{}
+	for n, svc := range last.Services.All() {
+		spec := w.services[n]
+		for i := range svc.Endpoints {
+			e, pod := svc.Endpoints[i], w.pods[svc.Endpoints[i].Pod]
+			sliced := false
+			for _, s := range w.slices {
+				same := func(o Endpoint) bool { return o.Addr == e.Addr }
+				sliced = sliced || s.Service == n.Name && s.Name.Namespace == n.Namespace && slices.ContainsFunc(s.Endpoints, same)
+			}
+			leaving := w.gone[e.Addr] == e.Pod || pod.Terminating && slices.Contains(pod.Addrs, e.Addr)
+			if e.Pod == (Name{}) || e.Node != worldConfig.Self || !leaving || sliced || spec.Name != n || spec.Type != ClusterIP || spec.Unproxied {
+				continue
+			}
+			l := lingerer{Slice: Slice{Endpoints: []Endpoint{{Addr: e.Addr, Hostname: e.Hostname, Node: e.Node, Zone: e.Zone, Pod: e.Pod, Terminating: true}}}}
+			for j, p := range svc.Ports {
+				for _, b := range svc.Backends[j] {
+					if b.Addr == e.Addr {
+						l.Ports = append(l.Ports, Port{Name: p.Name, Protocol: p.Protocol, Port: b.Port})
+					}
+				}
+			}
+			for _, was := range w.lingering[n] {
+				if was.Endpoints[0].Addr == e.Addr {
+					l = was
+				}
+			}
+			if l.ticks < 2 {
+				next[n] = append(next[n], l)
+			}
+		}
+	}
+	w.lingering = next
 }
 
 // move writes down that a pod has these addresses from now on.
@@ -96,7 +137,7 @@ func (w *world) forget(snap *Snapshot) {
 // step changes one thing in the world and tells the builder.
 func (w *world) step(r *rand.Rand, b *Builder) {
 	n := Name{"ns" + string(rune('a'+r.IntN(2))), fmt.Sprintf("svc%d", r.IntN(6))}
-	switch r.IntN(15) {
+	switch r.IntN(16) {
 	case 0, 1:
 		w.services[n] = randomService(r, n)
 		b.SetService(w.services[n])
@@ -128,6 +169,13 @@ func (w *world) step(r *rand.Rand, b *Builder) {
 		} else {
 			w.ranges[name] = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", 96+r.IntN(3)))}
 			b.SetServiceCIDR(name, w.ranges[name])
+		}
+	case 15:
+		b.Tick()
+		for _, list := range w.lingering {
+			for i := range list {
+				list[i].ticks++
+			}
 		}
 	case 11, 12, 13:
 		p := randomPod(r)
@@ -270,16 +318,17 @@ func randomSlice(r *rand.Rand, svc Name) Slice {
 }
 
 // TestBuilderAgainstNaive holds a long history against a fresh start at every step: what a builder says must not depend on how it got there. Pods of this
-// node that it has seen end while slices go on naming them are all that it remembers.
+// node that it has seen end while they were endpoints are all that it remembers.
 func TestBuilderAgainstNaive(t *testing.T) {
 	r := seeded(t)
 	w, b := newWorld(), NewBuilder(worldConfig)
-	last, remembered := b.Build(), 0
+	last, remembered, lingered := b.Build(), 0, 0
 	for i := range 4000 {
 		for range 1 + r.IntN(3) {
 			w.step(r, b)
 		}
 		before := last.String()
+		w.linger(last)
 		snap, fresh := b.Build(), w.build()
 		if got, want := snap.String(), fresh.String(); got != want {
 			t.Fatalf("step %d: the builder has\n%s\na fresh start has\n%s", i, got, want)
@@ -288,7 +337,11 @@ func TestBuilderAgainstNaive(t *testing.T) {
 		if !maps.Equal(b.gone, w.gone) {
 			t.Fatalf("step %d: the builder remembers %v, want %v", i, b.gone, w.gone)
 		}
+		if b.Lingers() != (len(w.lingering) > 0) {
+			t.Fatalf("step %d: something lingers: %t, want %v", i, b.Lingers(), w.lingering)
+		}
 		remembered += len(w.gone)
+		lingered += len(w.lingering)
 		checkIndexes(t, snap, fresh)
 		w.checkNames(t, b)
 		if last.String() != before {
@@ -299,9 +352,10 @@ func TestBuilderAgainstNaive(t *testing.T) {
 		}
 		last = snap
 	}
-	if remembered == 0 {
-		t.Error("no slice named a pod that was gone")
+	if remembered == 0 || lingered == 0 {
+		t.Errorf("%d times slices named a pod that was gone, %d times an endpoint lingered", remembered, lingered)
 	}
+	t.Logf("%d times slices named a pod that was gone, %d times an endpoint lingered", remembered, lingered)
 }
 
 // checkNames wants the Builder to know exactly what there is.

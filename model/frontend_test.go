@@ -431,6 +431,12 @@ func TestLeaving(t *testing.T) {
 				b.SetSlice(empty)
 				b.Build()
 				b.SetSlice(tt.slice)
+				check("when slices had forgotten it a moment ago", its, gone)
+				b.SetSlice(empty)
+				for b.Build(); b.Lingers(); b.Build() {
+					b.Tick()
+				}
+				b.SetSlice(tt.slice)
 				check("when slices had forgotten it", false, "ready")
 			}
 		})
