@@ -138,7 +138,7 @@ func (n *Node) count(r *status.Report) {
 		r.Disputed, r.PassingOn = disputes(snap), passingOn(snap)
 	}
 	if d, err := nft.ReadDropped(nft.Options{}); err == nil {
-		r.Dataplane.NoLocal, r.Dataplane.NotAllowed, r.Dataplane.Retried = d.NoLocal, d.NotAllowed, d.HeldBack
+		r.Dataplane.NoLocal, r.Dataplane.NotAllowed, r.Dataplane.RefusedOnce = d.NoLocal, d.NotAllowed, d.HeldBack
 	}
 	for _, f := range n.ports.Failures() {
 		r.Off = append(r.Off, fmt.Sprintf("a health check is not answered: %v", f))

@@ -136,8 +136,8 @@ type Dataplane struct {
 	// from clients in none of a Service's source ranges.
 	NoLocal    uint64 `json:"droppedNoLocalEndpoint"`
 	NotAllowed uint64 `json:"droppedNotInSourceRanges"`
-	// Retried are connections to Services that an endpoint refused and that were tried once more, since the table was made.
-	Retried uint64 `json:"refusedOnce"`
+	// RefusedOnce are connections to Services that an endpoint refused and that were tried once more, since the table was made.
+	RefusedOnce uint64 `json:"refusedOnce"`
 }
 
 // Ready says in a sentence why the node cannot deliver yet; empty if it can.
@@ -182,8 +182,8 @@ func (r *Report) Print(w io.Writer) {
 	if d.NoLocal+d.NotAllowed > 0 {
 		fmt.Fprintf(w, "  dropped      %d packets without an endpoint here, %d from outside a Service's source ranges\n", d.NoLocal, d.NotAllowed)
 	}
-	if d.Retried > 0 {
-		fmt.Fprintf(w, "  refused      %d connections by an endpoint, and tried once more\n", d.Retried)
+	if d.RefusedOnce > 0 {
+		fmt.Fprintf(w, "  refused      %d connections by an endpoint, and tried once more\n", d.RefusedOnce)
 	}
 	if n := r.PodNetwork; n.Tunnel != "" {
 		fmt.Fprintf(w, "  pod network  other nodes: %d by a shared link, %d through the tunnel (%s, UDP port %d)", n.Linked, n.Tunnelled, n.Tunnel, n.Port)
