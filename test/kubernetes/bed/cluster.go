@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -402,16 +403,14 @@ func (c *Cluster) makeMachines(ctx context.Context) error {
 		return err
 	}
 	for _, n := range c.Nodes {
-		if err := errors.Join(n.set(nodeSettings), n.join(c.Fabric, nodeHost+n.number-1)); err != nil {
+		if err := n.plugIn(c.Fabric); err != nil {
 			return err
 		}
 	}
 	for _, m := range c.machines() {
 		m.group = c.group() + "/" + m.Name
-		for _, share := range []string{programsShare, networkShare} {
-			if err := makeGroup(m.group + "/" + share); err != nil {
-				return err
-			}
+		if err := m.makeShares(); err != nil {
+			return err
 		}
 		if err := m.boot(ctx, c.initSpec(m)); err != nil {
 			return err
@@ -433,7 +432,7 @@ func (c *Cluster) initSpec(m *Machine) initSpec {
 			hosts += fmt.Sprintf("%s %s\n", a, n.Name)
 		}
 	}
-	spec := initSpec{Hostname: m.Name, Dir: m.dir, Files: map[string]string{"resolv.conf": resolv, "hosts": hosts, "hostname": m.Name + "\n"}}
+	spec := initSpec{Hostname: m.Name, Dir: m.dir, Boot: string(uuid.NewUUID()), Files: map[string]string{"resolv.conf": resolv, "hosts": hosts, "hostname": m.Name + "\n"}}
 	switch m {
 	case c.Fabric:
 		spec.DNS = addrsOf(gatewayHost)

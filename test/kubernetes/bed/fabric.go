@@ -4,11 +4,13 @@
 package bed
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -97,6 +99,11 @@ func (m *Machine) addresses(h *netlink.Handle, link netlink.Link, host int) erro
 	return nil
 }
 
+// plugIn plugs a node in, ready for a pod network.
+func (n *Node) plugIn(fabric *Machine) error {
+	return errors.Join(n.set(nodeSettings), n.join(fabric, nodeHost+n.number-1))
+}
+
 // join plugs the machine into the fabric's switch. Its default routes lead there and end there: a program on the machine
 // that addresses a Service needs some route before the address is replaced.
 func (m *Machine) join(fabric *Machine, host int) error {
@@ -108,7 +115,8 @@ func (m *Machine) join(fabric *Machine, host int) error {
 		return err
 	}
 	defer batch.Close()
-	batch.VethAdd(linux.VethPair{Name: m.Name, PeerName: uplink, PeerNS: m.NS})
+	// A machine that is started again has the same network card.
+	batch.VethAdd(linux.VethPair{Name: m.Name, PeerName: uplink, PeerMAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(host)}, PeerNS: m.NS})
 	if err := batch.Send(); err != nil {
 		return fmt.Errorf("plug in %s: %w", m.Name, err)
 	}
@@ -145,6 +153,21 @@ func (m *Machine) join(fabric *Machine, host int) error {
 		}
 	}
 	return nil
+}
+
+// awaitUnplugged waits until the kernel has taken away the port of a machine that is gone.
+func (m *Machine) awaitUnplugged(ctx context.Context, port string) error {
+	h, err := m.NS.Netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return until(ctx, time.Minute, "end of the interface of "+port, func(context.Context) error {
+		if _, err := h.LinkByName(port); !errors.As(err, new(netlink.LinkNotFoundError)) {
+			return errors.Join(errors.New("it is still there"), err)
+		}
+		return nil
+	})
 }
 
 // route leads from the machine to a network by another machine's address.

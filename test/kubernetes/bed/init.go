@@ -29,6 +29,7 @@ const (
 type initSpec struct {
 	Hostname string
 	Dir      string            // the machine's directory on this one
+	Boot     string            // the boot id, by which programs know that the machine has been started anew
 	Files    map[string]string // below /etc, by name
 	Keep     []string          // directories below /var/lib that are on disk; the others are in memory
 	DNS      []netip.Addr      // where to answer name queries; empty for nowhere
@@ -138,7 +139,8 @@ func mounts(spec initSpec) error {
 		m.mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=700")
 	}
 	m.mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
-	m.pretendSysctls(in("sysctl"))
+	m.pretendSysctls(in("sysctl"), kubeletSysctls)
+	m.pretendSysctls(in("sysctl"), map[string]string{"kernel/random/boot_id": spec.Boot})
 	m.mount(in("lib"), "/var/lib", "", unix.MS_MOVE, "")
 	m.mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755")
 	m.mkdir("/run/netns", "/run/lock")
@@ -153,9 +155,9 @@ var kubeletSysctls = map[string]string{
 	"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
 }
 
-func (m *mounter) pretendSysctls(dir string) {
+func (m *mounter) pretendSysctls(dir string, sysctls map[string]string) {
 	m.mkdir(dir)
-	for key, value := range kubeletSysctls {
+	for key, value := range sysctls {
 		file, target := filepath.Join(dir, filepath.Base(key)), filepath.Join("/proc/sys", key)
 		if _, err := os.Stat(target); err != nil || m.err != nil {
 			continue // a kernel without it

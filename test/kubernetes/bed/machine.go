@@ -309,6 +309,16 @@ const (
 	networkShare  = "network"
 )
 
+// makeShares makes the machine's control groups.
+func (m *Machine) makeShares() error {
+	for _, share := range []string{programsShare, networkShare} {
+		if err := makeGroup(m.group + "/" + share); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Start starts a program that stays. What it says is appended to a file of the name.
 func (m *Machine) Start(name string, argv ...string) (*Process, error) {
 	return m.start(programsShare, name, argv...)

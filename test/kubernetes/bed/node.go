@@ -119,7 +119,7 @@ func (c *Cluster) startNode(ctx context.Context, n *Node) (err error) {
 	}, n.Containerd); err != nil {
 		return err
 	}
-	return c.startKubelet(n)
+	return c.startKubelet(ctx, n)
 }
 
 // Import loads an archive of images of this machine into the node's containerd, for pods to use.
@@ -143,7 +143,7 @@ const containerdConfig = `version = 2
       SystemdCgroup = false
 `
 
-func (c *Cluster) startKubelet(n *Node) (err error) {
+func (c *Cluster) startKubelet(ctx context.Context, n *Node) (err error) {
 	config := filepath.Join(n.dir, "kubelet.yaml")
 	text := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -163,16 +163,61 @@ imageGCLowThresholdPercent: 99
 maxOpenFiles: 20000
 oomScoreAdj: 0
 resolvConf: /etc/resolv.conf
-`, c.pki("ca.crt"), n.group, list(DNSAddrs))
+staticPodPath: %s
+`, c.pki("ca.crt"), n.group, list(DNSAddrs), staticPods)
 	if c.Options.Taint != "" {
 		text += fmt.Sprintf("registerWithTaints: [{key: %s, effect: NoSchedule}]\n", c.Options.Taint)
 	}
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write kubelet's configuration: %w", err)
 	}
+	// A directory that is not there when the kubelet starts is looked at every 20 seconds, and not watched.
+	if _, err := n.Output(ctx, "mkdir", "-p", staticPods); err != nil {
+		return err
+	}
 	n.Kubelet, err = n.Start("kubelet", c.program("kubelet"), "--config="+config, "--kubeconfig="+c.kubeconfig(n.Name),
 		"--hostname-override="+n.Name, "--node-ip="+list(n.Addrs()))
 	return err
+}
+
+// staticPods is where a node's kubelet finds its static pods, on the node.
+const staticPods = "/var/lib/kubelet/static"
+
+// SetStaticPod gives the node's kubelet a static pod, in place of one of the same name; an empty manifest takes it away.
+func (n *Node) SetStaticPod(ctx context.Context, name, manifest string) error {
+	cmd := n.Command("sh", "-ec", `if [ "$2" ]; then printf %s "$2" >"$0/.$1"; mv "$0/.$1" "$0/$1.yaml"; else rm -f "$0/$1.yaml"; fi`, staticPods, name, manifest)
+	_, err := n.output(ctx, cmd)
+	return err
+}
+
+// Reboot ends everything on a node at once, as a loss of power does, and starts it again with what was on its disk. It returns when the node's own programs
+// run and its agent, if it has one, is ready. No API server is needed for that.
+func (c *Cluster) Reboot(ctx context.Context, n *Node) error {
+	if err := n.kill(); err != nil {
+		return err
+	}
+	m, err := newMachine(n.Name, n.dir, n.detach)
+	if err != nil {
+		return err
+	}
+	m.group, n.Machine = n.group, m
+	for _, step := range []func() error{
+		func() error { return removeGroup(m.group) },
+		m.makeShares,
+		func() error { return c.Fabric.awaitUnplugged(ctx, n.Name) },
+		func() error { return n.plugIn(c.Fabric) },
+		func() error { return m.boot(ctx, c.initSpec(m)) },
+		c.save,
+		func() error { return c.startNode(ctx, n) },
+	} {
+		if err := step(); err != nil {
+			return fmt.Errorf("reboot %s: %w", n.Name, err)
+		}
+	}
+	if n.Agent == nil {
+		return nil
+	}
+	return c.StartAgent(ctx, n)
 }
 
 // podCIDRs are the ranges that the controller manager gave a node, once it has.
