@@ -37,6 +37,8 @@ func memories(ctx context.Context, s *suite) error {
 			return err
 		}
 	}
+	s.contrast(figure{Section: "memory", Figure: "proportional memory of the process" + at, Unit: "MiB", Value: held[0].PSS / mib},
+		proxy.name, held[1].PSS/mib, share, atMost(0.25))
 	s.contrast(figure{Section: "memory", Figure: "resident memory of the process" + at, Unit: "MiB", Value: held[0].RSS / mib},
 		proxy.name, held[1].RSS/mib, share, atMost(0.25))
 	s.contrast(figure{Section: "memory", Figure: "most memory it ever had" + at, Unit: "MiB", Value: held[0].Peak / mib},
