@@ -306,6 +306,43 @@ func TestTunnelHistories(t *testing.T) {
 	}
 }
 
+// TestResizedRange: a node that has come back at its address with a larger or a smaller range than before, and one that has another one's address and a part of
+// its range, are as after a fresh start, and hold up nobody.
+func TestResizedRange(t *testing.T) {
+	testnet.MustRoot(t)
+	lived, fresh := newSite(t, dual, dual), newSite(t, dual, dual)
+	at := func(name, addrs string, ranges ...string) model.Node {
+		n := model.Node{Name: name}
+		for text := range strings.FieldsSeq(addrs) {
+			n.Addrs = append(n.Addrs, netip.MustParseAddr(text))
+		}
+		for _, text := range ranges {
+			n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(text))
+		}
+		return n
+	}
+	const far = "172.31.0.13 fd00:31::13"
+	tg := New(Options{})
+	for i, nodes := range [][]model.Node{
+		{at("n3", far, "10.244.3.0/24", "fd00:244:0:3::/64")},
+		{at("n3", far, "10.244.3.0/25", "fd00:244:0:3::/80")},
+		{at("n3", far, "10.244.2.0/23", "fd00:244:0:2::/63")},
+		{at("n3", far, "10.244.2.128/25", "fd00:244:0:3:8000::/65")},
+		{at("n3", far, "10.244.3.0/24", "fd00:244:0:3::/64"), at("n4", far, "10.244.3.128/25", "fd00:244:0:3:8000::/65")},
+		{at("n4", far, "10.244.3.128/25", "fd00:244:0:3:8000::/65")},
+		{at("n4", far+" 10.244.2.9", "10.244.2.0/23")},
+	} {
+		snap := snapshot(1, append(nodes, nodeN(1))...)
+		fresh.members[0].Do(Cleanup)
+		for m, target := range map[*member]*Target{lived.members[0]: tg, fresh.members[0]: New(Options{})} {
+			m.Do(func() error { return target.Apply(context.Background(), snap) })
+		}
+		if got, want := lived.members[0].dump(t), fresh.members[0].dump(t); got != want {
+			t.Errorf("step %d:\n%sa fresh start has\n%s", i, got, want)
+		}
+	}
+}
+
 // TestManyNodes: thousands of nodes come at once, and one more.
 func TestManyNodes(t *testing.T) {
 	testnet.MustRoot(t)

@@ -195,18 +195,29 @@ func (t *Target) addTunnel(h *netlink.Handle, w *want) error {
 	if anew {
 		t.have.admit = make(map[admission]struct{})
 	}
-	var add []admission
+	var add, instead []admission
+	ranges := make(map[netip.Addr][]netip.Prefix)
 	for a := range w.admit {
 		if _, ok := t.have.admit[a]; !ok {
 			add = append(add, a)
+			ranges[a.outer] = append(ranges[a.outer], a.inner)
 		}
 	}
 	if anew || len(add) > 0 {
+		// The kernel refuses one that overlaps with another of that node's: where a node's range has grown or shrunk, the old one cannot wait for Prune.
+		for a := range t.have.admit {
+			if slices.ContainsFunc(ranges[a.outer], a.inner.Overlaps) {
+				instead = append(instead, a)
+			}
+		}
 		slices.SortFunc(add, admission.compare)
-		if err := right.write(anew, add, nil); err != nil {
+		if err := right.write(anew, add, instead); err != nil {
 			return err
 		}
 		t.have.guard, t.have.tunnel = right, true
+		for _, a := range instead {
+			delete(t.have.admit, a)
+		}
 		for _, a := range add {
 			t.have.admit[a] = struct{}{}
 		}

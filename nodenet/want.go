@@ -57,7 +57,7 @@ func desired(s *model.Snapshot, c conditions) *want {
 	if s.Left.Has(model.Network) {
 		return w
 	}
-	owner := make(map[netip.Prefix]string)
+	owner, inner := make(map[netip.Prefix]string), make(map[netip.Addr][]netip.Prefix)
 	self := s.Node()
 	for _, n := range inOrder(s) {
 		p := &peer{Node: n, self: self, conditions: c}
@@ -75,11 +75,15 @@ func desired(s *model.Snapshot, c conditions) *want {
 			w.lead(p, cidr)
 			p.admitted = append(p.admitted, cidr)
 		}
-		if n.Name != s.Self && p.outer().IsValid() {
-			w.admits(p)
+		if outer := p.outer(); n.Name != s.Self && outer.IsValid() {
+			// Two nodes may have one address, by mistake or for a moment.
+			inner[outer] = slices.Concat(inner[outer], p.admitted, singles(p.Addrs))
 		}
 		w.linked += p.linked
 		w.tunnelled += p.tunnelled
+	}
+	for outer, ranges := range inner {
+		w.admits(outer, ranges)
 	}
 	if self != nil {
 		for _, cidr := range self.PodCIDRs {
@@ -201,20 +205,23 @@ func (w *want) through(p *peer, cidr netip.Prefix) {
 	}
 }
 
-// admits lets packets out of the tunnel that have come from the peer and say that they are from its pods, or from itself.
-func (w *want) admits(p *peer) {
-	inner := slices.Clone(p.admitted)
-	for _, a := range p.Addrs {
-		inner = append(inner, single(a))
-	}
+// admits lets packets out of the tunnel that have come from a node's end and say that they are from its pods, or from itself.
+func (w *want) admits(outer netip.Addr, inner []netip.Prefix) {
 	slices.SortStableFunc(inner, func(a, b netip.Prefix) int { return cmp.Compare(a.Bits(), b.Bits()) })
 	for i, r := range inner {
 		// The kernel refuses one that lies within another.
 		if !slices.ContainsFunc(inner[:i], r.Overlaps) {
-			w.admit[admission{p.outer(), r}] = struct{}{}
+			w.admit[admission{outer, r}] = struct{}{}
 		}
 	}
 }
 
 // single is the range of one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func singles(addrs []netip.Addr) (all []netip.Prefix) {
+	for _, a := range addrs {
+		all = append(all, single(a))
+	}
+	return all
+}
