@@ -5,13 +5,16 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/fairlead/fairlead/config"
+	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/podnet"
 )
 
@@ -66,6 +69,32 @@ func writeCNIConf(cfg *config.Agent, podCIDRs []netip.Prefix) error {
 		return fmt.Errorf("put CNI configuration in place: %w", err)
 	}
 	return nil
+}
+
+// followRanges has the plugin go over to other ranges when the node has others: a Node that was deleted and made anew gets what is free then, and other
+// nodes lead nothing of the old ranges here any more.
+func (n *Node) followRanges(ctx context.Context) error {
+	if n.cfg.Left.Has(model.Network) || n.WaitReady(ctx) != nil {
+		return nil
+	}
+	for have := n.podCIDRs; ; {
+		var now []netip.Prefix
+		err := n.state.Wait(ctx, func(s *model.Snapshot) bool {
+			if self := s.Node(); self != nil {
+				now = self.PodCIDRs
+			}
+			return len(now) > 0 && !slices.Equal(now, have)
+		})
+		if err != nil {
+			return nil
+		}
+		n.log.Warn("the node has other pod ranges; pods with addresses of the old ones are not reached by other nodes until they are made anew", "old", have, "new", now)
+		n.healLeases(now)
+		if err := writeCNIConf(n.cfg, now); err != nil {
+			return err
+		}
+		have = now
+	}
 }
 
 // healLeases adopts the pods that were here before the agent, and frees the addresses of those that have gone without a word. If it cannot, the plugin will

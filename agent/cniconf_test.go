@@ -5,6 +5,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/netip"
@@ -12,11 +13,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/ipam"
+	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/testnet"
 )
 
@@ -86,6 +89,57 @@ func TestWriteCNIConf(t *testing.T) {
 	cfg.CNIConfDir, cfg.CNIBinDir = "/dev/null/net.d", ""
 	if err := writeCNIConf(cfg, podCIDRs); err == nil || !strings.Contains(err.Error(), "make directory for CNI configuration") {
 		t.Errorf("where there can be no directory: %v", err)
+	}
+}
+
+// TestFollowRanges: a Node that is deleted and made anew with another range has the plugin give out addresses of that one; meanwhile, and without a range, it
+// keeps what it has.
+func TestFollowRanges(t *testing.T) {
+	dir := t.TempDir()
+	n := &Node{
+		cfg: &config.Agent{State: filepath.Join(dir, "state"), CNIConfDir: filepath.Join(dir, "net.d")}, log: slog.New(slog.DiscardHandler),
+		state: NewState(), ready: make(chan struct{}), podCIDRs: podCIDRs,
+	}
+	if err := writeCNIConf(n.cfg, podCIDRs); err != nil {
+		t.Fatal(err)
+	}
+	close(n.ready)
+	ctx, cancel := context.WithCancel(t.Context())
+	followed := make(chan error)
+	h := testnet.New(t).Host("node")
+	go h.NS.Do(func() error { followed <- n.followRanges(ctx); return nil })
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	given := func(want string) {
+		t.Helper()
+		n.state.acknowledge(b.Build(), 0)
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			text, err := os.ReadFile(filepath.Join(n.cfg.CNIConfDir, cniConfName))
+			if err == nil && strings.Contains(string(text), want) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("no %s in %s (%v)", want, text, err)
+			}
+		}
+	}
+	b.SetNode(model.Node{Name: "n1", PodCIDRs: podCIDRs})
+	given("10.244.1.0/24")
+	b.DeleteNode("n1")
+	given("10.244.1.0/24")
+	b.SetNode(model.Node{Name: "n1"})
+	given("10.244.1.0/24")
+	b.SetNode(model.Node{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}})
+	given("10.244.9.0/24")
+	b.SetNode(model.Node{Name: "n1", PodCIDRs: podCIDRs})
+	given("10.244.1.0/24")
+	cancel()
+	if err := <-followed; err != nil {
+		t.Error(err)
+	}
+	n.cfg.CNIConfDir = "/dev/null/net.d"
+	n.podCIDRs = podCIDRs[:1]
+	if err := h.NS.Do(func() error { return n.followRanges(t.Context()) }); err == nil || !strings.Contains(err.Error(), "CNI configuration") {
+		t.Errorf("where there can be no file: %v", err)
 	}
 }
 

@@ -55,7 +55,9 @@ type Node struct {
 	ports   *health.Ports
 	asProxy *health.Port
 
-	ready chan struct{} // closed when the node can deliver
+	ready    chan struct{}  // closed when the node can deliver
+	podCIDRs []netip.Prefix // what pods were given addresses from when it was closed
+
 	mu    sync.Mutex
 	dnsOn []netip.AddrPort
 	// dnsStale is why the DNS goes on with a configuration that is not the last one; empty if it does not.
@@ -109,6 +111,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 		return nil
 	})
 	part(n.afterFirst)
+	part(n.followRanges)
 	part(func(ctx context.Context) error { n.kept.follow(ctx, n.state, n.source); return nil })
 	part(n.balance)
 	part(n.limit)
@@ -258,6 +261,7 @@ func (n *Node) afterFirst(ctx context.Context) error {
 		if err := writeCNIConf(n.cfg, self.PodCIDRs); err != nil {
 			return err
 		}
+		n.podCIDRs = self.PodCIDRs
 	}
 	close(n.ready)
 	n.held.Rest()
