@@ -275,7 +275,11 @@ func (s *Store) update(change func(*state) ([]record, error)) error {
 	for _, r := range records {
 		st.apply(r)
 	}
-	return s.rewrite(st)
+	// The change is in the file, so it has happened; that the file is too long is a matter of time.
+	if err := s.rewrite(st); err != nil {
+		s.Log.Warn("lease file grows until it can be written anew", "err", err)
+	}
+	return nil
 }
 
 // lock waits until no other process or goroutine has the file.
@@ -412,7 +416,7 @@ func (s *Store) rewrite(st *state) error {
 		err = closeErr
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, os.Remove(tmp.Name())) // others need the room
 	}
 	return os.Rename(s.path(tmpName), s.path(fileName))
 }

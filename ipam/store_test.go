@@ -14,11 +14,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/testnet"
 )
 
 func prefixes(texts ...string) (list []netip.Prefix) {
@@ -644,4 +649,85 @@ func TestHalfRewritten(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, tmpName)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the half file is there: %v", err)
 	}
+}
+
+// TestNoRoomToRewrite: a change that is in the file has happened, also while the disk has no room for the new file that is due.
+func TestNoRoomToRewrite(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testnet.Skip(t, "needs root to mount a small disk")
+	}
+	dir := t.TempDir()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread has mounts of its own, and ends
+		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
+		}
+		if err == nil {
+			err = unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k")
+		}
+		if err == nil {
+			err = rewriteWithoutRoom(dir)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func rewriteWithoutRoom(dir string) error {
+	s, err := New(Config{Dir: dir, Ranges: prefixes("10.0.0.0/24")})
+	if err != nil {
+		return err
+	}
+	change := func(id string) error {
+		_, err := s.Allocate(Lease{ID: id})
+		if err == nil {
+			_, err = s.Release(id)
+		}
+		return err
+	}
+	for range slack/2 - 2 { // nearly as many lines as make a new file due
+		if err := change("a"); err != nil {
+			return err
+		}
+	}
+	for i := 0; ; i++ { // as long as the last block has no room for some more lines
+		info, err := os.Stat(s.path(fileName))
+		if err != nil {
+			return err
+		}
+		if info.Size()%4096 < 2048 {
+			break
+		}
+		if _, err := s.Allocate(Lease{ID: fmt.Sprint("held", i), PodName: strings.Repeat("x", 200)}); err != nil {
+			return err
+		}
+	}
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		return err
+	}
+	defer ballast.Close()
+	for err == nil {
+		_, err = ballast.Write(make([]byte, 4096))
+	}
+	for range 6 {
+		if err := change("late"); err != nil {
+			return err
+		}
+	}
+	if err := ballast.Truncate(0); err != nil {
+		return err
+	}
+	if err := change("late"); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(s.path(fileName))
+	if lines := bytes.Count(data, []byte("\n")); err == nil && lines > slack/2 {
+		err = fmt.Errorf("with room again the file has %d lines", lines)
+	}
+	return err
 }
