@@ -270,7 +270,7 @@ func TestTunnelHistories(t *testing.T) {
 			case 4:
 				slices.Reverse(node.Addrs)
 			case 5:
-				node.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.245.%d.0/24", r.IntN(3)))}
+				node.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.245.%d.0/%d", r.IntN(3), 22+r.IntN(3)))}
 			}
 			nodes = append(nodes, node)
 		}

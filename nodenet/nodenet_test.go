@@ -465,6 +465,36 @@ func TestDesired(t *testing.T) {
 	}
 }
 
+// TestNested: of a range that lies in another node's, both are named; packets go to the node with the longer prefix, also if both are reached through the tunnel and
+// begin with the same address. An address that two nodes have leads to the first of them.
+func TestNested(t *testing.T) {
+	wide, narrow, twin := nodeN(2), nodeN(3), nodeN(4)
+	wide.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	narrow.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}
+	twin.PodCIDRs = twin.PodCIDRs[:1]
+	wide.Addrs, narrow.Addrs = wide.Addrs[:1], narrow.Addrs[:1]
+	twin.Addrs = []netip.Addr{netip.MustParseAddr("172.31.0.14"), narrow.Addrs[0], nodeN(1).Addrs[0]}
+	w := desired(snapshot(1, nodeN(1), wide, narrow, twin), conditions{mode: Always, dev: 9, way: func(netip.Addr) way { return way{dev: 2, mtu: 1500} }})
+	var got []string
+	for _, r := range w.routes {
+		if r.kind == unix.RTN_UNICAST {
+			got = append(got, fmt.Sprintf("%s %t %s", r.dst, r.pods, map[mac]string{macOf(wide.Addrs[0]): "wide", macOf(narrow.Addrs[0]): "narrow", macOf(twin.Addrs[0]): "twin"}[w.neighs[r.via]]))
+		}
+	}
+	if want := []string{"172.30.0.12/32 true wide", "172.30.0.13/32 true narrow", "172.31.0.14/32 true twin",
+		"10.244.0.0/16 false wide", "10.244.0.0/24 false narrow", "10.244.4.0/24 false twin"}; !slices.Equal(got, want) {
+		t.Errorf("routes\n%s", strings.Join(got, "\n"))
+	}
+	if want := []string{"pods of node n2 (10.244.0.0/16) with addresses in 10.244.0.0/24 cannot be reached: node n3 has that range"}; !slices.Equal(w.problems, want) {
+		t.Errorf("problems\n%s", strings.Join(w.problems, "\n"))
+	}
+	// On the node with the wide range itself, too.
+	w = desired(snapshot(2, nodeN(1), wide), conditions{mode: Auto, dev: 9, way: func(netip.Addr) way { return way{dev: 2, near: true, mtu: 1500} }})
+	if want := []string{"pods of node n2 (10.244.0.0/16) with addresses in 10.244.1.0/24 cannot be reached: node n1 has that range"}; !slices.Equal(w.problems, want) {
+		t.Errorf("problems on the node itself\n%s", strings.Join(w.problems, "\n"))
+	}
+}
+
 // TestSysctls: the node forwards, IPv6 only if its pods have it, and then it goes on listening to router advertisements.
 func TestSysctls(t *testing.T) {
 	testnet.MustRoot(t)

@@ -6,6 +6,7 @@ package nodenet
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -57,17 +58,20 @@ func desired(s *model.Snapshot, c conditions) *want {
 	if s.Left.Has(model.Network) {
 		return w
 	}
-	owner, inner := make(map[netip.Prefix]string), make(map[netip.Addr][]netip.Prefix)
-	self := s.Node()
-	for _, n := range inOrder(s) {
+	nodes, self := inOrder(s), s.Node()
+	owner, inner := owners(nodes), make(map[netip.Addr][]netip.Prefix)
+	within := nested(owner)
+	for _, n := range nodes {
 		p := &peer{Node: n, self: self, conditions: c}
 		for _, cidr := range n.PodCIDRs {
 			cidr = cidr.Masked()
-			if first, taken := owner[cidr]; taken {
+			if first := owner[cidr]; first != n.Name {
 				w.problem("pods of node %s (%s) cannot be reached: node %s has the same range", n.Name, cidr, first)
 				continue
 			}
-			owner[cidr] = n.Name
+			if part, ok := within[cidr]; ok { // packets go by the longer prefix, so only these are lost
+				w.problem("pods of node %s (%s) with addresses in %s cannot be reached: node %s has that range", n.Name, cidr, part, owner[part])
+			}
 			if n.Name == s.Self {
 				w.add("unused pod addresses of this node", route{kind: unix.RTN_UNREACHABLE, dst: cidr})
 				continue
@@ -95,7 +99,9 @@ func desired(s *model.Snapshot, c conditions) *want {
 	if c.mode == Always && c.dev == 0 && s.Nodes.Len() > 1 { // alone, there is nobody to reach
 		w.problem("--tunnel=always cannot be followed: the tunnel %s", c.off)
 	}
-	slices.SortFunc(w.routes, func(a, b wish) int { return a.compare(b.route) })
+	slices.SortStableFunc(w.routes, func(a, b wish) int { return a.compare(b.route) })
+	// Two nodes beyond the tunnel may have one address: one of their own making that moves between them, say. The first has it.
+	w.routes = slices.CompactFunc(w.routes, func(a, b wish) bool { return a.key() == b.key() })
 	slices.Sort(w.problems)
 	return w
 }
@@ -113,6 +119,34 @@ func inOrder(s *model.Snapshot) []*model.Node {
 		nodes = slices.Insert(nodes, 0, self)
 	}
 	return nodes
+}
+
+// owners says whose each range is: that of the first who has it.
+func owners(nodes []*model.Node) map[netip.Prefix]string {
+	owner := make(map[netip.Prefix]string)
+	for _, n := range nodes {
+		for _, cidr := range n.PodCIDRs {
+			if _, taken := owner[cidr.Masked()]; !taken {
+				owner[cidr.Masked()] = n.Name
+			}
+		}
+	}
+	return owner
+}
+
+// nested returns one of the other nodes' ranges that lie in a range, for each that has such.
+func nested(owner map[netip.Prefix]string) map[netip.Prefix]netip.Prefix {
+	// What lies in a range follows it, in this order.
+	all := slices.SortedFunc(maps.Keys(owner), func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	within := make(map[netip.Prefix]netip.Prefix)
+	for i, r := range all {
+		if i+1 < len(all) && r.Overlaps(all[i+1]) {
+			within[r] = all[i+1]
+		}
+	}
+	return within
 }
 
 func (w *want) add(who string, r route) { w.routes = append(w.routes, wish{r, who}) }
@@ -192,6 +226,9 @@ func (w *want) lead(p *peer, cidr netip.Prefix) {
 func (w *want) through(p *peer, cidr netip.Prefix) {
 	at := macOf(p.outer())
 	gateway := at.gateway(cidr)
+	for other, taken := w.neighs[gateway]; taken && other != at; other, taken = w.neighs[gateway] {
+		gateway = gateway.Next() // a range that lies in another one may begin with the same address
+	}
 	mtu := p.way(p.outer()).mtu - overhead(p.outer())
 	if gateway.Is6() {
 		mtu = max(mtu, minMTU6)
@@ -199,7 +236,7 @@ func (w *want) through(p *peer, cidr netip.Prefix) {
 	w.neighs[gateway], w.fdb[at] = at, p.outer()
 	w.add("node "+p.Name, route{kind: unix.RTN_UNICAST, dst: cidr, via: gateway, dev: p.dev, mtu: mtu, src: p.self.Addr(gateway)})
 	for _, a := range p.Addrs {
-		if a.Is4() == gateway.Is4() {
+		if a.Is4() == gateway.Is4() && !slices.Contains(p.self.Addrs, a) {
 			w.add("node "+p.Name, route{kind: unix.RTN_UNICAST, dst: single(a), via: gateway, dev: p.dev, mtu: mtu, pods: true})
 		}
 	}
