@@ -125,6 +125,20 @@ func testAgent(dir, mode string) int {
 	}
 	held.Rest()
 	say("serves")
+	if mode == "busy" { // it says much, and each word counts
+		r, w, _ := os.Pipe()
+		begun := time.Now()
+		for i := 0; time.Since(begun) < 500*time.Millisecond; i++ {
+			name := fmt.Sprint("pipe", i)
+			held.Keep(name, w)
+			held.Drop(name)
+		}
+		w.Close()
+		go func() {
+			io.Copy(io.Discard, r)
+			say("pipe closed")
+		}()
+	}
 	for buf := make([]byte, 1500); ; {
 		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
@@ -437,6 +451,30 @@ func TestReplaced(t *testing.T) {
 	if ended := s.await("ends"); !strings.Contains(ended, "last=true") {
 		t.Errorf("the last one: %s", ended)
 	}
+}
+
+// TestRenewedWhileToldMuch: nothing of what an agent says is lost while its holder becomes another program.
+func TestRenewedWhileToldMuch(t *testing.T) {
+	s := newStand(t)
+	holder := s.start("busy")
+	for range 4 {
+		s.await("serves")
+		s.await("pipe closed")
+		program, err := os.ReadFile(s.program())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.program()+".new", program, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(s.program()+".new", s.program()); err != nil {
+			t.Fatal(err)
+		}
+		holder.Process.Signal(syscall.SIGHUP)
+		s.await("another program now")
+	}
+	s.await("pipe closed")
+	end(t, holder)
 }
 
 // TestReplacementFails: a next agent that ends before it answers, or is killed while it may write, leaves the old one as it was.

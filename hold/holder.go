@@ -471,7 +471,7 @@ func (h *holder) replace(now time.Time) (until []time.Time) {
 		}
 		return nil
 	}
-	if a := h.agents[0]; a.fresh {
+	if a := h.agents[0]; a.fresh && !a.silent {
 		a.fresh = false
 		h.renew(a)
 	}
@@ -549,6 +549,12 @@ func (h *holder) renew(a *agent) {
 	if h.sameProgram() {
 		return
 	}
+	h.pause(a)
+	defer h.listen(a)
+	if !a.writes || a.stopped {
+		a.fresh = true // what it has just said comes first
+		return
+	}
 	file, err := a.link.conn.File()
 	if err != nil {
 		h.log.Error("cannot replace the holder", "err", err)
@@ -571,6 +577,18 @@ func (h *holder) renew(a *agent) {
 	err = syscall.Exec(h.program, os.Args, append(os.Environ(), stateVariable+"="+string(text)))
 	inherit(unix.FD_CLOEXEC)
 	h.log.Error("cannot replace the holder", "err", err)
+}
+
+// pause does what has been received from an agent, and leaves the rest of what it says in the link, for whoever listens next.
+func (h *holder) pause(a *agent) {
+	a.link.conn.SetReadDeadline(time.Unix(1, 0))
+	for e := range h.events {
+		if e.from == a && e.err != nil {
+			break // if the agent has ended, the next one to listen hears it again
+		}
+		h.hear(e)
+	}
+	a.link.conn.SetReadDeadline(time.Time{})
 }
 
 func (h *holder) sameProgram() bool {
