@@ -92,6 +92,29 @@ func TestEveryFieldIsKept(t *testing.T) {
 	}
 }
 
+// TestTooLarge: an object that no reader would take is left out, and costs nobody else.
+func TestTooLarge(t *testing.T) {
+	w := newDice(t).world()
+	path := filepath.Join(t.TempDir(), "state")
+	long := strings.Repeat("x", mostText+1)
+	_, err := Write(path, header(), func(to model.Objects) {
+		to.SetSlice(model.Slice{Name: model.Name{Namespace: "a", Name: "zone"}, Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.0.0.1"), Zone: long}}})
+		to.SetSlice(model.Slice{Name: model.Name{Namespace: "a", Name: "target"}, Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.0.0.1"), Pod: model.Name{Name: long}}}})
+		to.SetService(model.ServiceSpec{Name: model.Name{Namespace: "a", Name: "ranges"}, Exposure: &model.Exposure{SourceRanges: slices.Repeat([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, mostList+1)}})
+		w.each(to)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := newWorld()
+	if _, err := Read(path, "n1", "b1", got); err != nil {
+		t.Fatal(err)
+	}
+	if differ := w.same(got); differ != "" {
+		t.Error(differ)
+	}
+}
+
 // TestReplaced: a file is replaced in one step, also one that a killed agent left half written beside it; an error leaves what was there.
 func TestReplaced(t *testing.T) {
 	d := newDice(t)

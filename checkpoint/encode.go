@@ -22,12 +22,14 @@ const (
 	rangeRecord
 )
 
-// encoder writes objects as records. The first error stays, and everything after it does nothing.
+// encoder writes objects as records. The first error stays, and everything after it does nothing. An object that the decoder would not take is left out:
+// the API does not bound everything that an endpoint says.
 type encoder struct {
-	w       *bufio.Writer
-	scratch []byte
-	records uint64
-	err     error
+	w        *bufio.Writer
+	scratch  []byte
+	tooLarge bool // the object in scratch
+	records  uint64
+	err      error
 }
 
 var _ model.Objects = (*encoder)(nil)
@@ -46,9 +48,12 @@ func (e *encoder) finish() error {
 	return e.err
 }
 
-func (e *encoder) begin(kind byte) { e.scratch = append(e.scratch[:0], kind) }
+func (e *encoder) begin(kind byte) { e.scratch, e.tooLarge = append(e.scratch[:0], kind), false }
 
 func (e *encoder) write() {
+	if e.tooLarge {
+		return
+	}
 	e.records++
 	if e.err == nil {
 		_, e.err = e.w.Write(e.scratch)
@@ -138,6 +143,7 @@ func (e *encoder) SetServiceCIDR(name string, ranges []netip.Prefix) {
 func (e *encoder) number(n uint64) { e.scratch = binary.AppendUvarint(e.scratch, n) }
 
 func (e *encoder) text(s string) {
+	e.tooLarge = e.tooLarge || len(s) > mostText
 	e.number(uint64(len(s)))
 	e.scratch = append(e.scratch, s...)
 }
@@ -190,6 +196,7 @@ func list[T any](e *encoder, all []T, one func(T)) {
 		e.number(0)
 		return
 	}
+	e.tooLarge = e.tooLarge || len(all) > mostList
 	e.number(uint64(len(all)) + 1)
 	for _, v := range all {
 		one(v)
