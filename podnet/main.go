@@ -56,6 +56,11 @@ func run() *types.Error {
 		if err := limitStdin(); err != nil {
 			return err
 		}
+		// The library refuses the node's own namespace also of a DEL, and when that is done. A path by way of a process (/proc/PID/ns/net) leads there when
+		// the pod's has ended and its number is another one's.
+		if verb == "DEL" {
+			os.Setenv("CNI_NETNS_OVERRIDE", "true")
+		}
 	}
 	funcs := skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status}
 	return skel.PluginMainFuncsWithError(funcs, versions, "Fairlead CNI plugin")

@@ -153,17 +153,19 @@ func TestRepeat(t *testing.T) {
 	n.wantEmpty()
 }
 
-// runGone runs DEL without CNI_NETNS, and with one that does not exist.
+// runGone runs DEL without CNI_NETNS, with one that does not exist, and with one that is the node's own by now.
 func (n *node) runGone(p *pod) {
 	n.t.Helper()
 	cmd := n.command("DEL", &pod{id: p.id}, n.conf)
 	if _, err := n.runCommand(cmd); err != nil {
 		n.t.Errorf("DEL without namespace: %v", err)
 	}
-	cmd = n.command("DEL", &pod{id: p.id}, n.conf)
-	cmd.Env = append(cmd.Env, "CNI_NETNS=/proc/1/fd/no")
-	if _, err := n.runCommand(cmd); err != nil {
-		n.t.Errorf("DEL with a path to nothing: %v", err)
+	for _, path := range []string{"/proc/1/fd/no", "/proc/self/ns/net"} {
+		cmd = n.command("DEL", &pod{id: p.id}, n.conf)
+		cmd.Env = append(cmd.Env, "CNI_NETNS="+path)
+		if _, err := n.runCommand(cmd); err != nil {
+			n.t.Errorf("DEL with the path %s: %v", path, err)
+		}
 	}
 }
 
