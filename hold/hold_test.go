@@ -34,6 +34,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // socketName is what a test's agent has held.
 const socketName = "dns/udp/test"
 
@@ -94,6 +99,12 @@ func testAgent(dir, mode string) int {
 	if string(version) == "hang" && held.Beside() {
 		say("hangs")
 		select {}
+	}
+	if string(version) == "pause" && held.Beside() {
+		say("pauses")
+		for goOn := filepath.Join(dir, "go on"); !exists(goOn); {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
 	if mode == "slow" && held.Has(socketName) {
 		// Never ready: the holder must not wait for ever.
@@ -520,6 +531,39 @@ func TestReplacementFails(t *testing.T) {
 					t.Errorf("the last one: %s", ended)
 				}
 			}
+		})
+	}
+}
+
+// TestReplacedWhileStopped: an agent that hangs, here because it is stopped, keeps nobody from replacing it: neither one that writes and has been told to yield,
+// nor one that has yielded and has been told to end.
+func TestReplacedWhileStopped(t *testing.T) {
+	for _, when := range []string{"yields", "ends"} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			holder := s.start("")
+			old := pidOf(t, s.await("serves"))
+			if when == "yields" {
+				syscall.Kill(old, syscall.SIGSTOP)
+			} else {
+				s.write("version", "pause")
+			}
+			holder.Process.Signal(syscall.SIGHUP)
+			if when == "ends" {
+				s.await("pauses")
+				syscall.Kill(old, syscall.SIGSTOP)
+				s.write("go on", "")
+			}
+			if killed := s.await("does not do what it is told"); !strings.Contains(killed, fmt.Sprint("pid=", old)) {
+				t.Errorf("%s, want %d", killed, old)
+			}
+			s.await("serves")
+			s.ask("then")
+			if pid, _ := s.answer("then"); pid == old {
+				t.Errorf("the old one, %d, answers", pid)
+			}
+			end(t, holder)
 		})
 	}
 }

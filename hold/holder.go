@@ -27,6 +27,8 @@ const (
 	window = 10 * time.Second
 	// replaceTimeout is how long an agent may take to get ready beside the one that it is to replace. Listing a large cluster takes seconds.
 	replaceTimeout = 2 * time.Minute
+	// obeyTimeout is how long an agent may take to do what it was told so that the next one can go on; one that takes longer hangs, or was stopped.
+	obeyTimeout = 10 * time.Second
 )
 
 // stateVariable carries what a holder knows through its own replacement.
@@ -75,9 +77,10 @@ type agent struct {
 	wantsWrite, writes, asked bool // asked: to yield
 	wantsAnswer, answers      bool // answers: it may
 	serving, stopped          bool
-	ended                     bool // it has been told to end
-	reaped, silent            bool // its process has ended; its link has
-	fresh                     bool // it is of the program at the path, which may be another one than the holder's
+	ended                     bool      // it has been told to end
+	told                      time.Time // when it was last told to yield, or to end
+	reaped, silent            bool      // its process has ended; its link has
+	fresh                     bool      // it is of the program at the path, which may be another one than the holder's
 }
 
 // event is what an agent says, or with an error, that it says nothing any more.
@@ -400,6 +403,7 @@ func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 	}
 	until = append(until, h.replace(now)...)
 	h.arbitrate()
+	until = append(until, h.insist(now)...)
 	if !h.told && !slices.ContainsFunc(h.agents, func(a *agent) bool { return a.serving }) {
 		if limit := h.answered.Add(Patience); limit.After(now) {
 			until = append(until, limit)
@@ -492,7 +496,7 @@ func (h *holder) arbitrate() {
 				a.wantsWrite, a.writes = false, true
 				a.link.send(message{word: wordWrite})
 			} else if !writer.asked {
-				writer.asked = true
+				writer.asked, writer.told = true, time.Now()
 				writer.link.send(message{word: wordYield})
 			}
 			break
@@ -516,12 +520,31 @@ func (h *holder) arbitrate() {
 	}
 }
 
+// insist kills agents that do not do what they were told, if another one waits for it.
+func (h *holder) insist(now time.Time) (until []time.Time) {
+	if len(h.agents) == 0 {
+		return nil
+	}
+	for _, a := range h.agents[:len(h.agents)-1] {
+		limit := a.told.Add(obeyTimeout)
+		switch {
+		case !a.asked && (!a.ended || a.stopped):
+		case limit.After(now):
+			until = append(until, limit)
+		case !a.reaped:
+			h.log.Error("the agent before does not do what it is told, and is killed", "pid", a.pid)
+			a.kill(unix.SIGKILL)
+		}
+	}
+	return until
+}
+
 // end tells an agent to end, once.
 func (h *holder) end(a *agent) {
 	if a.ended {
 		return
 	}
-	a.ended = true
+	a.ended, a.told = true, time.Now()
 	if a.pid == 0 {
 		h.gone(a)
 		return
