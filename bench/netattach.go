@@ -51,7 +51,7 @@ func attachers(ctx context.Context, s *suite, dual bool) (all []*attacher, close
 		func(node *host) (*attacher, error) {
 			return reference(s, "ptp", node, append([]string{nodeCIDR(23)}, further(23)...)...)
 		},
-		func(node *host) (*attacher, error) { return bareFloor(s, node) },
+		func(node *host) (*attacher, error) { return bareFloor(s, node, dual) },
 	} {
 		node, err := newHost()
 		if err == nil {

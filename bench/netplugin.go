@@ -122,7 +122,7 @@ func reference(s *suite, name string, node *host, cidrs ...string) (*attacher, e
 }
 
 // bareFloor is the program in floor/.
-func bareFloor(s *suite, node *host) (*attacher, error) {
+func bareFloor(s *suite, node *host, dual bool) (*attacher, error) {
 	a, err := newAttacher("floor", node)
 	if err != nil {
 		return a, err
@@ -132,7 +132,11 @@ func bareFloor(s *suite, node *host) (*attacher, error) {
 		if verb == "DEL" {
 			return exec.Command(s.programs.floor, "del", name)
 		}
-		return exec.Command(s.programs.floor, "add", name, netns, fmt.Sprintf("10.129.%d.%d", pod/250, 2+pod%250))
+		argv := []string{"add", name, netns, fmt.Sprintf("10.129.%d.%d", pod/250, 2+pod%250)}
+		if dual {
+			argv = append(argv, fmt.Sprintf("fd00:129::%x", 2+pod))
+		}
+		return exec.Command(s.programs.floor, argv...)
 	}
 	return a, nil
 }

@@ -1,10 +1,10 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command floor is the least that attaching a pod can be: one program that makes a veth pair into a network namespace, with one address and two routes, by
-// system calls alone. It reads no configuration, keeps no addresses and prints no result, so it is no CNI plugin: it is what a plugin is measured against.
+// Command floor is the least that attaching a pod can be: one program that makes a veth pair into a network namespace, with the pod's addresses and two routes
+// for each, by system calls alone. It reads no configuration, keeps no addresses and prints no result, so it is no CNI plugin: it is what a plugin is measured against.
 //
-//	floor add NAME NETNS ADDRESS
+//	floor add NAME NETNS ADDRESS...
 //	floor del NAME
 package main
 
@@ -29,8 +29,8 @@ func main() {
 
 func run(args []string) error {
 	switch {
-	case len(args) == 4 && args[0] == "add":
-		return add(args[1], args[2], args[3])
+	case len(args) >= 4 && args[0] == "add":
+		return add(args[1], args[2], args[3:])
 	case len(args) == 2 && args[0] == "del":
 		fd, err := socket()
 		if err != nil {
@@ -38,14 +38,10 @@ func run(args []string) error {
 		}
 		return send(fd, message(unix.RTM_DELLINK, 0, ifinfo(0, 0), attr(unix.IFLA_IFNAME, append([]byte(args[1]), 0))))
 	}
-	return fmt.Errorf("want add NAME NETNS ADDRESS or del NAME")
+	return fmt.Errorf("want add NAME NETNS ADDRESS... or del NAME")
 }
 
-func add(name, netns, address string) error {
-	addr, err := netip.ParseAddr(address)
-	if err != nil {
-		return err
-	}
+func add(name, netns string, addresses []string) error {
 	ns, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -65,7 +61,24 @@ func add(name, netns, address string) error {
 	if err != nil {
 		return err
 	}
-	if err := send(fd, route(addr.AsSlice(), 32, nil, link)); err != nil {
+	inPod := [][]byte{message(unix.RTM_NEWLINK, 0, ifinfo(inside, unix.IFF_UP))}
+	var onNode [][]byte
+	for _, address := range addresses {
+		addr, err := netip.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		ip, family, gateway := addr.AsSlice(), byte(unix.AF_INET), []byte{169, 254, 1, 1}
+		if addr.Is6() {
+			family, gateway = unix.AF_INET6, netip.MustParseAddr("fe80::1").AsSlice()
+		}
+		bits := byte(addr.BitLen())
+		onNode = append(onNode, route(family, ip, bits, nil, link))
+		inPod = append(inPod,
+			message(unix.RTM_NEWADDR, unix.NLM_F_CREATE, append([]byte{family, bits, unix.IFA_F_NODAD, 0}, u32(inside)...), attr(unix.IFA_LOCAL, ip), attr(unix.IFA_ADDRESS, ip)),
+			route(family, nil, 0, gateway, inside))
+	}
+	if err := send(fd, onNode...); err != nil {
 		return err
 	}
 	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
@@ -74,11 +87,7 @@ func add(name, netns, address string) error {
 	if fd, err = socket(); err != nil {
 		return err
 	}
-	ip := addr.AsSlice()
-	return send(fd,
-		message(unix.RTM_NEWLINK, 0, ifinfo(inside, unix.IFF_UP)),
-		message(unix.RTM_NEWADDR, unix.NLM_F_CREATE, append([]byte{unix.AF_INET, 32, 0, 0}, u32(inside)...), attr(unix.IFA_LOCAL, ip), attr(unix.IFA_ADDRESS, ip)),
-		route(nil, 0, []byte{169, 254, 1, 1}, inside))
+	return send(fd, inPod...)
 }
 
 func socket() (int, error) {
@@ -141,7 +150,7 @@ func ifinfo(index, flags uint32) []byte {
 	return cat(make([]byte, 4), u32(index), u32(flags), u32(flags))
 }
 
-func route(dst []byte, bits byte, via []byte, link uint32) []byte {
+func route(family byte, dst []byte, bits byte, via []byte, link uint32) []byte {
 	scope, flags := byte(unix.RT_SCOPE_LINK), uint32(0)
 	attrs := attr(unix.RTA_OIF, u32(link))
 	if via != nil {
@@ -151,7 +160,7 @@ func route(dst []byte, bits byte, via []byte, link uint32) []byte {
 	if dst != nil {
 		attrs = append(attrs, attr(unix.RTA_DST, dst)...)
 	}
-	head := []byte{unix.AF_INET, bits, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, scope, unix.RTN_UNICAST}
+	head := []byte{family, bits, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, scope, unix.RTN_UNICAST}
 	return message(unix.RTM_NEWROUTE, unix.NLM_F_CREATE, append(head, u32(flags)...), attrs)
 }
 
