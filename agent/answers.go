@@ -159,6 +159,12 @@ func (n *Node) count(r *status.Report) {
 	}
 }
 
+// Attached implements status.Agent.
+func (n *Node) Attached(addrs []netip.Addr) { n.source.Attached(addrs) }
+
+// Detached implements status.Agent.
+func (n *Node) Detached(pod model.Name, addrs []netip.Addr) { n.source.Detached(pod, addrs) }
+
 // WaitReady implements status.Agent.
 func (n *Node) WaitReady(ctx context.Context) error {
 	select {

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -274,6 +275,24 @@ func (s *Source) Snapshot() *model.Snapshot {
 		time.AfterFunc(tick, s.tick)
 	}
 	return snap
+}
+
+// Attached takes in that these addresses are being given to a pod of this node, and Detached that a pod has them no more: the one who attaches pods knows both
+// before the API server does.
+func (s *Source) Attached(addrs []netip.Addr) { s.each(addrs, s.builder.Attached) }
+
+// Detached is the opposite of Attached.
+func (s *Source) Detached(pod model.Name, addrs []netip.Addr) {
+	s.each(addrs, func(a netip.Addr) { s.builder.Detached(pod, a) })
+}
+
+func (s *Source) each(addrs []netip.Addr, what func(netip.Addr)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range addrs {
+		what(a)
+	}
+	s.signal()
 }
 
 // tick is between the builder's ticks while endpoints linger, so for one to two seconds: slices reach the slowest of the nodes within that, and a client that

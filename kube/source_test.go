@@ -281,6 +281,54 @@ func TestLinger(t *testing.T) {
 	})
 }
 
+// TestDetached: a pod that has been detached from its node is out of service at once, and stays so whatever is heard of it, until it has another address or its
+// address is given out again.
+func TestDetached(t *testing.T) {
+	f := newFeed(t)
+	pod := func(version, address string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p", Labels: map[string]string{"version": version}}, Spec: corev1.PodSpec{NodeName: "n1"},
+			Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: address}}}}
+	}
+	slice := func(address string) *discoveryv1.EndpointSlice {
+		sl, node := sliceOf("a", address), "n1"
+		sl.Endpoints[0].NodeName, sl.Endpoints[0].TargetRef = &node, &corev1.ObjectReference{Kind: "Pod", Namespace: "x", Name: "p"}
+		return sl
+	}
+	name, addrs := model.Name{Namespace: "x", Name: "p"}, []netip.Addr{netip.MustParseAddr("10.244.0.1")}
+	f.stream("services", serviceAt("a", "10.96.0.1"))
+	f.stream("endpointslices", slice("10.244.0.1"))
+	f.stream("pods", pod("1", "10.244.0.1"))
+	f.stream("nodes")
+	for _, tt := range []struct {
+		does string
+		do   func()
+		want string
+	}{
+		{"list", func() {}, "ready"},
+		{"detach another pod", func() { f.s.Detached(model.Name{Namespace: "x", Name: "q"}, addrs) }, "ready"},
+		{"detach", func() { f.s.Detached(name, addrs) }, "terminating"},
+		{"change its object", func() { _ = f.store("pods").Update(pod("2", "10.244.0.1")) }, "terminating"},
+		{"give out its address", func() { f.s.Attached(addrs) }, "ready"},
+		{"detach again", func() { f.s.Detached(name, addrs) }, "terminating"},
+		{"hear of its next address", func() { _ = f.store("pods").Update(pod("3", "10.244.0.2")) }, "terminating"},
+		{"hear of it in slices", func() { _ = f.store("endpointslices").Update(slice("10.244.0.2")) }, "terminating ready"},
+	} {
+		f.changed()
+		tt.do()
+		if tt.does != "list" && !f.changed() {
+			t.Errorf("%s: no signal", tt.does)
+		}
+		svc, _ := f.s.Snapshot().Services.Get(model.Name{Namespace: "x", Name: "a"})
+		var states []string
+		for i := range svc.Endpoints {
+			states = append(states, svc.Endpoints[i].State())
+		}
+		if got := strings.Join(states, " "); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.does, got, tt.want)
+		}
+	}
+}
+
 // asked keeps what an API server is asked for, and has nothing.
 type asked chan *http.Request
 

@@ -31,7 +31,8 @@ var _ Objects = (*Builder)(nil)
 //
 // What comes out follows from the objects that there are, and not from their history, with one exception: a pod of this node that was seen to end is out of
 // service though slices, which lag, still say that it is ready, and is known to have been an endpoint for a moment after they have forgotten it, because
-// other nodes lag too and still send to it. Of a pod that was never seen nobody knows whether it is gone or new.
+// other nodes lag too and still send to it. Who attaches pods may know of an end before the API server does (Detached). Of a pod that was never seen nobody
+// knows whether it is gone or new.
 type Builder struct {
 	last *Snapshot
 
@@ -326,31 +327,48 @@ func (b *Builder) touchServicesOf(pod Name) {
 	}
 }
 
-// moveAddrs writes down which addresses a pod is about to have no more, and that those that it is about to have are its.
-func (b *Builder) moveAddrs(pod Name, addrs []netip.Addr) {
-	if old, ok := b.pods.get(pod); ok && !old.HostNetwork {
-		for _, a := range old.Addrs {
-			if !slices.Contains(addrs, a) && !b.ofOther(a, pod) {
-				b.gone[a] = pod
-			}
-		}
-	}
-	for _, a := range addrs {
-		if was, ok := b.gone[a]; ok {
-			delete(b.gone, a)
-			b.touchServicesOf(was)
-		}
+// Attached takes in that an address is being given to a pod of this node, as who attaches pods says.
+func (b *Builder) Attached(a netip.Addr) {
+	if was, ok := b.gone[a]; ok {
+		delete(b.gone, a)
+		b.touchServicesOf(was)
 	}
 }
 
-// ofOther reports whether another pod has an address.
-func (b *Builder) ofOther(a netip.Addr, pod Name) bool {
+// Detached takes in that a pod of this node has an address no more, whatever its object and slices still say.
+func (b *Builder) Detached(pod Name, a netip.Addr) {
+	if p, ok := b.pods.get(pod); ok && slices.Contains(p.Addrs, a) {
+		b.leave(pod, a)
+	}
+}
+
+// leave writes down that a pod has an address no more, unless another one has it.
+func (b *Builder) leave(pod Name, a netip.Addr) {
 	for n, p := range b.pods.table.All() {
 		if n != pod && slices.Contains(p.Addrs, a) {
-			return true
+			return
 		}
 	}
-	return false
+	b.gone[a] = pod
+	b.touchServicesOf(pod)
+}
+
+// moveAddrs writes down which addresses a pod is about to have no more, and that those that it has only now are its.
+func (b *Builder) moveAddrs(pod Name, addrs []netip.Addr) {
+	var had []netip.Addr
+	if old, ok := b.pods.get(pod); ok && !old.HostNetwork {
+		had = old.Addrs
+	}
+	for _, a := range had {
+		if !slices.Contains(addrs, a) {
+			b.leave(pod, a)
+		}
+	}
+	for _, a := range addrs {
+		if !slices.Contains(had, a) {
+			b.Attached(a)
+		}
+	}
 }
 
 // forgetGone forgets the addresses at which no Service has a pod that has ended.

@@ -59,6 +59,9 @@ func (w *world) build() *Snapshot {
 	for _, p := range w.pods {
 		b.SetPod(p)
 	}
+	for a, n := range w.gone {
+		b.Detached(n, a)
+	}
 	for name, r := range w.ranges {
 		b.SetServiceCIDR(name, r)
 	}
@@ -103,23 +106,35 @@ func (w *world) linger(last *Snapshot) {
 	w.lingering = next
 }
 
-// move writes down that a pod has these addresses from now on.
+// move writes down that a pod has these addresses from now on. One that it had already may have been detached.
 func (w *world) move(n Name, addrs []netip.Addr) {
-	if old, ok := w.pods[n]; ok && !old.HostNetwork {
-		for _, a := range old.Addrs {
+	old := w.pods[n]
+	if old.HostNetwork {
+		old.Addrs = nil
+	}
+	for _, a := range old.Addrs {
+		if !slices.Contains(addrs, a) {
 			w.gone[a] = n
 		}
 	}
 	for _, a := range addrs {
-		delete(w.gone, a)
-	}
-	for other, p := range w.pods {
-		for _, a := range p.Addrs {
-			if other != n {
-				delete(w.gone, a)
-			}
+		if !slices.Contains(old.Addrs, a) {
+			delete(w.gone, a)
 		}
 	}
+	w.ofOthers()
+}
+
+// ofOthers leaves no address gone that another pod than the one that had it has.
+func (w *world) ofOthers() {
+	maps.DeleteFunc(w.gone, func(a netip.Addr, n Name) bool {
+		for other, p := range w.pods {
+			if other != n && slices.Contains(p.Addrs, a) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // forget keeps of what is gone only what a Service's endpoints still say to be here.
@@ -137,7 +152,7 @@ func (w *world) forget(snap *Snapshot) {
 // step changes one thing in the world and tells the builder.
 func (w *world) step(r *rand.Rand, b *Builder) {
 	n := Name{"ns" + string(rune('a'+r.IntN(2))), fmt.Sprintf("svc%d", r.IntN(6))}
-	switch r.IntN(16) {
+	switch r.IntN(18) {
 	case 0, 1:
 		w.services[n] = randomService(r, n)
 		b.SetService(w.services[n])
@@ -177,6 +192,19 @@ func (w *world) step(r *rand.Rand, b *Builder) {
 				list[i].ticks++
 			}
 		}
+	case 16:
+		p := randomPod(r)
+		for _, a := range p.Addrs {
+			b.Detached(p.Name, a)
+			if slices.Contains(w.pods[p.Name].Addrs, a) {
+				w.gone[a] = p.Name
+				w.ofOthers()
+			}
+		}
+	case 17:
+		a := randomAddr(r)
+		b.Attached(a)
+		delete(w.gone, a)
 	case 11, 12, 13:
 		p := randomPod(r)
 		n := p.Name

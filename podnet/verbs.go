@@ -67,16 +67,16 @@ func add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer done()
-	asked, err := deliver(conf.Agent, want.PodNamespace, want.PodName)
+	agent, err := dial(conf.Agent, deliverTimeout)
 	if err != nil {
 		return cniErrorf(types.ErrTryAgainLater, "%v", err)
 	}
-	defer asked.close()
-	lease, made, err := attach(conf, store, ns, want)
+	defer agent.close()
+	lease, made, err := attach(conf, store, ns, want, agent)
 	if err != nil {
 		return err
 	}
-	if err := asked.answer(); err != nil {
+	if err := agent.answer(); err != nil {
 		if made { // and not if it worked before this call
 			err = errors.Join(err, undo(store, lease.ID))
 		}
@@ -85,10 +85,11 @@ func add(args *skel.CmdArgs) error {
 	return types.PrintResult(resultOf(lease, prev, conf.DNS), conf.CNIVersion)
 }
 
-// attach takes a lease and wires the pod. If an address is found to be in use
-// against what the leases say, it is held for whoever uses it, and another one is
-// taken. After an error there is neither lease nor wiring.
-func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (lease ipam.Lease, made bool, err error) {
+// attach takes a lease and wires the pod, while the agent is asked whether it can
+// deliver. If an address is found to be in use against what the leases say, it is
+// held for whoever uses it, and another one is taken. After an error there is
+// neither lease nor wiring.
+func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease, agent *question) (lease ipam.Lease, made bool, err error) {
 	pod, err := ns.Batch()
 	if err != nil {
 		return lease, false, err
@@ -104,6 +105,16 @@ func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease) (le
 	for try := 0; ; try++ {
 		if lease, err = allocate(store, want); err != nil {
 			return lease, false, err
+		}
+		if try > 0 {
+			err = agent.redial()
+		}
+		if err == nil {
+			err = agent.deliver(lease)
+		}
+		if err != nil {
+			_, releaseErr := store.Release(lease.ID)
+			return lease, false, cniErrorf(types.ErrTryAgainLater, "%v", errors.Join(err, releaseErr))
 		}
 		made, err = newWiring(ns, pod, lease, mtu).make()
 		if err == nil {
@@ -138,13 +149,17 @@ func allocate(store *ipam.Store, want ipam.Lease) (ipam.Lease, error) {
 	return store.Allocate(want)
 }
 
-// detach takes back what attach did, when nobody else is at it.
-func detach(store *ipam.Store, id string) error {
+// detach takes back what attach did, when nobody else is at it. The agent hears of it first: a pod may be gone before the API server's word of that has come
+// to this node, and what is then sent to it goes on to another endpoint.
+func detach(store *ipam.Store, agent, id string) error {
 	done, err := store.Exclusive(id)
 	if err != nil {
 		return err
 	}
 	defer done()
+	if lease, err := store.Lookup(id); err == nil && lease.ID != "" {
+		letGo(agent, lease)
+	}
 	return undo(store, id)
 }
 
@@ -195,7 +210,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return detach(store, hostName(args.ContainerID, args.IfName))
+	return detach(store, conf.Agent, hostName(args.ContainerID, args.IfName))
 }
 
 // check is CNI CHECK.
@@ -266,7 +281,7 @@ func gc(args *skel.CmdArgs) error {
 	var errs []error
 	for _, lease := range append(leases, orphans...) {
 		if !valid[lease.ID] && isHostName(lease.ID) { // a stranger's is not in this network's list while it lives
-			errs = append(errs, detach(store, lease.ID))
+			errs = append(errs, detach(store, conf.Agent, lease.ID))
 		}
 	}
 	return errors.Join(errs...)

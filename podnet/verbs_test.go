@@ -353,7 +353,7 @@ func TestAgent(t *testing.T) {
 	var asked []string
 	answer := http.StatusOK
 	n.fakeAgent(func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r.URL.String())
+		asked = append(asked, r.Method+" "+r.URL.String())
 		w.WriteHeader(answer)
 		fmt.Fprintln(w, "the API server has not answered yet\nmore")
 	})
@@ -362,7 +362,8 @@ func TestAgent(t *testing.T) {
 	if _, err := n.run("STATUS", nil, n.conf); err != nil {
 		t.Errorf("STATUS: %v", err)
 	}
-	if want := []string{"/v1/deliver?pod=shop%2Fa&timeout=9s", "/v1/deliver?pod=shop%2Fa&timeout=9s", "/v1/ready"}; !slices.Equal(asked, want) {
+	const deliver = "GET /v1/deliver?addr=10.244.1.2&addr=fd00%3A244%3A0%3A1%3A%3A2&pod=shop%2Fa&timeout=9s"
+	if want := []string{deliver, deliver, "GET /v1/ready"}; !slices.Equal(asked, want) {
 		t.Errorf("asked %v, want %v", asked, want)
 	}
 	answer = http.StatusServiceUnavailable
@@ -398,6 +399,46 @@ func TestAgent(t *testing.T) {
 	n.wantEmpty()
 }
 
+// TestLetGo: DEL tells the agent, while the pod can still be reached, and waits for its answer, but not for one that does not come; ADD of a pod without a name,
+// of whom no Service can know, is nobody's business when it ends.
+func TestLetGo(t *testing.T) {
+	n := newNode(t, dual...)
+	var asked []string
+	answer := func(http.ResponseWriter, *http.Request) {}
+	n.fakeAgent(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != "POST" {
+			return
+		}
+		said := r.URL.Path + " " + r.URL.Query().Get("pod") + " " + strings.Join(r.URL.Query()["addr"], " ")
+		if err := n.NS.Do(func() error { _, err := netlink.LinkByName(hostName("a", "eth0")); return err }); err != nil {
+			said += fmt.Sprint(": ", err)
+		}
+		asked = append(asked, said)
+		answer(w, r)
+	})
+	for name, says := range map[string]func(http.ResponseWriter, *http.Request){
+		"yes":     answer,
+		"no":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGatewayTimeout) },
+		"unknown": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) },
+		"nothing": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked, answer = nil, says
+			p := n.pod("a")
+			var addrs []string
+			for _, ip := range n.mustAdd(p).IPs {
+				addrs = append(addrs, ip.Address.IP.String())
+			}
+			n.mustDel(p)
+			n.mustDel(p) // of nothing
+			if want := []string{"/v1/detach shop/a " + strings.Join(addrs, " ")}; !slices.Equal(asked, want) {
+				t.Errorf("told %q, want %q", asked, want)
+			}
+			n.wantEmpty()
+		})
+	}
+}
+
 // TestAgentSilent has an agent that takes the connection and says nothing, or
 // nonsense.
 func TestAgentSilent(t *testing.T) {
@@ -421,9 +462,12 @@ func TestAgentSilent(t *testing.T) {
 				conn.Read(make([]byte, 1<<10)) // until the other side gives up
 			}
 		}()
-		asked, err := ask(socket, "/v1/ready", 200*time.Millisecond)
+		q, err := dial(socket, 200*time.Millisecond)
 		if err == nil {
-			err = asked.answer()
+			err = q.ask("GET", "/v1/ready")
+		}
+		if err == nil {
+			err = q.answer()
 		}
 		want := map[string]string{"": "did not answer within 200ms", "220 welcome\r\n": "does not answer", "HTTP/1.1 503 \r\n\r\n": "not ready: 503"}[words]
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -26,6 +26,9 @@ import (
 // Agent is what the socket needs from the agent behind it.
 type Agent interface {
 	Report() *Report
+	// Attached takes in that these addresses are being given to a pod of this node, and Detached that a pod has them no more.
+	Attached([]netip.Addr)
+	Detached(model.Name, []netip.Addr)
 	// WaitReady returns when the node can deliver for its pods.
 	WaitReady(context.Context) error
 	// WaitGone returns when no Service sends new connections to the address any more.
@@ -52,8 +55,9 @@ const (
 //
 //	GET /v1/status                                 the Report, as JSON
 //	GET /v1/ready                                  200, or 503 with the reason
-//	GET /v1/deliver?pod=NS/NAME[&timeout=D]        200 once the node can deliver for a new pod, or 504
-//	GET /v1/wait?gone=ADDR[&timeout=D]             200 once no Service sends new connections to ADDR, or 504
+//	GET /v1/deliver?pod=NS/NAME&addr=ADDR…         200 once the node can deliver for a new pod with these addresses, or 504; &timeout=D
+//	POST /v1/detach?pod=NS/NAME&addr=ADDR…         200 once no Service leads to these addresses, which the pod has no more, or 504; &timeout=D
+//	GET /v1/wait?gone=ADDR…                        200 once no Service sends new connections to these addresses, or 504; &timeout=D
 //	GET /v1/explain?pod=NS/NAME&target=NAME:PORT   the walk, as JSON
 //	GET /v1/tracked?proto=P&from=A:P&to=A:P         the Translation of a connection, or 404
 //	GET /v1/dump?what=model|nft|routes|dns         text
@@ -68,16 +72,25 @@ func Handler(a Agent, metrics http.Handler) http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /v1/deliver", func(w http.ResponseWriter, r *http.Request) {
-		waitFor(w, r, a.WaitReady, func() string { return a.Report().Ready() })
+		if addrs, ok := addrsOf(w, r, "addr"); ok {
+			a.Attached(addrs)
+			waitFor(w, r, a.WaitReady, func() string { return a.Report().Ready() })
+		}
 	})
-	mux.HandleFunc("GET /v1/wait", func(w http.ResponseWriter, r *http.Request) {
-		addr, err := netip.ParseAddr(r.FormValue("gone"))
-		if err != nil {
-			http.Error(w, fmt.Sprintf("gone: %v", err), http.StatusBadRequest)
+	mux.HandleFunc("POST /v1/detach", func(w http.ResponseWriter, r *http.Request) {
+		pod, ok := podOf(w, r)
+		if !ok {
 			return
 		}
-		waitFor(w, r, func(ctx context.Context) error { return a.WaitGone(ctx, addr.Unmap()) },
-			func() string { return fmt.Sprintf("a Service still sends new connections to %s", addr) })
+		if addrs, ok := addrsOf(w, r, "addr"); ok {
+			a.Detached(pod, addrs)
+			waitGone(w, r, a, addrs)
+		}
+	})
+	mux.HandleFunc("GET /v1/wait", func(w http.ResponseWriter, r *http.Request) {
+		if addrs, ok := addrsOf(w, r, "gone"); ok {
+			waitGone(w, r, a, addrs)
+		}
 	})
 	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) { serveExplain(w, r, a) })
 	mux.HandleFunc("GET /v1/tracked", func(w http.ResponseWriter, r *http.Request) { serveTracked(w, r, a) })
@@ -92,18 +105,51 @@ func Handler(a Agent, metrics http.Handler) http.Handler {
 	return mux
 }
 
+// addrsOf are the addresses that a request has under a name; ok is false if one is none, and that has been answered.
+func addrsOf(w http.ResponseWriter, r *http.Request, name string) (addrs []netip.Addr, ok bool) {
+	_ = r.ParseForm() // what cannot be read is not there
+	for _, text := range r.Form[name] {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			http.Error(w, fmt.Sprintf("%s: %v", name, err), http.StatusBadRequest)
+			return nil, false
+		}
+		addrs = append(addrs, addr.Unmap())
+	}
+	return addrs, true
+}
+
+// podOf is the pod that a request names; ok is false if it names none, and that has been answered.
+func podOf(w http.ResponseWriter, r *http.Request) (pod model.Name, ok bool) {
+	if pod.Namespace, pod.Name, ok = strings.Cut(r.FormValue("pod"), "/"); !ok {
+		http.Error(w, "pod: want NAMESPACE/NAME", http.StatusBadRequest)
+	}
+	return pod, ok
+}
+
+func waitGone(w http.ResponseWriter, r *http.Request, a Agent, addrs []netip.Addr) {
+	wait := func(ctx context.Context) error {
+		for _, addr := range addrs {
+			if err := a.WaitGone(ctx, addr); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	waitFor(w, r, wait, func() string { return fmt.Sprintf("a Service still sends new connections to one of %v", addrs) })
+}
+
 func serveExplain(w http.ResponseWriter, r *http.Request, a Agent) {
 	target, err := explain.ParseTarget(r.FormValue("target"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	ns, name, ok := strings.Cut(r.FormValue("pod"), "/")
+	pod, ok := podOf(w, r)
 	if !ok {
-		http.Error(w, "pod: want NAMESPACE/NAME", http.StatusBadRequest)
 		return
 	}
-	walk, err := a.Explain(r.Context(), model.Name{Namespace: ns, Name: name}, target)
+	walk, err := a.Explain(r.Context(), pod, target)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -24,11 +25,19 @@ import (
 
 // agent is a scripted Agent.
 type agent struct {
-	report Report
-	gone   map[netip.Addr]bool
+	report   Report
+	gone     map[netip.Addr]bool
+	attached []netip.Addr
+	detached string
 }
 
 func (a *agent) Report() *Report { return &a.report }
+
+func (a *agent) Attached(addrs []netip.Addr) { a.attached = append(a.attached, addrs...) }
+
+func (a *agent) Detached(pod model.Name, addrs []netip.Addr) {
+	a.detached = fmt.Sprint(pod, addrs)
+}
 
 func (a *agent) WaitReady(ctx context.Context) error {
 	if a.report.Ready() == "" {
@@ -103,7 +112,10 @@ func TestSocket(t *testing.T) {
 		{"/v1/deliver", "pod=x/y&timeout=1ms", ""},
 		{"/v1/wait", "gone=10.244.0.5", ""},
 		{"/v1/wait", "gone=::ffff:10.244.0.5", ""},
-		{"/v1/wait", "gone=10.244.0.6&timeout=1ms", "error: a Service still sends new connections to 10.244.0.6"},
+		{"/v1/wait", "gone=10.244.0.6&timeout=1ms", "error: a Service still sends new connections to one of [10.244.0.6]"},
+		{"/v1/wait", "gone=10.244.0.5&gone=10.244.0.6&timeout=1ms", "error: a Service still sends new connections to one of [10.244.0.5 10.244.0.6]"},
+		{"/v1/deliver", "addr=me", `error: addr: ParseAddr("me"): unable to parse IP`},
+		{"/v1/detach", "pod=x/y&addr=10.244.0.5", "error: Method Not Allowed"},
 		{"/v1/wait", "gone=me", `error: gone: ParseAddr("me"): unable to parse IP`},
 		{"/v1/wait", "gone=10.244.0.6&timeout=soon", `error: timeout: "soon" is no duration`},
 		{"/v1/wait", "gone=10.244.0.6&timeout=-1s", `error: timeout: "-1s" is no duration`},
@@ -137,6 +149,34 @@ func TestSocket(t *testing.T) {
 	var walk explain.Walk
 	if err := c.Get(t.Context(), "/v1/explain", url.Values{"pod": {"x/client"}, "target": {"a:1"}}, &walk); err != nil || walk.Target != "a:1" {
 		t.Errorf("explain: %+v, %v", walk, err)
+	}
+}
+
+// TestPluginsWords: what the CNI plugin says of a pod's addresses is taken in before it is answered.
+func TestPluginsWords(t *testing.T) {
+	a := working()
+	h := Handler(a, http.NotFoundHandler())
+	for _, tt := range []struct {
+		method, target string
+		code           int
+		attached       string
+		detached       string
+	}{
+		{"GET", "/v1/deliver?pod=x/y&addr=10.244.0.5&addr=fd00::5", 200, "[10.244.0.5 fd00::5]", ""},
+		{"GET", "/v1/deliver?pod=x/y&addr=10.244.0.5&addr=five", 400, "[]", ""},
+		{"GET", "/v1/deliver", 200, "[]", ""},
+		{"POST", "/v1/detach?pod=x/y&addr=10.244.0.5", 200, "[]", "x/y [10.244.0.5]"},
+		{"POST", "/v1/detach?pod=x/y&addr=10.244.0.5&addr=10.244.0.6&timeout=1ms", 504, "[]", "x/y [10.244.0.5 10.244.0.6]"},
+		{"POST", "/v1/detach?pod=x&addr=10.244.0.5", 400, "[]", ""},
+		{"POST", "/v1/detach?pod=x/y&addr=five", 400, "[]", ""},
+		{"POST", "/v1/deliver?pod=x/y", 405, "[]", ""},
+	} {
+		a.attached, a.detached = nil, ""
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(tt.method, tt.target, nil))
+		if got := fmt.Sprint(a.attached); w.Code != tt.code || got != tt.attached || a.detached != tt.detached {
+			t.Errorf("%s %s: %d, attached %s, detached %q; want %d, %s, %q", tt.method, tt.target, w.Code, got, a.detached, tt.code, tt.attached, tt.detached)
+		}
 	}
 }
 
