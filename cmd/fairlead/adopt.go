@@ -31,6 +31,9 @@ func newAdoptCommand() *cobra.Command {
 		Short: "Compare with kube-proxy and CoreDNS, and say how to take over from them",
 		Long: `Compare what Fairlead would do on this node with what kube-proxy and CoreDNS do, and say step by step how to take over from them in a
 live cluster, and how to go back.`,
+		// A command that there is not is an error, and not a question for help: scripts go on after this one.
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newAdoptCheckCommand(), newAdoptPlanCommand())
 	return c
@@ -63,8 +66,14 @@ something could not be compared. Run it in the node's network namespace: on the 
 environment variable NODE_NAME.`,
 		Example: `  fairlead adopt check --node n1 --kubeconfig /etc/kubernetes/kubelet.conf --dns-ip 10.96.0.10
   kubectl -n kube-system exec ds/fairlead -- fairlead adopt check --only proxy`,
-		Args: cobra.NoArgs,
+		Args: func(c *cobra.Command, args []string) error {
+			if err := cobra.NoArgs(c, args); err != nil {
+				return notCompared(c, err)
+			}
+			return nil
+		},
 	}
+	c.SetFlagErrorFunc(notCompared)
 	flags := config.AddFlags(c.Flags())
 	c.Flags().StringVar(&o.only, "only", "", "compare `proxy` or dns only")
 	c.Flags().StringSliceVar(&o.ask, "ask", nil, "DNS `servers` to ask, as ADDR or ADDR:PORT (default: the endpoints of the cluster DNS's Service)")
@@ -87,12 +96,11 @@ environment variable NODE_NAME.`,
 			report, err = runAdoptCheck(c.Context(), cfg, &o, c.ErrOrStderr())
 		}
 		if err != nil {
-			fmt.Fprintln(c.ErrOrStderr(), "fairlead: adopt check:", err)
-			return exitError(2)
+			return notCompared(c, err)
 		}
 		if o.json {
 			if err := printJSON(c.OutOrStdout(), report); err != nil {
-				return err
+				return notCompared(c, err)
 			}
 		} else {
 			report.Print(c.OutOrStdout())
@@ -103,6 +111,12 @@ environment variable NODE_NAME.`,
 		return nil
 	}
 	return c
+}
+
+// notCompared says why nothing was compared, and ends with the code for that: 1 would mean differences.
+func notCompared(c *cobra.Command, err error) error {
+	fmt.Fprintln(c.ErrOrStderr(), "fairlead: adopt check:", err)
+	return exitError(2)
 }
 
 func (o *adoptOptions) check() error {
@@ -204,7 +218,8 @@ func newAdoptPlanCommand() *cobra.Command {
 		Use:   "plan",
 		Short: "Print the steps of taking over this cluster, and of going back",
 		Long: `Look at what this cluster has (kube-proxy, CoreDNS and its Corefile, NodeLocal DNSCache, k3s's and kind's own) and print the steps of taking over
-from it live: each with its command, how to see that it worked, and how to undo it. Nothing is changed.`,
+from it live: each with its command, how to see that it worked, and how to undo it. Nothing is changed.
+The exit code is 1 if something is in the way.`,
 		Example: "  fairlead adopt plan --kubeconfig ~/.kube/config",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -216,10 +231,11 @@ from it live: each with its command, how to see that it worked, and how to undo 
 			if err != nil {
 				return fmt.Errorf("adopt plan: %w", err)
 			}
-			if o.json {
-				return printJSON(c.OutOrStdout(), plan)
+			if !o.json {
+				plan.Print(c.OutOrStdout())
+			} else if err := printJSON(c.OutOrStdout(), plan); err != nil {
+				return err
 			}
-			plan.Print(c.OutOrStdout())
 			if len(plan.Obstacles) > 0 {
 				return exitError(1)
 			}

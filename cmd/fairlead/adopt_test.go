@@ -55,6 +55,9 @@ func TestAdoptCheckRefuses(t *testing.T) {
 		{"check --node n1 --only all", `--only: "all" is neither proxy nor dns`},
 		{"check --node n1 --ask here", `--ask: "here" is neither an address nor ADDR:PORT`},
 		{"check --node n1 --rate 0", "--rate: 0 is not between"},
+		{"check --node n1 --noodles", "unknown flag: --noodles"},
+		{"check --node n1 --rate many", `invalid argument "many" for "--rate"`},
+		{"check n1", `unknown command "n1"`},
 		{"check --node n1 --kubeconfig /does/not/exist", "read kubeconfig"},
 		{"check --node n1 --timeout 200ms --kubeconfig " + kubeconfigOf(t, silent.URL), "has not listed services, endpointslices, nodes, pods within 200ms"},
 	} {
@@ -92,6 +95,9 @@ func TestAdoptPlanPrints(t *testing.T) {
 	if code, out := adopted(t, "plan", "--kubeconfig", config); code != 1 || !strings.Contains(out, "In the way, to be done first:\n- kube-proxy's mode ipvs") {
 		t.Errorf("code %d: %s", code, out)
 	}
+	if code, out := adopted(t, "plan", "--json", "--kubeconfig", config); code != 1 || !strings.Contains(out, `"kube-proxy's mode ipvs`) {
+		t.Errorf("as JSON: code %d: %s", code, out)
+	}
 	objects["/api/v1/namespaces/kube-system/configmaps/kube-proxy"] = `{"data":{"config.conf":"mode: nftables\n"}}`
 	objects["/apis/apps/v1/namespaces/kube-system/deployments/coredns"] = `{}`
 	objects["/api/v1/namespaces/kube-system/services/kube-dns"] = `{"spec":{"clusterIPs":["10.96.0.10"]}}`
@@ -113,5 +119,18 @@ func TestAdoptPlanPrints(t *testing.T) {
 	}
 	if code, out := adopted(t, "plan", "--json", "--kubeconfig", config); code != 0 || !strings.Contains(out, `"kind": "kubeadm"`) {
 		t.Errorf("code %d: %s", code, out)
+	}
+}
+
+// A command that there is not is no success: scripts go on after one.
+func TestAdoptWhat(t *testing.T) {
+	if code, out := adopted(t, "chek", "--only", "proxy"); code == 0 {
+		t.Errorf("adopt chek: code %d: %s", code, out)
+	}
+	if code, out := adopted(t, "chek"); code == 0 || !strings.Contains(out, `unknown command "chek"`) {
+		t.Errorf("adopt chek: code %d: %s", code, out)
+	}
+	if code, out := adopted(t); code != 0 || !strings.Contains(out, "check") || !strings.Contains(out, "plan") {
+		t.Errorf("adopt: code %d: %s", code, out)
 	}
 }
