@@ -204,8 +204,11 @@ func (d Dir) Lock() (*os.File, error) {
 	return f, nil
 }
 
-// Purge removes the state directory and all that is in it. It refuses a directory that has no cluster.json, so that a wrong --state
-// cannot cost anybody their files. The caller holds the lock.
+// nodeAgent is the directory of an agent that is none of the cluster's: a node's own, by default below [DefaultDir], with its pods' address leases.
+const nodeAgent = "agent"
+
+// Purge removes the state directory and all that is in it, but for the state of an agent of the node itself. It refuses a directory that has no
+// cluster.json, so that a wrong --state cannot cost anybody their files. The caller holds the lock.
 func (d Dir) Purge() error {
 	if _, err := os.Stat(d.RecordPath()); err != nil {
 		return fmt.Errorf("%w: %s has no cluster.json; not removing it", ErrNoCluster, d)
@@ -215,14 +218,21 @@ func (d Dir) Purge() error {
 	if err != nil {
 		return fmt.Errorf("purge state directory: %w", err)
 	}
+	keep := false
 	for _, e := range entries {
-		if p := d.Path(e.Name()); p != d.RecordPath() {
+		if e.Name() == nodeAgent {
+			keep = true
+		} else if p := d.Path(e.Name()); p != d.RecordPath() {
 			if err := os.RemoveAll(p); err != nil {
 				return fmt.Errorf("purge state directory: %w", err)
 			}
 		}
 	}
-	if err := os.RemoveAll(string(d)); err != nil {
+	last := string(d)
+	if keep {
+		last = d.RecordPath()
+	}
+	if err := os.RemoveAll(last); err != nil {
 		return fmt.Errorf("purge state directory: %w", err)
 	}
 	return nil

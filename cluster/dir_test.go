@@ -164,6 +164,34 @@ func TestPurge(t *testing.T) {
 	}
 }
 
+// TestPurgeLeavesTheNodesAgent: the agent of a node of another cluster has its state in a directory of the default state directory.
+func TestPurgeLeavesTheNodesAgent(t *testing.T) {
+	d := open(t, filepath.Join(t.TempDir(), "state"))
+	if _, err := d.Make(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.WriteRecord(Record{Params: DefaultParams()}); err != nil {
+		t.Fatal(err)
+	}
+	leases := d.Path("agent", "ipam", "leases")
+	if err := os.MkdirAll(filepath.Dir(leases), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(leases, []byte("10.244.0.2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Purge(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(leases); err != nil {
+		t.Errorf("after purge: %v", err)
+	}
+	left, err := os.ReadDir(string(d))
+	if err != nil || len(left) != 1 {
+		t.Errorf("after purge there is %v, %v", left, err)
+	}
+}
+
 func TestWriteFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	for _, text := range []string{"one", "two"} {

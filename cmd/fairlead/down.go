@@ -70,7 +70,10 @@ func runDown(ctx context.Context, state string, purge bool, out io.Writer) error
 			return err
 		}
 	}
+	_, stays := os.Stat(string(dir))
 	switch {
+	case purge && stays == nil:
+		fmt.Fprintf(out, "The cluster is down and its files are removed (%.1f s). In %s the state of this node's own agent stays.\n", time.Since(began).Seconds(), dir)
 	case purge:
 		fmt.Fprintf(out, "The cluster is down and %s is removed (%.1f s).\n", dir, time.Since(began).Seconds())
 	case stopped || left:
