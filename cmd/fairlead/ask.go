@@ -46,7 +46,7 @@ func (w *where) flags(c *cobra.Command) {
 	c.Flags().StringVar(&w.socket, "socket", "", "`path` of one agent's socket, instead of the one-machine cluster's")
 }
 
-// agent is one agent to ask.
+// agent is one agent to ask. Its node is not known if it was found by its socket.
 type agent struct {
 	node   string
 	client *status.Client
@@ -72,6 +72,9 @@ func (w *where) here() {
 func (w *where) agents() ([]agent, error) {
 	w.here()
 	if w.socket != "" {
+		if w.node != "" {
+			return nil, fmt.Errorf("%q: only nodes of a one-machine cluster are named; the agent at %s speaks for its own node", w.node, w.socket)
+		}
 		return []agent{{client: status.Dial(w.socket)}}, nil
 	}
 	dir, err := cluster.Open(w.state)
@@ -111,7 +114,7 @@ func newStatusCommand() *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			w.node = strings.Join(args, "")
-			return runStatus(c.Context(), &w, asJSON, c.OutOrStdout())
+			return runStatus(c.Context(), &w, asJSON, c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
 	w.flags(c)
@@ -119,7 +122,7 @@ func newStatusCommand() *cobra.Command {
 	return c
 }
 
-func runStatus(ctx context.Context, w *where, asJSON bool, out io.Writer) error {
+func runStatus(ctx context.Context, w *where, asJSON bool, out, complaints io.Writer) error {
 	agents, err := w.agents()
 	if err != nil {
 		return err
@@ -129,7 +132,11 @@ func runStatus(ctx context.Context, w *where, asJSON bool, out io.Writer) error 
 	for i, r := range reports {
 		if errs[i] != nil {
 			broken++
-			fmt.Fprintf(os.Stderr, "node %s: the agent does not answer: %v\n", agents[i].node, errs[i])
+			of := ""
+			if agents[i].node != "" {
+				of = "node " + agents[i].node + ": "
+			}
+			fmt.Fprintf(complaints, "%sthe agent does not answer: %v\n", of, errs[i])
 			continue
 		}
 		if !asJSON {
@@ -283,7 +290,11 @@ func runDump(ctx context.Context, w *where, what string, out io.Writer) error {
 	for _, a := range agents {
 		var text string
 		if err := a.client.Get(ctx, "/v1/dump", url.Values{"what": {what}}, &text); err != nil {
-			return fmt.Errorf("dump %s of node %s: %w", what, a.node, err)
+			of := ""
+			if a.node != "" {
+				of = " of node " + a.node
+			}
+			return fmt.Errorf("dump %s%s: %w", what, of, err)
 		}
 		if len(agents) > 1 {
 			fmt.Fprintf(out, "# node %s\n", a.node)
