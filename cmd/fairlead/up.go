@@ -104,6 +104,8 @@ type up struct {
 
 // run checks everything before it makes anything, starts the cluster, and, unless it is to be left alone, takes it down in the end.
 func (u *up) run(ctx context.Context) error {
+	ctx, stop := signal.NotifyContext(ctx, endings()...)
+	defer stop()
 	u.began = time.Now()
 	if err := u.check(ctx); err != nil {
 		return err
@@ -139,7 +141,16 @@ func (u *up) run(ctx context.Context) error {
 	if u.detach {
 		return nil
 	}
-	return u.stay(s)
+	return u.stay(ctx, s)
+}
+
+// endings are the signals that end a start, or take the cluster down. A terminal that is closed sends one of them, which nohup has programs ignore.
+func endings() []os.Signal {
+	all := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		all = append(all, syscall.SIGHUP)
+	}
+	return all
 }
 
 // check finds out whether a cluster can be started, and makes nothing.
@@ -523,13 +534,10 @@ The cluster is ready: %d node%s, %.1f s. Next:
 	}
 }
 
-// stay waits for Ctrl-C, or for the end of the supervisor, and takes down what is there. A second Ctrl-C does not wait for anybody.
-func (u *up) stay(s *supervisor) error {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
+// stay waits for Ctrl-C, which ends ctx, or for the end of the supervisor, and takes down what is there. A second Ctrl-C does not wait for anybody.
+func (u *up) stay(ctx context.Context, s *supervisor) error {
 	select {
-	case <-signals:
+	case <-ctx.Done():
 	case <-s.ended:
 		// Somebody used fairlead down, or killed it.
 		if s.cmd.ProcessState.Success() {
@@ -539,12 +547,15 @@ func (u *up) stay(s *supervisor) error {
 		err := fmt.Errorf("the supervisor ended (%s); what was left of the cluster has been removed%s", s.cmd.ProcessState, u.logTail())
 		return errors.Join(u.sweep(), err)
 	}
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, endings()...)
+	defer signal.Stop(again)
 	began := time.Now()
 	fmt.Fprintln(u.out, "\nTaking the cluster down; Ctrl-C again does it at once.")
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-s.ended:
-	case <-signals:
+	case <-again:
 		s.kill()
 	}
 	if err := u.sweep(); err != nil {

@@ -254,6 +254,39 @@ func (w *world) killedStart(t testing.TB, rnd *rand.Rand, limit time.Duration) {
 	t.Logf("everything killed %v after the start", moment)
 }
 
+// TestHangUp: a terminal that is closed takes the cluster down that was started in it, also while it starts.
+func TestHangUp(t *testing.T) {
+	w := newWorld(t, "hangup")
+	t.Cleanup(func() { w.run(t, "", "fairlead", "down", "--state", string(w.dir), "--purge") })
+	for _, moment := range []time.Duration{100 * time.Millisecond, 400 * time.Millisecond, 700 * time.Millisecond, 4 * time.Second} {
+		cmd := w.command(t.Context(), "fairlead", "up", "--nodes", "2", "--state", string(w.dir), "--api-port", strconv.Itoa(w.port))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(moment)
+		cmd.Process.Signal(syscall.SIGHUP)
+		cmd.Wait()
+		w.clean(t, fmt.Sprintf("after a hangup %s after the start", moment))
+	}
+
+	// But not if it is to be outlived.
+	cmd := w.command(t.Context(), "fairlead", "up", "--nodes", "2", "--state", string(w.dir), "--api-port", strconv.Itoa(w.port))
+	cmd.Path, cmd.Args = "/usr/bin/env", append([]string{"env", "nohup", cmd.Path}, cmd.Args[1:]...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		time.Sleep(time.Second)
+		cmd.Process.Signal(syscall.SIGHUP)
+	}
+	if s, err := w.client.Status(t.Context()); err != nil || !s.Ready {
+		t.Errorf("after a hangup under nohup: %+v, %v", s, err)
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	cmd.Wait()
+	w.clean(t, "after the end under nohup")
+}
+
 // TestPodEndsWithItsProcesses: killing a pod's processes, its first one included,
 // brings the pod back; deleting it removes its control group and processes.
 func TestPodEndsWithItsProcesses(t *testing.T) {
