@@ -650,6 +650,7 @@ func TestPlan(t *testing.T) {
 			apps + "deployments/coredns":     `{"spec":{"replicas":2}}`,
 			system + "configmaps/coredns":    `{"data":{"Corefile":".:53 {\n errors\n kubernetes cluster.local in-addr.arpa ip6.arpa {\n  pods insecure\n  fallthrough in-addr.arpa ip6.arpa\n }\n forward . /etc/resolv.conf\n cache 30\n}\n"}}`,
 			system + "services/kube-dns":     `{"spec":{"clusterIPs":["10.96.0.10"],"selector":{"k8s-app":"kube-dns"}}}`,
+			serviceRanges:                    `{"spec":{"cidrs":["10.96.0.0/16","fd00:96::/112"]}}`,
 		}
 		for k, v := range edit {
 			if v == "" {
@@ -668,13 +669,15 @@ func TestPlan(t *testing.T) {
 		has   []string // in what is printed
 		bad   string   // an obstacle
 	}{
-		{"kubeadm", nil, "kubeadm", 9, []string{"mode nftables", "podCIDRs={10.244.0.0/16}", "node w1 runs windows", "cleanup --only-kube-proxy", "--replicas=2", `"k8s-app":"kube-dns"`, "NODE is each of: n1."}, ""},
+		{"kubeadm", nil, "kubeadm", 9, []string{"mode nftables", "serviceCIDRs={10.96.0.0/16,fd00:96::/112},podCIDRs={10.244.0.0/16}'", "node w1 runs windows", "cleanup --only-kube-proxy", "--replicas=2", `"k8s-app":"kube-dns"`, "NODE is each of: n1."}, ""},
 		{"kind", map[string]string{"/api/v1/nodes": `{"items":[{"metadata":{"name":"k"},"spec":{"providerID":"kind://docker/kind/k"}}]}`}, "kind", 9, nil, ""},
-		{"k3s", map[string]string{"/api/v1/nodes": `{"items":[{"metadata":{"name":"k"},"status":{"nodeInfo":{"kubeletVersion":"v1.36.1+k3s1"}}}]}`, apps + "daemonsets/kube-proxy": ""}, "k3s", 8,
-			[]string{"disable-kube-proxy: true", "coredns.yaml.skip"}, ""},
+		{"k3s", map[string]string{"/api/v1/nodes": `{"items":[{"metadata":{"name":"k"},"status":{"nodeInfo":{"kubeletVersion":"v1.36.1+k3s1"}}}]}`, apps + "daemonsets/kube-proxy": "", system + "configmaps/kube-proxy": ""}, "k3s", 8,
+			[]string{"disable-kube-proxy: true", "coredns.yaml.skip", "podCIDRs={POD-RANGES}'", "10.42.0.0/16"}, ""},
+		{"ranges that are not said", map[string]string{serviceRanges: "", system + "configmaps/kube-proxy": `{"data":{"config.conf":"mode: nftables\n"}}`}, "kubeadm", 9,
+			[]string{"serviceCIDRs={SERVICE-RANGES},podCIDRs={POD-RANGES}'", "give it for POD-RANGES", "give it for SERVICE-RANGES"}, ""},
 		{"ipvs", map[string]string{system + "configmaps/kube-proxy": `{"data":{"config.conf":"mode: ipvs\n"}}`}, "kubeadm", 9, nil, "ipvs"},
 		{"a Corefile that is refused", map[string]string{system + "configmaps/coredns": `{"data":{"Corefile":".:53 {\n etcd\n}\n"}}`}, "kubeadm", 9, nil, "etcd"},
-		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy", "helm install fairlead deploy/chart -n kube-system --set proxy.enabled=false", "helm uninstall"}, ""},
+		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy", "helm install fairlead deploy/chart -n kube-system --set 'proxy.enabled=false,network.enabled=false,serviceCIDRs={10.96.0.0/16,fd00:96::/112},podCIDRs={10.244.0.0/16}'", "helm uninstall"}, ""},
 		{"NodeLocal DNSCache", map[string]string{apps + "daemonsets/node-local-dns": `{}`}, "kubeadm", 10, []string{"delete daemonset node-local-dns"}, ""},
 		{"no cluster DNS", map[string]string{system + "services/kube-dns": ""}, "kubeadm", 6, []string{"no Service kube-system/kube-dns"}, ""},
 	} {

@@ -57,8 +57,9 @@ type (
 	workload struct {
 		Spec struct{ Replicas *int }
 	}
-	configMap struct{ Data map[string]string }
-	service   struct {
+	configMap   struct{ Data map[string]string }
+	serviceCIDR struct{ Spec struct{ CIDRs []string } }
+	service     struct {
 		Spec struct {
 			ClusterIPs []string
 			Selector   map[string]string
@@ -68,6 +69,9 @@ type (
 
 const system = "/api/v1/namespaces/kube-system/"
 const apps = "/apis/apps/v1/namespaces/kube-system/"
+
+// serviceRanges is the object that the API server makes of its own ranges.
+const serviceRanges = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes"
 
 // MakePlan looks at a cluster. It only reads.
 func MakePlan(ctx context.Context, get Get) (*Plan, error) {
@@ -102,14 +106,17 @@ func MakePlan(ctx context.Context, get Get) (*Plan, error) {
 	has(system+"configmaps/coredns", &dnsConfig)
 	cached := has(apps+"daemonsets/node-local-dns", new(workload))
 	served := has(system+"services/kube-dns", &dnsService)
+	var services serviceCIDR
+	has(serviceRanges, &services)
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("look at the cluster: %w", err)
 	}
 	p.found("%d Linux nodes of a cluster of the kind %s", len(p.Nodes), p.Kind)
 	settings := yamlFields(proxyConfig.Data["config.conf"], "mode", "clusterCIDR", "nodePortAddresses")
-	p.steps(proxySteps(p, daemon, settings)...)
+	ranges := p.ranges(services.Spec.CIDRs, settings["clusterCIDR"])
+	p.steps(proxySteps(p, daemon, settings, ranges)...)
 	if served {
-		p.steps(dnsSteps(p, deployed, cached, coredns, dnsConfig, dnsService)...)
+		p.steps(dnsSteps(p, deployed, cached, coredns, dnsConfig, dnsService, ranges)...)
 	} else {
 		p.found("there is no Service kube-system/kube-dns: the cluster DNS is not planned for")
 	}
@@ -126,6 +133,21 @@ func (p *Plan) obstacle(format string, args ...any) {
 }
 
 func (p *Plan) steps(s ...Step) { p.Steps = append(p.Steps, s...) }
+
+// ranges are the chart's values for the cluster's ranges. What is not known has a place to be filled in, which the chart refuses as it is: its defaults may be
+// somebody else's addresses here, and the agents refuse connections to what no Service has of the range of Services.
+func (p *Plan) ranges(services []string, pods string) string {
+	of := strings.Join(services, ",")
+	if of == "" {
+		of = "SERVICE-RANGES"
+		p.found("the API server does not say the range of Services: give it for %s (--service-cluster-ip-range of kube-apiserver)", of)
+	}
+	if pods == "" {
+		pods = "POD-RANGES"
+		p.found("kube-proxy's configuration does not say the range of pods: give it for %s (--cluster-cidr of kube-controller-manager; k3s: cluster-cidr, 10.42.0.0/16 by default)", pods)
+	}
+	return "serviceCIDRs={" + of + "},podCIDRs={" + pods + "}"
+}
 
 // yamlFields are top-level fields with one value, unquoted. A KubeProxyConfiguration has its simple settings there.
 func yamlFields(text string, names ...string) map[string]string {
@@ -156,8 +178,8 @@ func oneOff(args ...string) string {
 		`],"securityContext":{"runAsUser":0,"capabilities":{"drop":["ALL"],"add":["NET_ADMIN"]}}}]}}'`
 }
 
-func proxySteps(p *Plan, daemon bool, settings map[string]string) []Step {
-	values := "proxy.enabled=true,dns.enabled=false,network.enabled=false,apiServer=HOST:PORT"
+func proxySteps(p *Plan, daemon bool, settings map[string]string, ranges string) []Step {
+	values := "proxy.enabled=true,dns.enabled=false,network.enabled=false,apiServer=HOST:PORT," + ranges
 	switch {
 	case p.Kind == "k3s":
 		p.found("kube-proxy is part of the k3s process, in mode iptables unless --kube-proxy-arg says otherwise")
@@ -169,9 +191,6 @@ func proxySteps(p *Plan, daemon bool, settings map[string]string) []Step {
 		p.found("kube-proxy is the DaemonSet kube-system/kube-proxy, in mode %s", mode)
 		if mode == "ipvs" {
 			p.obstacle("kube-proxy's mode ipvs cannot be read or stand beside: change mode to nftables in its ConfigMap, restart it node by node, and make the plan again")
-		}
-		if r := settings["clusterCIDR"]; r != "" {
-			values += ",podCIDRs={" + r + "}"
 		}
 		if r := settings["nodePortAddresses"]; r != "" && r != "null" && r != "[]" {
 			p.found("kube-proxy has nodePortAddresses %s: give the same as proxy.nodePortAddresses", r)
@@ -229,7 +248,7 @@ func cleanStep() Step {
 	}
 }
 
-func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap, svc service) []Step {
+func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap, svc service, ranges string) []Step {
 	replicas := 2
 	if coredns.Spec.Replicas != nil {
 		replicas = *coredns.Spec.Replicas
@@ -246,7 +265,7 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 	install := "helm upgrade fairlead deploy/chart -n kube-system --reuse-values"
 	off := install + " --set dns.enabled=false"
 	if len(p.Steps) == 0 {
-		install, off = "helm install fairlead deploy/chart -n kube-system --set proxy.enabled=false,network.enabled=false", "helm uninstall fairlead -n kube-system"
+		install, off = "helm install fairlead deploy/chart -n kube-system --set 'proxy.enabled=false,network.enabled=false,"+ranges+"'", "helm uninstall fairlead -n kube-system"
 	}
 	steps := []Step{}
 	if cached {
