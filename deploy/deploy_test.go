@@ -71,6 +71,9 @@ func renderings() map[string]map[string]any {
 		},
 		"CoreDNS's Corefile": {"dns": map[string]any{"corefileConfigMap": "coredns", "service": false}},
 		"a tag":              {"image": map[string]any{"tag": "next"}},
+		"names like numbers": {
+			"dns": map[string]any{"corefileConfigMap": "123"}, "image": map[string]any{"tag": "1", "pullSecrets": []any{"123"}}, "seccompProfile": "123", "seLinuxType": "1",
+		},
 		"everything": {
 			"apiServer": "api.example:6443,[2001:db8::1]:6443", "clusterDomain": "example.org",
 			"proxy": map[string]any{"nodePortAddresses": []any{"192.0.2.0/24", "2001:db8::/64"}, "passOnTerminating": false, "retryRefused": false, "metricsBindAddress": "0.0.0.0:10249"},
@@ -442,7 +445,21 @@ func TestRefused(t *testing.T) {
 		{"a relative directory", map[string]any{"stateDir": "var/lib"}, []string{`stateDir is "var/lib": want an absolute path`}},
 		{"a digest cut short", map[string]any{"image": map[string]any{"digest": "sha256:12"}}, []string{`image.digest is "sha256:12": want sha256: and 64`}},
 		{"an argument that is no flag", map[string]any{"extraArgs": []any{"verbose"}}, []string{`extraArgs has "verbose": want flags`}},
-		{"no port for health", map[string]any{"proxy": map[string]any{"healthzBindAddress": "0.0.0.0"}}, []string{"proxy.healthzBindAddress", "want ADDR:PORT"}},
+		{"no port for health", map[string]any{"proxy": map[string]any{"healthzBindAddress": "0.0.0.0"}}, []string{"proxy.healthzBindAddress", "want 0.0.0.0:PORT"}},
+		{"no address for health", map[string]any{"proxy": map[string]any{"healthzBindAddress": ":10256"}}, []string{"proxy.healthzBindAddress", "want 0.0.0.0:PORT"}},
+		{"health where the probes do not ask", map[string]any{"proxy": map[string]any{"healthzBindAddress": "192.0.2.7:10256"}}, []string{"proxy.healthzBindAddress", "the pod's probes ask 127.0.0.1"}},
+		{"no address for metrics", map[string]any{"proxy": map[string]any{"metricsBindAddress": "10249"}}, []string{"/proxy/metricsBindAddress", "does not match pattern"}},
+		{"a port that there is not", map[string]any{"apiServer": "192.0.2.1:99999"}, []string{`apiServer has "192.0.2.1:99999": want HOST:PORT`}},
+		{"a length that there is not", map[string]any{"podCIDRs": []any{"10.244.0.0/99"}}, []string{`podCIDRs has "10.244.0.0/99": want ranges`}},
+		{"an address that there is not", map[string]any{"serviceCIDRs": []any{"10.960.0.0/16"}}, []string{`serviceCIDRs has "10.960.0.0/16": want ranges`}},
+		{"a domain with a space", map[string]any{"clusterDomain": "cluster local"}, []string{"/clusterDomain", "does not match pattern"}},
+		{"a rate that is no number", dns("clientRate", "fast"), []string{"/dns/clientRate", "does not match pattern"}},
+		{"a log of something else", dns("log", "everything"), []string{"/dns/log", "does not match pattern"}},
+		{"an upstream that ends the line", dns("upstreams", []any{"192.0.2.53 {"}), []string{"/dns/upstreams/0", "does not match pattern"}},
+		{"a search domain with a space", dns("nodeSearch", []any{"corp example"}), []string{"/dns/nodeSearch/0", "does not match pattern"}},
+		{"a taint's key with a space", map[string]any{"startupTaint": "not ready"}, []string{"/startupTaint", "does not match pattern"}},
+		{"a label that selects", map[string]any{"podLabels": map[string]any{"app.kubernetes.io/name": "other"}}, []string{"podLabels has app.kubernetes.io/name", "is the chart's own"}},
+		{"an annotation of the chart's", map[string]any{"podAnnotations": map[string]any{"kubectl.kubernetes.io/default-container": "x"}}, []string{"podAnnotations has kubectl.kubernetes.io/default-container", "is the chart's own"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if _, ok := c.values["apiServer"]; !ok {

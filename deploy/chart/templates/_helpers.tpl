@@ -29,13 +29,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "apiServer is empty: name the API server's own address as HOST:PORT (kubectl cluster-info shows it), since its ClusterIP works only after the service proxy does; it may be empty only with proxy.enabled=false" }}
 {{- end }}
 {{- range without (splitList "," $v.apiServer) "" }}
-{{- if not (regexMatch "^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\]):[0-9]+$" .) }}
+{{- $port := splitList ":" . | last | int }}
+{{- if or (lt $port 1) (gt $port 65535) (not (regexMatch "^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:.]+\\]):[0-9]+$" .)) }}
 {{- fail (printf "apiServer has %q: want HOST:PORT, such as 192.0.2.1:6443 or [2001:db8::1]:6443, without https://" .) }}
 {{- end }}
 {{- end }}
+{{- $octet := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" }}
+{{- $ipv4 := printf "%s(\\.%s){3}" $octet $octet }}
+{{- $ipv6 := "[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*" }}
+{{- $range := printf "^(%s/(3[0-2]|[12]?[0-9])|%s/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))$" $ipv4 $ipv6 }}
 {{- range $name, $ranges := dict "serviceCIDRs" $v.serviceCIDRs "podCIDRs" $v.podCIDRs "proxy.nodePortAddresses" $v.proxy.nodePortAddresses "dns.clients" $v.dns.clients "network.nonMasqueradeCIDRs" $v.network.nonMasqueradeCIDRs }}
 {{- range $ranges }}
-{{- if not (regexMatch "^([0-9]+\\.[0-9]+\\.[0-9]+\\.[0-9]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)/[0-9]+$" .) }}
+{{- if not (regexMatch $range .) }}
 {{- fail (printf "%s has %q: want ranges such as 10.96.0.0/12 or fd00:96::/112" $name .) }}
 {{- end }}
 {{- end }}
@@ -46,7 +51,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 {{- range $v.dns.ips }}
-{{- if not (regexMatch "^([0-9]+\\.[0-9]+\\.[0-9]+\\.[0-9]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)$" .) }}
+{{- if not (regexMatch (printf "^(%s|%s)$" $ipv4 $ipv6) .) }}
 {{- fail (printf "dns.ips has %q: want addresses such as 10.96.0.10 or fd00:96::a" .) }}
 {{- end }}
 {{- end }}
@@ -66,7 +71,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail (printf "extraArgs has %q: want flags of fairlead agent, such as --dns-log=errors" .) }}
 {{- end }}
 {{- end }}
-{{- if not (regexMatch "^.*:[0-9]+$" $v.proxy.healthzBindAddress) }}
-{{- fail (printf "proxy.healthzBindAddress is %q: want ADDR:PORT, such as 0.0.0.0:10256" $v.proxy.healthzBindAddress) }}
+{{- if not (regexMatch "^(0\\.0\\.0\\.0|127\\.0\\.0\\.1|\\[::\\]):[1-9][0-9]{0,4}$" $v.proxy.healthzBindAddress) }}
+{{- fail (printf "proxy.healthzBindAddress is %q: want 0.0.0.0:PORT, [::]:PORT or 127.0.0.1:PORT, since the pod's probes ask 127.0.0.1" $v.proxy.healthzBindAddress) }}
+{{- end }}
+{{- $own := dict "podLabels" (include "fairlead.labels" . | fromYaml) "podAnnotations" (dict "kubectl.kubernetes.io/default-container" "") }}
+{{- range $name, $more := dict "podLabels" $v.podLabels "podAnnotations" $v.podAnnotations }}
+{{- range $key, $value := $more }}
+{{- if hasKey (get $own $name) $key }}
+{{- fail (printf "%s has %s, which is the chart's own: leave it out" $name $key) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
