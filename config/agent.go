@@ -211,6 +211,15 @@ func (f *Flags) Agent() (*Agent, error) {
 	if f.corefile != "" && len(f.dns) == 0 {
 		fail("dns-corefile", "without --dns-ip the cluster DNS is left to others")
 	}
+	if len(f.upstreams) > 0 && len(f.dns) == 0 {
+		fail("upstream", "without --dns-ip the cluster DNS is left to others")
+	}
+	if f.corefile != "" && len(f.upstreams) > 0 {
+		fail("upstream", "the Corefile of --dns-corefile says where names are forwarded: leave one of the two out")
+	}
+	if f.corefile != "" && f.set.Changed("dns-pods") {
+		fail("dns-pods", "the Corefile of --dns-corefile says which names pods have: leave one of the two out")
+	}
 	a.NodePortAddrs = ranges(f.nodePortAddrs, "nodeport-addresses", fail)
 	f.asking(a, fail)
 	var ok bool

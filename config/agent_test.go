@@ -149,7 +149,7 @@ func TestTunnel(t *testing.T) {
 // TestUpstreams: what upstreams there are for which names.
 func TestUpstreams(t *testing.T) {
 	a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 --cluster-domain One.example,two.example --dns-pods verified --upstream 192.0.2.1,Corp.Example=[2001:db8::1]:5353 "+
-		"--upstream tls://192.0.2.2#dns.example,corp.example.=tls://2001:db8::2 --dns-corefile /etc/coredns")
+		"--upstream tls://192.0.2.2#dns.example,corp.example.=tls://2001:db8::2")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,8 +159,8 @@ func TestUpstreams(t *testing.T) {
 	if got := a.Block.String(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if a.Corefile != "/etc/coredns" {
-		t.Errorf("the Corefile is %q", a.Corefile)
+	if a, err := parse(t, "--node n1 --dns-ip 10.96.0.10 --cluster-domain one.example --dns-corefile /etc/coredns"); err != nil || a.Corefile != "/etc/coredns" {
+		t.Errorf("the Corefile is %q, %v", a.Corefile, err)
 	}
 }
 
@@ -171,6 +171,9 @@ func TestAgentErrors(t *testing.T) {
 		{"--dns-ip 10.96.0.10", "--node: the node's name is required"},
 		{"--node n1 --proxy=false", "--proxy: with the service proxy, the cluster DNS and the pod network all left to others there is nothing to do: give --dns-ip, --cni-conf-dir or --proxy"},
 		{"--node n1 --dns-corefile /etc/coredns", "--dns-corefile: without --dns-ip the cluster DNS is left to others"},
+		{"--node n1 --upstream 192.0.2.1", "--upstream: without --dns-ip the cluster DNS is left to others"},
+		{right + " --dns-corefile /etc/coredns --upstream 192.0.2.1", "--upstream: the Corefile of --dns-corefile says where names are forwarded: leave one of the two out"},
+		{right + " --dns-corefile /etc/coredns --dns-pods verified", "--dns-pods: the Corefile of --dns-corefile says which names pods have: leave one of the two out"},
 		{right + " --metrics-bind-address 10249", `--metrics-bind-address: "10249" is not ADDR:PORT`},
 		{right + " --conntrack-min=-1 --conntrack-udp-timeout 1ms", "--conntrack-min: -1 is less than nothing\n--conntrack-udp-timeout: 1ms is no number of seconds"},
 		{right + " --non-masquerade-cidr 10.0.0.1/8", "--non-masquerade-cidr: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},
