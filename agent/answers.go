@@ -71,6 +71,11 @@ func (n *Node) Report() *status.Report {
 	if n.dnsStale != "" {
 		r.Off = append(r.Off, n.dnsStale)
 	}
+	for _, port := range n.dnsMetrics {
+		if problem := port.Problem(); problem != "" {
+			r.Off = append(r.Off, problem)
+		}
+	}
 	for _, a := range n.dnsOn {
 		r.DNS.Addresses = append(r.DNS.Addresses, a.String())
 	}

@@ -60,6 +60,8 @@ type Node struct {
 
 	mu    sync.Mutex
 	dnsOn []netip.AddrPort
+	// dnsMetrics are where metrics are served beside the DNS.
+	dnsMetrics []*health.Port
 	// dnsStale is why the DNS goes on with a configuration that is not the last one; empty if it does not.
 	dnsStale string
 	limits   error // why the kernel's limits are not as configured
@@ -253,6 +255,9 @@ func (n *Node) afterFirst(ctx context.Context) error {
 		mux.Handle("GET /metrics", n.metricsHandler())
 		for _, a := range self.Addrs {
 			port := health.NewPort("metrics of the DNS are not served", n.held.Listen, n.log)
+			n.mu.Lock()
+			n.dnsMetrics = append(n.dnsMetrics, port)
+			n.mu.Unlock()
 			go port.Serve(ctx, netip.AddrPortFrom(a, metricsPort).String(), mux)
 		}
 	}
