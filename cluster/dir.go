@@ -35,6 +35,9 @@ type Dir string
 // Open returns the state directory at path, which need not exist yet. The path is made absolute and its symbolic links are
 // followed as far as it exists, so that one directory has one name (and one control group) whichever way it is spelt.
 func Open(path string) (Dir, error) {
+	if path == "" { // a variable that is not set, and not the directory that somebody happens to be in
+		return "", errors.New("open state directory: its path is empty")
+	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", fmt.Errorf("open state directory: %w", err)

@@ -191,6 +191,9 @@ func (f *Flags) Agent() (*Agent, error) {
 		a.ClusterDomains = append(a.ClusterDomains, domain)
 	}
 	var err error
+	if f.state == "" {
+		fail("state", "a directory is required")
+	}
 	if a.State, err = filepath.Abs(f.state); err != nil {
 		fail("state", "%v", err)
 	}

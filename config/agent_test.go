@@ -174,6 +174,7 @@ func TestAgentErrors(t *testing.T) {
 		{"--node n1 --upstream 192.0.2.1", "--upstream: without --dns-ip the cluster DNS is left to others"},
 		{right + " --dns-corefile /etc/coredns --upstream 192.0.2.1", "--upstream: the Corefile of --dns-corefile says where names are forwarded: leave one of the two out"},
 		{right + " --dns-corefile /etc/coredns --dns-pods verified", "--dns-pods: the Corefile of --dns-corefile says which names pods have: leave one of the two out"},
+		{right + " --state=", "--state: a directory is required"},
 		{right + " --metrics-bind-address 10249", `--metrics-bind-address: "10249" is not ADDR:PORT`},
 		{right + " --conntrack-min=-1 --conntrack-udp-timeout 1ms", "--conntrack-min: -1 is less than nothing\n--conntrack-udp-timeout: 1ms is no number of seconds"},
 		{right + " --non-masquerade-cidr 10.0.0.1/8", "--non-masquerade-cidr: 10.0.0.1/8 has bits set beyond its length; did you mean 10.0.0.0/8?"},

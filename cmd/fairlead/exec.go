@@ -50,6 +50,8 @@ environment and working directory. With --node it runs in a node's network names
 		switch {
 		case *node != "" && dash > 0:
 			return errors.New("give either NAMESPACE/POD or --node, not both")
+		case *node != "" && *container != "":
+			return errors.New("give either --container or --node, not both: a node has no containers")
 		case *node == "":
 			var err error
 			if r.Namespace, r.Pod, err = podArg(args[:dash]); err != nil {
