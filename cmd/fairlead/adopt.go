@@ -63,7 +63,7 @@ iptables chains, and follows its rules for clients of every kind at every Servic
 
 Differences that docs/services.md and docs/dns.md have are meant. The exit code is 0 if there are no others, 1 if there are, and 2 if
 something could not be compared. Run it in the node's network namespace: on the node, or in the agent's pod. There, --node is taken from the
-environment variable NODE_NAME.`,
+environment variable NODE_NAME; the other flags are not taken from the agent's.`,
 		Example: `  fairlead adopt check --node n1 --kubeconfig /etc/kubernetes/kubelet.conf --dns-ip 10.96.0.10
   kubectl -n kube-system exec ds/fairlead -- fairlead adopt check --only proxy`,
 		Args: func(c *cobra.Command, args []string) error {
