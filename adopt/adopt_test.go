@@ -679,6 +679,9 @@ func TestPlan(t *testing.T) {
 		{"a Corefile that is refused", map[string]string{system + "configmaps/coredns": `{"data":{"Corefile":".:53 {\n etcd\n}\n"}}`}, "kubeadm", 9, nil, "etcd"},
 		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy", "helm install fairlead deploy/chart -n kube-system --set 'proxy.enabled=false,network.enabled=false,serviceCIDRs={10.96.0.0/16,fd00:96::/112},podCIDRs={10.244.0.0/16}'", "helm uninstall"}, ""},
 		{"NodeLocal DNSCache", map[string]string{apps + "daemonsets/node-local-dns": `{}`}, "kubeadm", 10, []string{"delete daemonset node-local-dns"}, ""},
+		{"addresses of node ports", map[string]string{system + "configmaps/kube-proxy": `{"data":{"config.conf":"nodePortAddresses:\n- 192.0.2.0/24\n- \"2001:db8::/64\"\nportRange: \"\"\nother:\n- x\n"}}`}, "kubeadm", 9,
+			[]string{"kube-proxy has nodePortAddresses 192.0.2.0/24, 2001:db8::/64: give the same"}, ""},
+		{"nothing to take over", map[string]string{apps + "daemonsets/kube-proxy": "", system + "configmaps/kube-proxy": "", apps + "deployments/coredns": ""}, "kubeadm", 0, nil, ""},
 		{"no cluster DNS", map[string]string{system + "services/kube-dns": ""}, "kubeadm", 6, []string{"no Service kube-system/kube-dns"}, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -698,6 +701,9 @@ func TestPlan(t *testing.T) {
 			}
 			if bad := strings.Join(p.Obstacles, "\n"); row.bad == "" && bad != "" || !strings.Contains(bad, row.bad) {
 				t.Errorf("obstacles: %q, want %q", bad, row.bad)
+			}
+			if b.Len() > 0 && len(p.Steps) == 0 && strings.Contains(b.String(), "-RANGES") {
+				t.Errorf("there is nothing to fill in:\n%s", b.String())
 			}
 			for _, s := range p.Steps {
 				if len(s.Do) == 0 || len(s.See) == 0 || len(s.Undo) == 0 {

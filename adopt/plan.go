@@ -4,6 +4,7 @@
 package adopt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ const serviceRanges = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes"
 
 // MakePlan looks at a cluster. It only reads.
 func MakePlan(ctx context.Context, get Get) (*Plan, error) {
-	p := &Plan{Kind: "kubeadm", Found: []string{}, Obstacles: []string{}}
+	p := &Plan{Kind: "kubeadm", Nodes: []string{}, Found: []string{}, Obstacles: []string{}, Steps: []Step{}}
 	var errs []error
 	has := func(path string, into any) bool {
 		found, err := get(ctx, path, into)
@@ -113,13 +114,14 @@ func MakePlan(ctx context.Context, get Get) (*Plan, error) {
 	}
 	p.found("%d Linux nodes of a cluster of the kind %s", len(p.Nodes), p.Kind)
 	settings := yamlFields(proxyConfig.Data["config.conf"], "mode", "clusterCIDR", "nodePortAddresses")
-	ranges := p.ranges(services.Spec.CIDRs, settings["clusterCIDR"])
+	ranges := ranges(services.Spec.CIDRs, settings["clusterCIDR"])
 	p.steps(proxySteps(p, daemon, settings, ranges)...)
 	if served {
 		p.steps(dnsSteps(p, deployed, cached, coredns, dnsConfig, dnsService, ranges)...)
 	} else {
 		p.found("there is no Service kube-system/kube-dns: the cluster DNS is not planned for")
 	}
+	p.places()
 	p.found("the pod network stays whose it is: it cannot be taken over under running pods; new nodes can have Fairlead's")
 	return p, nil
 }
@@ -134,28 +136,45 @@ func (p *Plan) obstacle(format string, args ...any) {
 
 func (p *Plan) steps(s ...Step) { p.Steps = append(p.Steps, s...) }
 
-// ranges are the chart's values for the cluster's ranges. What is not known has a place to be filled in, which the chart refuses as it is: its defaults may be
-// somebody else's addresses here, and the agents refuse connections to what no Service has of the range of Services.
-func (p *Plan) ranges(services []string, pods string) string {
-	of := strings.Join(services, ",")
-	if of == "" {
-		of = "SERVICE-RANGES"
-		p.found("the API server does not say the range of Services: give it for %s (--service-cluster-ip-range of kube-apiserver)", of)
-	}
-	if pods == "" {
-		pods = "POD-RANGES"
-		p.found("kube-proxy's configuration does not say the range of pods: give it for %s (--cluster-cidr of kube-controller-manager; k3s: cluster-cidr, 10.42.0.0/16 by default)", pods)
-	}
-	return "serviceCIDRs={" + of + "},podCIDRs={" + pods + "}"
+// Places to be filled in stand in the commands for what is not known.
+const (
+	serviceRangesPlace = "SERVICE-RANGES"
+	podRangesPlace     = "POD-RANGES"
+)
+
+// ranges are the chart's values for the cluster's ranges. The chart refuses a place that is not filled in: its defaults may be somebody else's addresses here, and
+// the agents refuse connections to what no Service has of the range of Services.
+func ranges(services []string, pods string) string {
+	return "serviceCIDRs={" + cmp.Or(strings.Join(services, ","), serviceRangesPlace) + "},podCIDRs={" + cmp.Or(pods, podRangesPlace) + "}"
 }
 
-// yamlFields are top-level fields with one value, unquoted. A KubeProxyConfiguration has its simple settings there.
+// places says what belongs where the commands have a place to be filled in.
+func (p *Plan) places() {
+	for _, row := range []struct{ place, where string }{
+		{serviceRangesPlace, "the API server does not say the range of Services: give it for " + serviceRangesPlace + " (--service-cluster-ip-range of kube-apiserver)"},
+		{podRangesPlace, "kube-proxy's configuration does not say the range of pods: give it for " + podRangesPlace + " (--cluster-cidr of kube-controller-manager; k3s: cluster-cidr, 10.42.0.0/16 by default)"},
+	} {
+		if slices.ContainsFunc(p.Steps, func(s Step) bool { return strings.Contains(strings.Join(s.Do, "\n"), row.place) }) {
+			p.found("%s", row.where)
+		}
+	}
+}
+
+// yamlFields are top-level fields with one value, unquoted, or with a list. A KubeProxyConfiguration has its simple settings there.
 func yamlFields(text string, names ...string) map[string]string {
 	out := make(map[string]string)
+	in := "" // the field whose list the lines are of
 	for line := range strings.Lines(text) {
+		if item, ok := strings.CutPrefix(strings.TrimSpace(line), "- "); ok && in != "" {
+			out[in] = strings.TrimPrefix(out[in]+", "+strings.Trim(strings.TrimSpace(item), `"'`), ", ")
+			continue
+		}
 		key, value, ok := strings.Cut(line, ":")
-		if ok && slices.Contains(names, key) {
+		if in = ""; ok && slices.Contains(names, key) {
 			out[key] = strings.Trim(strings.TrimSpace(value), `"'`)
+			if out[key] == "" {
+				in = key
+			}
 		}
 	}
 	return out
@@ -213,7 +232,8 @@ func proxySteps(p *Plan, daemon bool, settings map[string]string, ranges string)
 		Title: "start the agent beside kube-proxy, node by node",
 		Do:    []string{"kubectl label node NODE fairlead.io/agent=on"},
 		See:   []string{"kubectl -n kube-system wait " + onNode + " --for=condition=Ready", seeStatus},
-		Undo:  []string{"kubectl label node NODE fairlead.io/agent-", oneOff("cleanup")},
+		// The cleanup has no way to see an agent that is still ending, which would program everything again.
+		Undo: []string{"kubectl label node NODE fairlead.io/agent-", "kubectl -n kube-system wait pod -l app.kubernetes.io/name=fairlead --field-selector spec.nodeName=NODE --for=delete", oneOff("cleanup")},
 	}}
 	sameAgain := inAgent + "adopt check --only proxy   # exit code 0: kube-proxy has programmed everything again"
 	if p.Kind == "k3s" {
