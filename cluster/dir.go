@@ -216,26 +216,28 @@ func (d Dir) Purge() error {
 	if _, err := os.Stat(d.RecordPath()); err != nil {
 		return fmt.Errorf("%w: %s has no cluster.json; not removing it", ErrNoCluster, d)
 	}
-	// The record goes last: a removal that was cut short can be asked for again.
+	// The record goes last: a removal that was cut short can be asked for again. So does the lock: who waits for it must not get another one meanwhile.
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
 		return fmt.Errorf("purge state directory: %w", err)
 	}
 	keep := false
 	for _, e := range entries {
+		p := d.Path(e.Name())
 		if e.Name() == nodeAgent {
 			keep = true
-		} else if p := d.Path(e.Name()); p != d.RecordPath() {
+		} else if p != d.RecordPath() && p != d.LockPath() {
 			if err := os.RemoveAll(p); err != nil {
 				return fmt.Errorf("purge state directory: %w", err)
 			}
 		}
 	}
-	last := string(d)
 	if keep {
-		last = d.RecordPath()
+		err = errors.Join(os.RemoveAll(d.LockPath()), os.RemoveAll(d.RecordPath()))
+	} else if err = os.RemoveAll(string(d)); errors.Is(err, syscall.ENOTEMPTY) {
+		err = os.RemoveAll(string(d)) // somebody who waits for the lock has just made it anew
 	}
-	if err := os.RemoveAll(last); err != nil {
+	if err != nil {
 		return fmt.Errorf("purge state directory: %w", err)
 	}
 	return nil

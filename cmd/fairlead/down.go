@@ -40,6 +40,17 @@ const (
 )
 
 func runDown(ctx context.Context, state string, purge bool, out io.Writer) error {
+	err := takeDown(ctx, state, purge, out)
+	if errors.Is(err, cluster.ErrNoCluster) {
+		// It was not there, or somebody else was removing it.
+		fmt.Fprintf(out, "There is no cluster in %s.\n", state)
+		return nil
+	}
+	return err
+}
+
+// takeDown is runDown where there is a cluster; if there is none, the error says so.
+func takeDown(ctx context.Context, state string, purge bool, out io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("down needs root, as up does; run it with sudo")
 	}
@@ -48,8 +59,7 @@ func runDown(ctx context.Context, state string, purge bool, out io.Writer) error
 		return err
 	}
 	if _, err := dir.ReadRecord(); errors.Is(err, cluster.ErrNoCluster) {
-		fmt.Fprintf(out, "There is no cluster in %s.\n", dir)
-		return nil
+		return err
 	}
 	began := time.Now()
 	group, err := dir.ControlGroup()

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/cobra"
@@ -109,6 +110,40 @@ func TestNothingRuns(t *testing.T) {
 		if _, err := os.Stat(string(d)); err == nil {
 			t.Error("down made the directory")
 		}
+	}
+}
+
+// TestDownAtOnce: of two that take a cluster down and remove it, the later one finds nothing, which is fine.
+func TestDownAtOnce(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: down refuses an ordinary user first")
+	}
+	d := stateDir(t)
+	if _, err := d.Make(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.WriteRecord(cluster.Record{Params: cluster.DefaultParams()}); err != nil {
+		t.Fatal(err)
+	}
+	first, err := d.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	ended := make(chan error, 1)
+	go func() {
+		out, err := execute(t, newDownCommand(), "--state", string(d), "--purge")
+		if err == nil && !strings.Contains(out, "There is no cluster in "+string(d)) {
+			err = errors.New(out)
+		}
+		ended <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // it waits for the lock, and by now it has read that there is a cluster
+	if err := d.Purge(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the later one: %v", err)
 	}
 }
 
