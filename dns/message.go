@@ -40,6 +40,7 @@ type query struct {
 	// question is what is looked up in place of what was asked, and undo what is then done with the answer, if the block's rules rewrite.
 	question mdns.Question
 	undo     *rules.Undo
+	aliases  int // followed on the way to question
 
 	zone     int // of the metrics
 	source   client.Source
@@ -165,7 +166,7 @@ func (q *query) begin() *found {
 		return failed(mdns.RcodeNotImplemented, 0, "")
 	}
 	if q.block = q.s.plan.Load().findName(asked.Name, q.socket.local); q.block == nil {
-		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, "no block is for this name")
+		return nobody("no block is for this name")
 	}
 	var err error
 	if q.question, q.undo, err = q.block.rules.Rewrite(asked); err != nil {

@@ -26,10 +26,16 @@ type found struct {
 
 	ours       bool // the name is in the cluster's zones
 	suppressed bool // nobody was asked, because the client cannot use the answer
+	nobody     bool // there is nobody to ask
 }
 
 func failed(rcode int, code uint16, why string) *found {
 	return &found{rcode: rcode, code: code, why: why}
+}
+
+// nobody is the answer about a name that is not the cluster's and that no upstream is for.
+func nobody(why string) *found {
+	return &found{rcode: mdns.RcodeRefused, code: mdns.ExtendedErrorCodeNotAuthoritative, why: why, nobody: true}
 }
 
 // resolve answers the question, and goes on where the pod's resolver would. Without a context it does not wait, and is nil where it would have to.
@@ -52,7 +58,7 @@ func (q *query) byBlock(ctx context.Context) *found {
 		}
 		// From behind, so that the indices stay right.
 		for _, i := range slices.Backward(a.Follow) {
-			rest := q.look(ctx, a.Answer[i].(*mdns.CNAME).Target, q.question.Qtype)
+			rest := q.follow(ctx, a.Answer[i].(*mdns.CNAME).Target, q.question.Qtype)
 			if rest == nil {
 				return nil
 			}
@@ -72,12 +78,22 @@ func (q *query) instead(ctx context.Context, name string, qtype uint16) *found {
 		f = other.byBlock(ctx)
 	}
 	if other.undo != nil && f != nil {
-		m := &mdns.Msg{Answer: f.answer, Ns: f.ns, Extra: f.extra}
+		m := &mdns.Msg{MsgHdr: mdns.MsgHdr{Rcode: f.rcode}, Answer: f.answer, Ns: f.ns, Extra: f.extra}
 		other.undo.Apply(m)
-		f.answer, f.ns, f.extra = m.Answer, m.Ns, m.Extra
+		f.rcode, f.answer, f.ns, f.extra = m.Rcode, m.Answer, m.Ns, m.Extra
 	}
 	q.source, q.upstream, q.missed = other.source, other.upstream, other.missed
 	return f
+}
+
+// follow is what is at the end of an alias that leads out of what answered it, or nil as resolve is.
+func (q *query) follow(ctx context.Context, name string, qtype uint16) *found {
+	if q.aliases == maxAliases {
+		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, name+" is at the end of an alias in a circle or of too many others")
+	}
+	q.aliases++
+	defer func() { q.aliases-- }()
+	return q.instead(ctx, name, qtype)
 }
 
 // look is what there is at a name for a type, or nil as resolve is.
@@ -99,14 +115,16 @@ func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
 	}
 	f := &found{rcode: a.Rcode, answer: rrs(a.Answer), ns: rrs(a.Authority), extra: rrs(a.Extra), code: a.Code, why: a.Why, ours: true,
 		authoritative: a.Rcode != mdns.RcodeServerFailure}
-	if a.Alias == "" || q.block.upstreams == nil {
+	if a.Alias == "" {
 		return f
 	}
 	// The alias leads out of the cluster. When that fails, the answer fails: half of it would look to the client as if the name had no address.
-	rest := q.forward(ctx, a.Alias, qtype)
+	rest := q.follow(ctx, a.Alias, qtype)
 	switch {
 	case rest == nil:
 		return nil
+	case rest.nobody:
+		return f // the client may know whom to ask
 	case rest.rcode == mdns.RcodeServerFailure || rest.rcode == mdns.RcodeRefused:
 		return rest
 	}
@@ -117,7 +135,7 @@ func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
 // forward has the upstreams answer, or the cache alone if it is not to wait.
 func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 	if q.block.upstreams == nil {
-		return failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeNotAuthoritative, q.block.refusal)
+		return nobody(q.block.refusal)
 	}
 	if q.s.clients.Suppress(q.who, qtype, true) {
 		// The pod has no address to reach one from.

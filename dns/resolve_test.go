@@ -17,6 +17,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/dns/rules"
 	"github.com/fairlead/fairlead/model"
 )
@@ -299,6 +300,65 @@ func TestBlocks(t *testing.T) {
 		for range 2 { // the second time from the cache
 			if got := data(s.ask(tt.name, typeA, nil)); got != tt.want {
 				t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+			}
+		}
+	}
+}
+
+// What an alias leads to is answered as if it were asked for: by the block that is for it, and by that one's rules.
+func TestAliasByBlocks(t *testing.T) {
+	numbered := func(n int) forward.Pool {
+		up := newResolver(t, says(func(m *mdns.Msg) {
+			m.Answer = []mdns.RR{rr(fmt.Sprintf("%s 60 IN A 192.0.2.%d", m.Question[0].Name, n))}
+		}))
+		return block("x", up.addr).Forward[0]
+	}
+	one, two := numbered(1), numbered(2)
+	all := func(change func(*Block), zones ...string) Block {
+		b := block("cluster.local")
+		b.Zones, b.Forward = zones, []forward.Pool{one}
+		change(&b)
+		return b
+	}
+	as := func(*Block) {}
+	stub := Block{Zones: []string{"example.com."}, Forward: []forward.Pool{two}}
+	template := func(name, answer string) func(*Block) {
+		return func(b *Block) {
+			b.Rules.Templates = []rules.Template{{Class: mdns.ClassINET, Type: typeA, Zones: []string{name}, Answer: []string{answer}}}
+		}
+	}
+	const (
+		alias = "outside.aliases.svc.cluster.local."
+		cname = "NOERROR " + alias + " CNAME www.example.com."
+	)
+	for _, tt := range []struct {
+		what   string
+		blocks []Block
+		name   string
+		want   string
+	}{
+		{"its own block", []Block{all(as, ".")}, alias, cname + " www.example.com. A 192.0.2.1"},
+		{"a stub domain", []Block{all(as, "."), stub}, alias, cname + " www.example.com. A 192.0.2.2"},
+		{"another block alone has upstreams", []Block{all(func(b *Block) { b.Forward = nil }, "cluster.local."), stub}, alias, cname + " www.example.com. A 192.0.2.2"},
+		{"nobody", []Block{all(as, "cluster.local.")}, alias, cname},
+		{"nobody has upstreams", []Block{all(func(b *Block) { b.Forward = nil }, ".")}, alias, cname},
+		{"hosts", []Block{all(func(b *Block) {
+			b.Rules.Hosts = &rules.Hosts{Zones: []string{"."}, Fallthrough: []string{"."}, TTL: 60,
+				Inline: []rules.Host{{Addr: netip.MustParseAddr("192.0.2.7"), Names: []string{"www.example.com."}}}}
+		}, ".")}, alias, cname + " www.example.com. A 192.0.2.7"},
+		{"a rewrite", []Block{all(func(b *Block) {
+			b.Rules.Rewrites = []rules.Rewrite{rules.NameRewrite{On: rules.On{Kind: rules.Exact, Pattern: "www.example.com."}, To: "orders.shop.svc.cluster.local."}}
+		}, ".")}, alias, cname + " www.example.com. A 10.96.0.20"},
+		{"a circle", []Block{all(func(b *Block) {
+			b.Rules.Rewrites = []rules.Rewrite{rules.NameRewrite{On: rules.On{Kind: rules.Exact, Pattern: "www.example.com."}, To: alias}}
+		}, ".")}, alias, "SERVFAIL"},
+		{"a template to a stub domain", []Block{all(template("made.example.", "{{ .Name }} 60 IN CNAME www.example.com."), "."), stub}, "a.made.example.",
+			"NOERROR a.made.example. CNAME www.example.com. www.example.com. A 192.0.2.2"},
+	} {
+		s := blocks(t, tt.blocks...)
+		for range 2 { // the second time from the cache
+			if got := data(s.ask(tt.name, typeA, nil)); got != tt.want {
+				t.Errorf("%s: %s, want %s", tt.what, got, tt.want)
 			}
 		}
 	}
