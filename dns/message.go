@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -233,11 +234,15 @@ func (q *query) message(f *found) *mdns.Msg {
 	return m
 }
 
-// rotate begins the records after the aliases at a random one, so that clients that take the first spread themselves, and
-// an answer that must be cut is not always cut at the same place.
+// rotate begins the records after the last alias at a random one, so that clients that take the first spread themselves, and
+// an answer that must be cut is not always cut at the same place. What leads there, DNAMEs too, stays in its order: stub resolvers
+// read an answer once, from the front.
 func rotate(rrs []mdns.RR) {
-	for len(rrs) > 0 && rrs[0].Header().Rrtype == mdns.TypeCNAME {
-		rrs = rrs[1:]
+	for i, rr := range slices.Backward(rrs) {
+		if rr.Header().Rrtype == mdns.TypeCNAME {
+			rrs = rrs[i+1:]
+			break
+		}
 	}
 	if len(rrs) < 2 {
 		return

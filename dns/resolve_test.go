@@ -270,6 +270,26 @@ func TestForwardAlias(t *testing.T) {
 	}
 }
 
+// Aliases come in their order, whatever leads to them, before the records at their end, which take turns.
+func TestForwardOrder(t *testing.T) {
+	alias := []string{"old.example. 60 IN DNAME new.example.", "www.old.example. 60 IN CNAME www.new.example."}
+	up := newResolver(t, says(func(m *mdns.Msg) {
+		m.Answer = []mdns.RR{rr(alias[0]), rr(alias[1]), rr("www.new.example. 60 IN A 192.0.2.1"), rr("www.new.example. 60 IN A 192.0.2.2")}
+	}))
+	first := make(map[string]int)
+	for range 20 {
+		s := forwarding(t, nil, up) // that remembers nothing
+		m := s.ask("www.old.example.", typeA, nil)
+		if len(m.Answer) != 4 || m.Answer[0].Header().Rrtype != mdns.TypeDNAME || m.Answer[1].Header().Rrtype != mdns.TypeCNAME {
+			t.Fatalf("out of order: %s", data(m))
+		}
+		first[m.Answer[2].(*mdns.A).A.String()]++
+	}
+	if len(first) != 2 {
+		t.Errorf("first addresses are %v", first)
+	}
+}
+
 // blocks is a server with the first world of the table and with blocks.
 func blocks(t *testing.T, b ...Block) through {
 	return through{dual(t, func(o *Options) { o.Blocks, o.UpstreamTimeout = b, 300*time.Millisecond }), t}
