@@ -100,7 +100,7 @@ type reply struct {
 func (r *reply) resolve(t target) {
 	switch t.kind {
 	case kindBranch:
-		r.exists = true
+		r.exists = t.name.Namespace == "" || r.zone.has(t.name.Namespace)
 	case kindApex:
 		r.apex()
 	case kindVersion:
@@ -384,12 +384,15 @@ func validTarget(name string) bool {
 
 // podExists decides about a pod's name by its address (section 2.6).
 func (r *reply) podExists(t target) bool {
+	if !r.zone.has(t.name.Namespace) {
+		return false
+	}
 	switch r.zone.Pods {
 	case PodsInsecure:
 		return true
 	case PodsVerified:
-		if ns, ok := r.pods[t.addr]; ok {
-			return ns == t.name.Namespace
+		if namespaces, ok := r.pods[t.addr]; ok {
+			return slices.Contains(namespaces, t.name.Namespace)
 		}
 		for name := range r.snap.HeadlessOf(t.addr) {
 			if e := r.host(name, t.addr); e != nil && e.Pod.Namespace == t.name.Namespace {

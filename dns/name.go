@@ -41,7 +41,7 @@ type target struct {
 	zone   *zone          // that it is in
 	origin string         // the zone's name, with trailing dot
 	domain *domain        // that the name is below; of a reverse name, the one that it leads to
-	name   model.Name     // of the Service; for kindNamespace and kindPod only the namespace
+	name   model.Name     // of the Service; for kindNamespace and kindPod, and kindBranch above pods, only the namespace
 	label  string         // of the endpoint or the port
 	proto  model.Protocol // of the port
 	addr   netip.Addr     // of the pod, or that a reverse name stands for
@@ -277,7 +277,7 @@ func parsePod(rest string) target {
 	before, namespace := cutLast(rest)
 	if before == "" {
 		// Any namespace may have pods, and which ones exist is not known here.
-		return target{kind: kindBranch}
+		return target{kind: kindBranch, name: model.Name{Namespace: namespace}}
 	}
 	addr, ok := undash(before)
 	if !ok {

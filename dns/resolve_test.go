@@ -809,13 +809,17 @@ func TestClusterOptions(t *testing.T) {
 		w.SetSlice(model.Slice{Name: name("shop/head"), Service: "head", Endpoints: []model.Endpoint{
 			{Addr: netip.MustParseAddr("10.244.1.50"), Ready: true, Pod: name("shop/pod-2")},
 			{Addr: netip.MustParseAddr("10.244.1.51"), Ready: true, Pod: name("shop/" + strings.Repeat("x", 64))}}})
+		for _, n := range []string{"other/host", "shop/host"} {
+			w.SetPod(model.Pod{Name: name(n), Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, HostNetwork: true})
+		}
 		s.Publish(w.Build())
 		return data(s.ask(asked, qtype, nil))
 	}
 	none := func(*Cluster) {}
 	pods := func(c *Cluster) { c.EndpointPodNames = true }
 	full := func(c *Cluster) { c.IgnoreEmpty = true }
-	shop := func(c *Cluster) { c.Namespaces = []string{"shop"} }
+	shop := func(c *Cluster) { c.Namespaces, c.Pods = []string{"shop"}, PodsInsecure }
+	known := func(c *Cluster) { c.Pods = PodsVerified }
 	zero := func(c *Cluster) { c.TTL = 0 }
 	for _, tt := range []struct {
 		change func(*Cluster)
@@ -836,6 +840,13 @@ func TestClusterOptions(t *testing.T) {
 		{shop, "full.other.svc.cluster.local.", typeA, "NXDOMAIN"},
 		{shop, "other.svc.cluster.local.", typeA, "NXDOMAIN"},
 		{shop, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.21"},
+		{shop, "10-244-1-50.shop.pod.cluster.local.", typeA, "NOERROR 10-244-1-50.shop.pod.cluster.local. A 10.244.1.50"},
+		{shop, "10-244-1-50.other.pod.cluster.local.", typeA, "NXDOMAIN"},
+		{shop, "shop.pod.cluster.local.", typeA, "NOERROR"},
+		{shop, "other.pod.cluster.local.", typeA, "NXDOMAIN"},
+		{known, "10-0-0-1.shop.pod.cluster.local.", typeA, "NOERROR 10-0-0-1.shop.pod.cluster.local. A 10.0.0.1"},
+		{known, "10-0-0-1.other.pod.cluster.local.", typeA, "NOERROR 10-0-0-1.other.pod.cluster.local. A 10.0.0.1"},
+		{known, "10-0-0-1.third.pod.cluster.local.", typeA, "NXDOMAIN"},
 		{zero, "full.shop.svc.cluster.local.", typeA, "NOERROR full.shop.svc.cluster.local. A 10.96.0.21"},
 	} {
 		if got := ask(tt.change, tt.name, tt.qtype); got != tt.want {

@@ -16,9 +16,9 @@ type View struct {
 	plan *plan // nil if it is asked with targets only
 	snap *model.Snapshot
 
-	namespaces map[string]int // Services in each namespace that has any
-	pods       map[netip.Addr]string
-	claims     int // virtual addresses that Services ask for, those apart that somebody else carries
+	namespaces map[string]int          // Services in each namespace that has any
+	pods       map[netip.Addr][]string // their namespaces: pods of the node's network have one address
+	claims     int                     // virtual addresses that Services ask for, those apart that somebody else carries
 	clients    *client.Table
 	// refused are the Services of this snapshot that the node's kernel could not be given.
 	refused map[model.Name]struct{}
@@ -67,10 +67,10 @@ func (v *View) next(s *model.Snapshot) *View {
 	}
 	// This node's pods are few and change seldom: what depends on them is made anew.
 	for range model.Diff(v.snap.Pods, s.Pods) {
-		n.pods = make(map[netip.Addr]string, s.Pods.Len())
+		n.pods = make(map[netip.Addr][]string, s.Pods.Len())
 		for name, p := range s.Pods.All() {
 			for _, a := range p.Addrs {
-				n.pods[a] = name.Namespace
+				n.pods[a] = append(n.pods[a], name.Namespace)
 			}
 		}
 		break
