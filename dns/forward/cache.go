@@ -148,6 +148,23 @@ func (s *shard) lookup(h uint64, key []byte) *entry {
 	return nil
 }
 
+// decides finds the entry that decides about a question: its own while that holds, else the denial of all types of its name if that still holds or came
+// later. What was there before a denial is not to come back when the denial is over. The shard is locked; the key stays as it is.
+func (s *shard) decides(h uint64, q Question, key []byte, now int64) *entry {
+	e := s.lookup(mix(h, q.Type, q.flags()), key)
+	if e != nil && e.why == nil && now < e.until {
+		return e
+	}
+	at := key[len(q.Name):]
+	binary.BigEndian.PutUint16(at, anyType)
+	none := s.lookup(mix(h, anyType, q.flags()), key)
+	binary.BigEndian.PutUint16(at, q.Type)
+	if none != nil && (e == nil || now < none.until || none.stored >= e.stored) {
+		return none
+	}
+	return e
+}
+
 // hit is what the cache has on a question.
 type hit struct {
 	fresh *entry // may be given
@@ -165,13 +182,7 @@ func (f *Forwarder) get(q Question, now int64, counted bool) (out hit) {
 	s, h := f.cache.at(q.Name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.lookup(mix(h, q.Type, q.flags()), key)
-	if e == nil || e.why != nil || now >= e.until {
-		binary.BigEndian.PutUint16(key[len(q.Name):], anyType)
-		if none := s.lookup(mix(h, anyType, q.flags()), key); none != nil && (e == nil || now < none.until) {
-			e = none
-		}
-	}
+	e := s.decides(h, q, key, now)
 	switch {
 	case e == nil:
 	case e.why == nil && now < e.until:
@@ -279,6 +290,18 @@ func (c *cache) put(e *entry) {
 	s.kept[e.kind()]++
 }
 
+// forget drops what was said to a question before, when what is said now is not to be kept: the old is no longer better than nothing.
+func (c *cache) forget(q Question) {
+	s, h := c.at(q.Name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, rrtype := range []uint16{q.Type, anyType} {
+		if e := s.lookup(mix(h, rrtype, q.flags()), appendKey(make([]byte, 0, maxKey), q, rrtype)); e != nil {
+			s.remove(e)
+		}
+	}
+}
+
 // putFailure remembers that a question could not be answered: beside the old answer if there is one that may still be given, alone otherwise.
 // The pause before upstreams are asked again doubles with each failure in a row.
 func (f *Forwarder) putFailure(q Question, why *failure, now int64) {
@@ -286,13 +309,7 @@ func (f *Forwarder) putFailure(q Question, why *failure, now int64) {
 	key := appendKey(make([]byte, 0, maxKey), q, q.Type)
 	s, h := c.at(q.Name)
 	s.mu.Lock()
-	old := s.lookup(mix(h, q.Type, q.flags()), key)
-	if old == nil || old.why == nil && now >= old.past {
-		key := appendKey(make([]byte, 0, maxKey), q, anyType)
-		if none := s.lookup(mix(h, anyType, q.flags()), key); none != nil && now < none.past {
-			old = none
-		}
-	}
+	old := s.decides(h, q, key, now)
 	pause := minPause
 	if old != nil && old.pause > 0 && now < old.retry+int64(old.pause) {
 		pause = max(minPause, min(2*old.pause, f.o.Caching.MaxFailure))

@@ -341,6 +341,31 @@ func TestServeStale(t *testing.T) {
 			}
 		}
 	})
+	for what, newest := range map[string]script{
+		"denied since":          says(func(m *mdns.Msg) { m.Rcode, m.Ns = mdns.RcodeNameError, rrs("example.com. 50 IN SOA a. b. 1 2 3 4 50") }),
+		"denied since, no SOA":  says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeNameError }),
+		"not to be kept, since": says(func(m *mdns.Msg) { m.Answer = rrs(m.Question[0].Name + " 0 IN A 192.0.2.99") }),
+	} {
+		t.Run(what, func(t *testing.T) {
+			r, play := stale(t, nil)
+			play.Store(&newest)
+			r.ask("a.example.com.", typeA)
+			dead := says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeServerFailure })
+			play.Store(&dead)
+			r.clock.Add(int64(time.Minute))
+			for range 2 {
+				if m := r.ask("a.example.com.", typeA); len(m.Answer) > 0 {
+					t.Errorf("the answer of before came back: %v", m)
+				}
+			}
+		})
+		t.Run(what+", at once", func(t *testing.T) {
+			r, play := stale(t, func(o *Options) { o.Caching.StaleAtOnce = true })
+			play.Store(&newest)
+			isStale(r.ask("a.example.com.", typeA))
+			eventually(t, "the newest", func() bool { return data(r.ask("a.example.com.", typeA)) != good })
+		})
+	}
 }
 
 // What is popular is asked for anew before its time is over, once, and nobody waits for it.
@@ -513,11 +538,19 @@ func FuzzCache(f *testing.F) {
 		defer fw.Close(canceled())
 		type value struct {
 			e      *entry
+			stored int64
 			failed int64 // until then
 		}
 		model := make(map[string]value)
 		ops = ops[:min(len(ops), 3000)] // long ones tell no more, and take long
 		now := int64(time.Second)
+		fresh := func(v value) bool { return v.e != nil && now < v.e.until }
+		decides := func(key, all string) string {
+			if v, none := model[key], model[all]; !fresh(v) && none.e != nil && (fresh(none) || none.stored >= v.stored) {
+				return all
+			}
+			return key
+		}
 		for ; len(ops) >= 3; ops = ops[3:] {
 			q := question(fmt.Sprintf("n%d.example.", ops[1]%16), []uint16{typeA, typeAAAA}[ops[1]>>4&1])
 			q.DO, q.CD = ops[1]&0x40 != 0, ops[1]&0x80 != 0
@@ -526,30 +559,29 @@ func FuzzCache(f *testing.F) {
 			switch ops[0] % 5 {
 			case 0: // an answer
 				e := entryFor(t, q, 1+int(ops[2]>>5), now+ttl)
+				e.stored = now
 				e.past = e.until + int64(20*time.Second)
 				fw.cache.put(e)
-				model[key] = value{e: e}
+				model[key] = value{e: e, stored: now}
 				delete(model, all)
 			case 1: // no such name
 				e, err := pack([]byte(all), q.Name, q.Type, &found{ns: rrs(soa), rcode: mdns.RcodeNameError, denial: true})
 				if err != nil {
 					t.Fatal(err)
 				}
-				e.until = now + ttl
+				e.stored, e.until = now, now+ttl
 				e.past = e.until + int64(20*time.Second)
 				fw.cache.put(e)
-				model[all] = value{e: e}
+				model[all] = value{e: e, stored: now}
 			case 2:
 				fw.putFailure(q, fail(2, 22, "no"), now)
-				at := key
-				if v, ok := model[key]; !ok || v.e != nil && now >= v.e.past {
-					if none, ok := model[all]; ok && now < none.e.past {
-						at = all
-					}
-				}
+				at := decides(key, all)
 				v := model[at]
 				if v.e != nil && now >= v.e.past {
-					v.e = nil
+					at, v = key, value{}
+				}
+				if v.e == nil {
+					v.stored = now
 				}
 				v.failed = now + 1 // at least for now
 				model[at] = v
@@ -558,7 +590,6 @@ func FuzzCache(f *testing.F) {
 			case 4:
 				h := fw.get(q, now, true)
 				v, none := model[key], model[all]
-				fresh := func(v value) bool { return v.e != nil && now < v.e.until }
 				var wantFresh *entry
 				if fresh(v) {
 					wantFresh = v.e
@@ -575,7 +606,7 @@ func FuzzCache(f *testing.F) {
 				if h.stale != nil && (now < h.stale.until || now >= h.stale.past) {
 					t.Fatalf("%q at %d: %v is not past its time", key, now, h.stale)
 				}
-				if wantFresh == nil && !small && now < v.failed && h.failed == nil {
+				if wantFresh == nil && !small && now < model[decides(key, all)].failed && h.failed == nil {
 					t.Fatalf("%q at %d: its failure is forgotten", key, now)
 				}
 				if h.fresh != nil {

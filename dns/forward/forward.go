@@ -368,6 +368,8 @@ func (f *Forwarder) land(q Question, fl *flight) {
 		fl.e.past = fl.e.until + int64(f.o.Caching.ServeStale)
 		if fl.e.until > fl.now {
 			f.cache.put(fl.e)
+		} else {
+			f.cache.forget(q)
 		}
 	case !fl.why.once && f.ctx.Err() == nil:
 		f.putFailure(q, fl.why, fl.now)
