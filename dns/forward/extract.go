@@ -67,6 +67,16 @@ func (c *chain) follow(m *mdns.Msg) (complete bool, err error) {
 	return c.deny(m, len(c.answer) > before)
 }
 
+// attempt is follow that leaves the chain as it is if it fails.
+func (c *chain) attempt(m *mdns.Msg) (complete bool, err error) {
+	next := *c
+	next.answer, next.seen = slices.Clone(c.answer), slices.Clone(c.seen)
+	if complete, err = next.follow(m); err == nil {
+		*c = next
+	}
+	return complete, err
+}
+
 // reach takes note of an alias's target, unless the aliases go round or on and on.
 func (c *chain) reach(target string) error {
 	if slices.Contains(c.seen, target) {

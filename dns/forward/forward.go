@@ -475,8 +475,10 @@ func (f *Forwarder) lifetime(w *found) time.Duration {
 // ask has the upstreams of a pool answer a question, one after the other until one can, and takes from its answer what belongs to the chain.
 func (p *pool) ask(ctx context.Context, q Question, c *chain) (complete bool, why *failure) {
 	var (
-		said *failure // by an upstream that speaks, but cannot help
-		errs []string
+		said   *failure // by an upstream that speaks, but cannot help
+		denied *mdns.Msg
+		others bool // among those asked did not deny it
+		errs   []string
 	)
 	for round := range rounds {
 		lost := false
@@ -485,17 +487,20 @@ func (p *pool) ask(ctx context.Context, q Question, c *chain) (complete bool, wh
 			if err == nil {
 				if !p.helps(m) {
 					said = refusal(u, m)
+					if m.Rcode == mdns.RcodeNameError {
+						denied = m
+					} else {
+						others = true
+					}
 					continue
 				}
-				attempt := *c
-				attempt.answer, attempt.seen = slices.Clone(c.answer), slices.Clone(c.seen)
-				if complete, err = attempt.follow(m); err == nil {
-					*c = attempt
+				if complete, err = c.attempt(m); err == nil {
 					return complete, nil
 				}
-				said = fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeInvalidData, "upstream %s: %v", u, err)
+				said, others = fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeInvalidData, "upstream %s: %v", u, err), true
 				continue
 			}
+			others = true
 			lost = lost || errors.Is(err, errTimeout)
 			if s := err.Error(); !slices.Contains(errs, s) {
 				errs = append(errs, s)
@@ -506,6 +511,11 @@ func (p *pool) ask(ctx context.Context, q Question, c *chain) (complete bool, wh
 		}
 		if said != nil || !lost || ctx.Err() != nil || round == rounds-1 {
 			break
+		}
+	}
+	if denied != nil && !others {
+		if complete, err := c.attempt(denied); err == nil {
+			return complete, nil
 		}
 	}
 	if said != nil {
@@ -525,8 +535,8 @@ func (p *pool) helps(m *mdns.Msg) bool {
 // refusal is what an upstream says instead of an answer, with the reason that it may give (RFC 8914).
 func refusal(u *upstream, m *mdns.Msg) *failure {
 	rcode := m.Rcode
-	if rcode > 0xf || rcode == mdns.RcodeSuccess {
-		rcode = mdns.RcodeServerFailure
+	if rcode > 0xf || rcode == mdns.RcodeSuccess || rcode == mdns.RcodeNameError {
+		rcode = mdns.RcodeServerFailure // one that denies a name does not deny it for those who are to be asked then
 	}
 	why := fail(rcode, mdns.ExtendedErrorCodeOther, "upstream %s says %s", u, rcodeText(m.Rcode))
 	if opt := m.IsEdns0(); opt != nil {

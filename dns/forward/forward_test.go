@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -239,6 +240,30 @@ func TestFailover(t *testing.T) {
 				t.Errorf("status %+v", s)
 			}
 		})
+	}
+}
+
+// A denial after which the next one is asked is the answer if it is everybody's, and none if somebody could not be asked.
+func TestFailoverDenied(t *testing.T) {
+	denies := says(func(m *mdns.Msg) { m.Rcode, m.Ns = mdns.RcodeNameError, rrs("example. 50 IN SOA a. b. 1 2 3 4 50") })
+	denied := func(o *Options) { o.Pools[0].NextOn = []int{mdns.RcodeNameError} }
+	first, second := newResolver(t, denies), newResolver(t, denies)
+	r := start(t, denied, first, second).untested()
+	for range 2 {
+		want(t, data(r.ask("a.example.", typeA)), "NXDOMAIN / example. SOA a. b. 1 2 3 4 50")
+	}
+	if n, m := first.asked[0].Load(), second.asked[0].Load(); n != 1 || m != 1 {
+		t.Errorf("asked %d and %d times: the denial was not kept", n, m)
+	}
+	for what, second := range map[string]script{"silent": silent, "fails": says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeServerFailure })} {
+		r := start(t, denied, newResolver(t, denies), newResolver(t, second))
+		if m := r.ask("a.example.", typeA); m.Rcode != mdns.RcodeServerFailure {
+			t.Errorf("one denies, one %s: %v", what, m)
+		}
+		r = start(t, func(o *Options) { denied(o); slices.Reverse(o.Pools[0].Upstreams) }, newResolver(t, denies), newResolver(t, second))
+		if m := r.ask("a.example.", typeA); m.Rcode != mdns.RcodeServerFailure {
+			t.Errorf("one %s, one denies: %v", what, m)
+		}
 	}
 }
 
