@@ -44,9 +44,8 @@ type entry struct {
 	*served
 }
 
-// newPlan makes blocks ready. What an old plan knows of upstreams and of their answers goes on. Its error names the block, and what about it
-// is wrong.
-func newPlan(o Options, old *plan) (*plan, error) {
+// newPlan makes blocks ready. Its error names the block, and what about it is wrong.
+func newPlan(o Options) (*plan, error) {
 	if len(o.Blocks) == 0 {
 		return nil, errors.New("no block says what is to be answered")
 	}
@@ -84,15 +83,12 @@ func newPlan(o Options, old *plan) (*plan, error) {
 		p.close()
 		return nil, err
 	}
-	if old != nil {
-		p.adopt(old)
-	}
 	return p, nil
 }
 
 // Check is the error with which [New] and [Server.Reload] refuse blocks, whatever the other settings; nil: they are right.
 func Check(blocks []Block) error {
-	p, err := newPlan(Options{Blocks: blocks}.withDefaults(), nil)
+	p, err := newPlan(Options{Blocks: blocks}.withDefaults())
 	if err == nil {
 		p.close()
 	}
@@ -111,14 +107,14 @@ func (p *plan) unique() error {
 	return nil
 }
 
-// adopt has the forwarders go on where those of the same zones were.
+// adopt has the forwarders go on where those of the same zones, at the same addresses, were: with what those know of upstreams and of their answers.
 func (p *plan) adopt(old *plan) {
 	for _, s := range p.blocks {
 		if s.upstreams == nil {
 			continue
 		}
 		for _, o := range old.blocks {
-			if o.upstreams != nil && o.Port == s.Port && slices.Equal(o.Zones, s.Zones) {
+			if o.upstreams != nil && o.Port == s.Port && slices.Equal(o.Bind, s.Bind) && slices.Equal(o.Zones, s.Zones) {
 				s.upstreams.Adopt(o.upstreams)
 				break
 			}

@@ -443,6 +443,41 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// Each block goes on where it was, also one that another one differs from by its address alone; and a reload that is refused takes nothing away.
+func TestReloadKeepsCaches(t *testing.T) {
+	up := newResolver(t, addresses)
+	other := block("cluster.local", newResolver(t, addresses).addr)
+	other.Bind = []netip.Addr{netip.MustParseAddr("127.0.0.2")}
+	here := block("cluster.local", up.addr)
+	here.Bind = []netip.Addr{testAddr.Addr()}
+	s := blocks(t, other, here)
+	s.ask("www.example.com.", typeA, nil)
+	if err := s.Reload([]Block{other, here}); err != nil {
+		t.Fatal(err)
+	}
+	s.ask("www.example.com.", typeA, nil)
+	if n := up.asked[0].Load(); n != 1 {
+		t.Errorf("the upstream was asked %d times: what it said was forgotten", n)
+	}
+	requests := func() (n float64) {
+		for k, v := range gather(t, s.Server) {
+			if strings.HasPrefix(k, "coredns_cache_requests_total{") {
+				n += v
+			}
+		}
+		return n
+	}
+	before := requests()
+	smaller, closed := here, here
+	smaller.Caching.Size, closed.Port = 1<<20, 99
+	if err := s.Reload([]Block{smaller, closed}); err == nil {
+		t.Fatal("a port that nobody listens at is no error")
+	}
+	if after := requests(); before == 0 || after != before {
+		t.Errorf("%v requests to the cache were counted before a refused reload, %v after it", before, after)
+	}
+}
+
 // Rules come first, and what they do not answer goes on.
 func TestRules(t *testing.T) {
 	up := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")} }))

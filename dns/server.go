@@ -45,7 +45,7 @@ type Server struct {
 func New(o Options) (*Server, error) {
 	o = o.withDefaults()
 	o.forwarding = forward.NewMetrics()
-	p, err := newPlan(o, nil)
+	p, err := newPlan(o)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func (s *Server) Reload(blocks []Block) error {
 	defer s.reload.Unlock()
 	o, old := s.options, s.plan.Load()
 	o.Blocks = blocks
-	p, err := newPlan(o, old)
+	p, err := newPlan(o)
 	if err != nil {
 		return err
 	}
@@ -75,6 +75,7 @@ func (s *Server) Reload(blocks []Block) error {
 			return fmt.Errorf("port %d is not open: another port takes another start", port)
 		}
 	}
+	p.adopt(old) // not before all is well: it takes the counters along
 	s.plan.Store(p)
 	// What has been asked by the old forwarders may take as long as a question may.
 	time.AfterFunc(drain, old.close)

@@ -26,7 +26,7 @@ type View struct {
 
 // NewView prepares a snapshot for questions about the zones that the options name. It looks at everything in the snapshot.
 func NewView(o Options, s *model.Snapshot) (*View, error) {
-	p, err := newPlan(o.withDefaults(), nil)
+	p, err := newPlan(o.withDefaults())
 	if err != nil {
 		return nil, err
 	}
