@@ -110,7 +110,7 @@ func (q *query) look(ctx context.Context, name string, qtype uint16) *found {
 		}
 		a = q.s.gate.await(ctx, t, name, qtype)
 	}
-	if a.Rcode == mdns.RcodeNameError && q.block.fallsThrough(name) {
+	if a.Rcode == mdns.RcodeNameError && len(a.Answer) == 0 && q.block.fallsThrough(name) {
 		return q.forward(ctx, name, qtype)
 	}
 	f := &found{rcode: a.Rcode, answer: rrs(a.Answer), ns: rrs(a.Authority), extra: rrs(a.Extra), code: a.Code, why: a.Why, ours: true,

@@ -521,6 +521,15 @@ func TestFallthrough(t *testing.T) {
 	if got := data(s.ask("nothing.shop.svc.cluster.local.", typeA, nil)); got != "NXDOMAIN" {
 		t.Errorf("another name: %s", got)
 	}
+	// An alias is there, whatever becomes of its end.
+	b.Cluster.Fallthrough = []string{"."}
+	s = blocks(t, b)
+	w := model.NewBuilder(model.Config{Self: "n1"})
+	w.SetService(model.ServiceSpec{Name: name("shop/alias"), Type: model.ExternalName, ExternalName: "nothing.shop.svc.cluster.local"})
+	s.Publish(w.Build())
+	if got := data(s.ask("alias.shop.svc.cluster.local.", typeA, nil)); got != "NXDOMAIN alias.shop.svc.cluster.local. CNAME nothing.shop.svc.cluster.local." {
+		t.Errorf("an alias of what is not there: %s", got)
+	}
 }
 
 // Reverse names may be in blocks of their own, as NodeLocal DNSCache has them: they lead to the domain of another block.
