@@ -144,6 +144,28 @@ func TestBailiwick(t *testing.T) {
 	}
 }
 
+// Where an alias leads into names that nobody else is for, its upstream is believed: it could as well have said the address at once.
+func TestAliasToNobody(t *testing.T) {
+	up := newResolver(t, worldly{
+		"db.corp.example. A":     "db.corp.example. 60 IN CNAME db.example.net.; db.example.net. 60 IN A 192.0.2.7",
+		"half.corp.example. A":   "half.corp.example. 60 IN CNAME half.example.net.",
+		"half.example.net. A":    "half.example.net. 60 IN A 192.0.2.8",
+		"secret.corp.example. A": "secret.corp.example. 60 IN CNAME x.secret.example.; x.secret.example. 60 IN A 203.0.113.66",
+	}.script())
+	r := start(t, func(o *Options) {
+		o.Pools[0].Zone = "corp.example."
+		o.Pools = append(o.Pools, Pool{Zone: "example.", Except: []string{"secret.example."}, Upstreams: o.Pools[0].Upstreams})
+	}, up)
+	for name, answer := range map[string]string{
+		"db.corp.example.":     "NOERROR db.corp.example. CNAME db.example.net. db.example.net. A 192.0.2.7",
+		"half.corp.example.":   "NOERROR half.corp.example. CNAME half.example.net. half.example.net. A 192.0.2.8",
+		"secret.corp.example.": "SERVFAIL",
+		"half.example.net.":    "REFUSED",
+	} {
+		want(t, data(r.ask(name, typeA)), answer)
+	}
+}
+
 // Aliases without end are cut off, whatever messages they come in.
 func TestEndlessAliases(t *testing.T) {
 	var n atomic.Int64

@@ -205,19 +205,27 @@ func wire(name string) []byte {
 
 // poolOf finds the pool with the longest zone that a name in wire form is in; nil if there is none, or it is excepted.
 func (f *Forwarder) poolOf(name []byte) *pool {
+	p, excepted := f.find(name)
+	if excepted {
+		return nil
+	}
+	return p
+}
+
+// find finds the pool with the longest zone that a name in wire form is in, and tells whether the name is excepted there.
+func (f *Forwarder) find(name []byte) (p *pool, excepted bool) {
+	for rest := name; len(rest) > 0 && p == nil; rest = parent(rest) {
+		p = f.pools[string(rest)]
+	}
+	if p == nil || len(p.except) == 0 {
+		return p, false
+	}
 	for rest := name; len(rest) > 0; rest = parent(rest) {
-		if p := f.pools[string(rest)]; p != nil {
-			if len(p.except) > 0 {
-				for rest := name; len(rest) > 0; rest = parent(rest) {
-					if p.except[string(rest)] {
-						return nil
-					}
-				}
-			}
-			return p
+		if p.except[string(rest)] {
+			return p, true
 		}
 	}
-	return nil
+	return p, false
 }
 
 // parent is a name without its first label; nothing, of the root.
@@ -418,14 +426,22 @@ func (f *Forwarder) resolve(q Question) (*entry, *failure) {
 				}
 				break
 			}
-			if p = f.poolOf(next.Name); p == nil {
+			// Names that nobody is for are told by who leads there: it could as well have said what is at the end at once.
+			other, excepted := f.find(next.Name)
+			if excepted {
 				return nil, fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, "%s is an alias of %s, and names like that are not forwarded", text, c.end)
+			}
+			if other != nil {
+				p = other
 			}
 		}
 		if hop == maxHops {
 			return nil, fail(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, "%s has aliases without end", text)
 		}
-		c.ours = func(name string) bool { return f.poolOf(wireLower(name)) == p }
+		c.ours = func(name string) bool {
+			other, excepted := f.find(wireLower(name))
+			return (other == p || other == nil) && !excepted
+		}
 		complete, why := p.ask(ctx, next, c)
 		if why != nil {
 			return nil, why
