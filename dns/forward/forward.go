@@ -560,8 +560,7 @@ func refusal(u *upstream, m *mdns.Msg) *failure {
 			if ede, ok := o.(*mdns.EDNS0_EDE); ok {
 				why.code = ede.InfoCode
 				if ede.ExtraText != "" {
-					text := strings.ToValidUTF8(ede.ExtraText, "?")
-					why.text += ": " + text[:min(len(text), 100)]
+					why.text += ": " + strings.ToValidUTF8(ede.ExtraText[:min(len(ede.ExtraText), 100)], "?")
 				}
 				break
 			}

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	mdns "github.com/miekg/dns"
 	"golang.org/x/sys/unix"
@@ -379,6 +380,15 @@ func TestRefusalPasses(t *testing.T) {
 	m := r.ask("a.example.", typeA)
 	if code, text := ede(m); m.Rcode != mdns.RcodeRefused || code != 15 || !strings.HasSuffix(text, "says REFUSED: house rules") {
 		t.Errorf("%v", m)
+	}
+	// A reason is cut between characters.
+	r = start(t, nil, newResolver(t, says(func(m *mdns.Msg) {
+		m.Rcode = mdns.RcodeRefused
+		m.SetEdns0(1232, false)
+		m.IsEdns0().Option = []mdns.EDNS0{&mdns.EDNS0_EDE{ExtraText: "x" + strings.Repeat("ä", 100)}}
+	})))
+	if _, text := ede(r.ask("a.example.", typeA)); !utf8.ValidString(text) || !strings.Contains(text, "äää") {
+		t.Errorf("the reason is %q", text)
 	}
 	// A code that has no room in a header is a failure.
 	r = start(t, nil, newResolver(t, says(func(m *mdns.Msg) {
