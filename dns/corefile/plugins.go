@@ -57,6 +57,9 @@ func (b *builder) readKubernetes(d *directive) error {
 			if len(args) == 1 {
 				mode, ok := modes[args[0]]
 				if c.Pods = mode; ok {
+					if mode == dns.PodsVerified {
+						d.differs(Differently, "verified are this node's pods and the endpoints of headless Services")
+					}
 					return nil
 				}
 			}
