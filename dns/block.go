@@ -26,7 +26,7 @@ type Block struct {
 	Zones []string
 	// Port is where questions are taken; 0: at all that the server has.
 	Port uint16
-	// Bind are the addresses where they are taken; empty: all that the server has.
+	// Bind are the addresses where they are taken; empty: all that the server has. With one of [Options.Self] go the addresses that are not of those.
 	Bind []netip.Addr
 	// Cluster are the cluster's own zones; nil: none is answered from here.
 	Cluster *Cluster

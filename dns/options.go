@@ -52,7 +52,8 @@ type Options struct {
 
 	// UpstreamTimeout is how long one upstream may take before the next one is asked; default 1.5 s.
 	UpstreamTimeout time.Duration
-	// Self are addresses that lead to this server: an upstream among them would be a loop.
+	// Self are the addresses of the cluster's DNS, which lead to this server: an upstream among them would be a loop. What comes to another address is
+	// asked by nodes on which they lead elsewhere for the moment.
 	Self []netip.AddrPort
 
 	// UDPSockets is the number of sockets for each address, among which the kernel spreads the clients; default GOMAXPROCS.

@@ -5,6 +5,7 @@ package dns
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,9 @@ type served struct {
 	rules     *rules.Set         // nil if there are none
 	upstreams *forward.Forwarder // nil without upstreams
 	refusal   string             // what is said to a question that nothing of the block answers
+	// cluster are the addresses of the cluster's DNS, if the block is bound to one of them: then it is also for what comes to the node's own
+	// addresses, where other nodes ask while the cluster's DNS is not answered on theirs.
+	cluster []netip.Addr
 }
 
 // entry leads from a zone to its block.
@@ -78,7 +82,8 @@ func newPlan(o Options) (*plan, error) {
 			return nil, fmt.Errorf("zones %s: the names that addresses lead to want a cluster domain", strings.Join(z.Zones, " "))
 		}
 	}
-	slices.SortStableFunc(p.entries, func(a, b entry) int { return b.labels - a.labels })
+	// Of blocks with the same zone, one that is bound to the node's own address comes before one that is for it because of the cluster's DNS.
+	slices.SortStableFunc(p.entries, func(a, b entry) int { return cmp.Or(b.labels-a.labels, len(a.cluster)-len(b.cluster)) })
 	if err := p.unique(); err != nil {
 		p.close()
 		return nil, err
@@ -124,6 +129,12 @@ func (p *plan) adopt(old *plan) {
 
 func newServed(o Options, b Block) (*served, error) {
 	s := &served{Block: b}
+	for _, a := range o.Self {
+		s.cluster = append(s.cluster, a.Addr())
+	}
+	if !slices.ContainsFunc(b.Bind, func(a netip.Addr) bool { return slices.Contains(s.cluster, a) }) {
+		s.cluster = nil
+	}
 	var err error
 	if b.Cluster != nil {
 		if s.zone, err = newZone(b.Cluster, o); err != nil {
@@ -182,7 +193,13 @@ func (p *plan) findName(name string, at netip.AddrPort) *served {
 
 // at reports whether the block is for questions at an address. The zero address, of a question that has not come over the network, fits all.
 func (s *served) at(a netip.AddrPort) bool {
-	return !a.IsValid() || (s.Port == 0 || a.Port() == s.Port) && (len(s.Bind) == 0 || slices.Contains(s.Bind, a.Addr()))
+	if !a.IsValid() {
+		return true
+	}
+	if s.Port != 0 && a.Port() != s.Port {
+		return false
+	}
+	return len(s.Bind) == 0 || slices.Contains(s.Bind, a.Addr()) || len(s.cluster) > 0 && !slices.Contains(s.cluster, a.Addr())
 }
 
 // ports are where questions are to be taken.

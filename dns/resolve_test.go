@@ -411,6 +411,40 @@ func TestBlocksByAddress(t *testing.T) {
 	}
 }
 
+// Other nodes ask for the cluster's DNS at this node's own address while they have none: a block bound to the former is for those questions too.
+func TestBlocksOfClusterDNS(t *testing.T) {
+	clusterDNS := netip.MustParseAddrPort("10.96.0.10:53")
+	bound, elsewhere := block("cluster.local"), block("other.example")
+	bound.Bind = []netip.Addr{netip.MustParseAddr("169.254.20.10"), clusterDNS.Addr()}
+	elsewhere.Zones, elsewhere.Bind = []string{"other.example."}, []netip.Addr{netip.MustParseAddr("169.254.20.10")}
+	s := through{dual(t, func(o *Options) { o.Blocks, o.Self = []Block{bound, elsewhere}, []netip.AddrPort{clusterDNS} }), t}
+	if got := data(s.ask("orders.shop.svc.cluster.local.", typeA, nil)); got != "NOERROR orders.shop.svc.cluster.local. A 10.96.0.20" {
+		t.Errorf("at the node's own address: %s", got)
+	}
+	if got := data(s.ask("orders.shop.svc.other.example.", typeA, nil)); got != "NXDOMAIN" && got != "REFUSED" {
+		t.Errorf("of a block for another address: %s", got)
+	}
+	for at, want := range map[string]bool{"10.96.0.10:53": true, "169.254.20.10:53": true, "192.0.2.1:53": true, "[fd00:96::a]:53": true} {
+		if got := s.plan.Load().findName("orders.shop.svc.cluster.local.", netip.MustParseAddrPort(at)) != nil; got != want {
+			t.Errorf("answers at %s: %t", at, got)
+		}
+	}
+	two := s.plan.Load().blocks[1]
+	for at, want := range map[string]bool{"10.96.0.10:53": false, "169.254.20.10:53": true, "192.0.2.1:53": false} {
+		if got := two.at(netip.MustParseAddrPort(at)); got != want {
+			t.Errorf("the other block answers at %s: %t", at, got)
+		}
+	}
+	own := block("own.example")
+	own.Bind = []netip.Addr{testAddr.Addr()}
+	if err := s.Reload([]Block{bound, own}); err != nil {
+		t.Fatal(err)
+	}
+	if got := data(s.ask("orders.shop.svc.own.example.", typeA, nil)); got != "NOERROR orders.shop.svc.own.example. A 10.96.0.20" {
+		t.Errorf("of a block for the node's own address: %s", got)
+	}
+}
+
 // A reload changes what is answered, keeps what is remembered, and changes nothing if it is bad.
 func TestReload(t *testing.T) {
 	up := newResolver(t, says(func(m *mdns.Msg) { m.Answer = []mdns.RR{rr(m.Question[0].Name + " 60 IN A 192.0.2.1")} }))
