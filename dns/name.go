@@ -99,11 +99,37 @@ func newZone(c *Cluster, o Options) (*zone, error) {
 			return nil, fmt.Errorf("reverse range %q: not a network", p)
 		}
 		p = p.Masked()
-		if slices.ContainsFunc(reverse, func(z string) bool { return mdns.IsSubDomain(z, reverseName(apex(p))) }) {
-			z.reverse = append(z.reverse, p)
-		}
+		z.reverse = append(z.reverse, partsOf(p, reverse)...)
 	}
 	return z, nil
+}
+
+// partsOf are the parts of a range that are in reverse zones: all of it, or as much as they have.
+func partsOf(p netip.Prefix, zones []string) (parts []netip.Prefix) {
+	for _, name := range zones {
+		z, ok := rangeOf(name)
+		switch {
+		case name == "arpa.", ok && z.Bits() <= p.Bits() && z.Contains(p.Addr()):
+			return []netip.Prefix{p}
+		case ok && p.Contains(z.Addr()):
+			parts = append(parts, z)
+		}
+	}
+	return parts
+}
+
+// rangeOf is the range of the addresses that have their names in a reverse zone.
+func rangeOf(zone string) (netip.Prefix, bool) {
+	for _, form := range []struct {
+		suffix      string
+		most, width int
+	}{{suffix4[1:], 4, 8}, {suffix6[1:], 32, 4}} {
+		if below, ok := strings.CutSuffix(zone, form.suffix); ok {
+			addr, depth, rest := reverseAddr(strings.TrimSuffix(below, "."), form.most, form.width)
+			return netip.PrefixFrom(addr, depth*form.width), rest == ""
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // width is how many bits a label of a reverse name has.
@@ -336,26 +362,7 @@ func undash4(label string) (netip.Addr, bool) {
 // parseReverse reads a name below in-addr.arpa (at most 4 labels of 8 bits) or ip6.arpa (32 of 4 bits) from the right, as
 // far as it is a number, and finds the zone it is in: exactly the cluster's ranges are ours.
 func (z *zone) parseReverse(name, suffix string, most, width int) target {
-	var (
-		octets [16]byte
-		depth  int
-		rest   = name[:len(name)-len(suffix)]
-	)
-	for rest != "" && depth < most {
-		before, label := cutLast(rest)
-		v, ok := parseDigits(label, width)
-		if !ok {
-			break
-		}
-		bit := depth * width
-		octets[bit/8] |= byte(v << (8 - width - bit%8))
-		rest = before
-		depth++
-	}
-	addr := netip.AddrFrom16(octets)
-	if most == 4 {
-		addr = netip.AddrFrom4([4]byte(octets[:4]))
-	}
+	addr, depth, rest := reverseAddr(name[:len(name)-len(suffix)], most, width)
 	bits := depth * width
 	for _, p := range z.reverse {
 		apex := apex(p).Bits()
@@ -375,6 +382,25 @@ func (z *zone) parseReverse(name, suffix string, most, width int) target {
 		return t
 	}
 	return target{}
+}
+
+// reverseAddr reads labels of a reverse name from the right, as far as they are numbers: the address that they begin, how many they are, and the rest.
+func reverseAddr(labels string, most, width int) (addr netip.Addr, depth int, rest string) {
+	var octets [16]byte
+	for rest = labels; rest != "" && depth < most; depth++ {
+		before, label := cutLast(rest)
+		v, ok := parseDigits(label, width)
+		if !ok {
+			break
+		}
+		bit := depth * width
+		octets[bit/8] |= byte(v << (8 - width - bit%8))
+		rest = before
+	}
+	if most == 4 {
+		return netip.AddrFrom4([4]byte(octets[:4])), depth, rest
+	}
+	return netip.AddrFrom16(octets), depth, rest
 }
 
 // parseDigits reads one label of a reverse name: a decimal octet without leading zeros, or one hexadecimal digit.

@@ -586,6 +586,27 @@ func TestReverseBlock(t *testing.T) {
 	}
 }
 
+// Of a range, what is in the reverse zones is answered, and no more.
+func TestReverseParts(t *testing.T) {
+	b := block("cluster.local")
+	b.Cluster.Zones = []string{"cluster.local.", "0.96.10.in-addr.arpa.", "1.0.0.0.4.4.2.0.0.0.d.f.ip6.arpa.", "odd.in-addr.arpa."}
+	s := blocks(t, b)
+	for name, want := range map[string]string{
+		"20.0.96.10.in-addr.arpa.": "NOERROR 20.0.96.10.in-addr.arpa. PTR orders.shop.svc.cluster.local.",
+		"9.0.96.10.in-addr.arpa.":  "NXDOMAIN",
+		"0.96.10.in-addr.arpa.":    "NOERROR",
+		"9.1.96.10.in-addr.arpa.":  "REFUSED",
+		"96.10.in-addr.arpa.":      "REFUSED",
+		"5.1.244.10.in-addr.arpa.": "REFUSED",
+		"4.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.": "REFUSED",
+	} {
+		if got := data(s.ask(name, typePTR, nil)); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+		paths(t, s.Server, "udp", loopback, packed(t, new(mdns.Msg).SetQuestion(name, typePTR)))
+	}
+}
+
 func TestChaosOverTheWire(t *testing.T) {
 	s := through{dual(t, func(o *Options) { o.Version, o.Node = "v1.2.3", "n1" }), t}
 	for name, want := range map[string]string{"version.bind.": `NOERROR version.bind. TXT "fairlead v1.2.3"`, "ID.server.": `NOERROR ID.server. TXT "n1"`, "other.": "REFUSED"} {
