@@ -138,7 +138,10 @@ func (s *Server) serveConn(ctx context.Context, conn *net.TCPConn, client netip.
 		places <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-places }()
-			write(later(ctx, nil))
+			// What is said when this process ends is no answer: on a connection that was closed the client asks again.
+			if resp := later(ctx, nil); ctx.Err() == nil {
+				write(resp)
+			}
 		})
 	}
 }

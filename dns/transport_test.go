@@ -290,6 +290,9 @@ func TestShutdown(t *testing.T) {
 	if _, err := idle.Read(make([]byte, 1)); err == nil {
 		t.Error("an idle connection goes on")
 	}
+	if m, err := (&mdns.Conn{Conn: waiting}).ReadMsg(); err == nil {
+		t.Errorf("a query that had to wait, and could be asked again, was answered with %v", m)
+	}
 }
 
 // Many clients at once, while the world changes all the time: nobody gets no answer, or a wrong one. (Run with -race.)
