@@ -299,6 +299,9 @@ func (r *reply) headless(t target, svc *model.Service) {
 				return
 			}
 			target := r.zone.label(b.Endpoint) + "." + r.domain.serviceName(svc.Name)
+			if len(target) >= maxName {
+				continue
+			}
 			// The two addresses of a pod share a hostname, and its pair of port and name is one record.
 			if _, dup := given[seen{b.Port, target}]; !dup {
 				given[seen{b.Port, target}] = struct{}{}
@@ -427,7 +430,9 @@ func (r *reply) address(t target) {
 	}
 	for name := range r.snap.HeadlessOf(t.addr) {
 		if e := r.host(name, t.addr); e != nil && e.Ready && r.zone.has(name.Namespace) {
-			r.add(Record{Type: mdns.TypePTR, Target: r.zone.label(e) + "." + r.domain.serviceName(name)})
+			if target := r.zone.label(e) + "." + r.domain.serviceName(name); len(target) < maxName {
+				r.add(Record{Type: mdns.TypePTR, Target: target})
+			}
 		}
 	}
 }

@@ -457,30 +457,31 @@ func (w *writer) pointer(addr netip.Addr, origin int) {
 	snap := w.state.published.snap
 	exists := false
 	if name, ok := snap.ServiceAt(addr); ok {
-		exists = true
-		w.ptr(name, nil)
+		exists = w.ptr(name, nil)
 	} else {
 		for name := range snap.HeadlessOf(addr) {
-			if e := w.state.published.host(name, addr); e != nil && e.Ready {
+			if e := w.state.published.host(name, addr); e != nil && e.Ready && w.ptr(name, e) {
 				exists = true
-				w.ptr(name, e)
 			}
 		}
 	}
 	w.end(exists, origin)
 }
 
-// ptr adds the name of a Service, or of an endpoint of it.
-func (w *writer) ptr(name model.Name, e *model.Endpoint) {
-	if w.asked.qtype != mdns.TypePTR || len(w.buf) > w.limit {
-		return // of the wrong type, or too long already
-	}
+// ptr adds the name of a Service, or of an endpoint of it, and reports whether there is such a name.
+func (w *writer) ptr(name model.Name, e *model.Endpoint) bool {
 	var label [maxLabel]byte
 	text := label[:0]
 	size := 1 + len(name.Name) + 1 + len(name.Namespace) + len("\x03svc") + len(w.domain.wire)
 	if e != nil {
 		text = appendLabel(text, e)
 		size += 1 + len(text)
+	}
+	switch {
+	case size > maxName:
+		return false
+	case w.asked.qtype != mdns.TypePTR || len(w.buf) > w.limit:
+		return true // of the wrong type, or too long already
 	}
 	w.record(headerSize, mdns.TypePTR, w.zone.ttl, size)
 	if e != nil {
@@ -490,6 +491,7 @@ func (w *writer) ptr(name model.Name, e *model.Endpoint) {
 	w.buf = append(append(w.buf, byte(len(name.Namespace))), name.Namespace...)
 	w.buf = append(append(w.buf, "\x03svc"...), w.domain.wire...)
 	w.answers++
+	return true
 }
 
 // appendLabel appends what [zone.label] says, with the usual names.

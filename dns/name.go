@@ -157,7 +157,8 @@ func newDomain(name string) (*domain, error) {
 }
 
 // checkDomain allows what Kubernetes allows as a cluster domain: labels of letters, digits and dashes. The longest names
-// below it are _PORT._PROTO.SERVICE.NAMESPACE.svc (at most 16+6+64+64+4 octets), which limits its length.
+// below it that everybody needs are _PORT._PROTO.SERVICE.NAMESPACE.svc (at most 16+6+64+64+4 octets), which limits its length. With a hostname instead
+// of the port a name may be too long to be one, and then is none.
 func checkDomain(domain string) error {
 	if domain == "" || len(domain) > 253-154 {
 		return errors.New("want 1 to 99 characters")

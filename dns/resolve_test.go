@@ -607,6 +607,42 @@ func TestReverseParts(t *testing.T) {
 	}
 }
 
+// An endpoint whose name would be too long has none, and spoils nobody's answers.
+func TestTooLong(t *testing.T) {
+	domain := strings.Repeat("d", 60) + ".example"
+	long := model.Name{Namespace: strings.Repeat("n", 63), Name: strings.Repeat("s", 63)}
+	s := through{dual(t, func(o *Options) { o.Blocks = []Block{block(domain)} }), t}
+	w := model.NewBuilder(model.Config{Self: "n1"})
+	for _, n := range []model.Name{long, name("shop/web")} {
+		port := model.Port{Name: "http", Protocol: model.TCP, Port: 80}
+		w.SetService(model.ServiceSpec{Name: n, Type: model.Headless, Ports: []model.Port{port}})
+		endpoints := []model.Endpoint{{Addr: netip.MustParseAddr("10.244.1.50"), Ready: true, Hostname: strings.Repeat("h", 63)}}
+		if n == long {
+			endpoints = append(endpoints, model.Endpoint{Addr: netip.MustParseAddr("10.244.1.51"), Ready: true, Hostname: "short"},
+				model.Endpoint{Addr: netip.MustParseAddr("10.244.1.52"), Ready: true, Hostname: strings.Repeat("i", 63)})
+		}
+		w.SetSlice(model.Slice{Name: n, Service: n.Name, Ports: []model.Port{port}, Endpoints: endpoints})
+	}
+	s.Publish(w.Build())
+	service := long.Name + "." + long.Namespace + ".svc." + domain + "."
+	for _, tt := range []struct {
+		name  string
+		qtype uint16
+		want  string
+	}{
+		{"50.1.244.10.in-addr.arpa.", typePTR, "NOERROR 50.1.244.10.in-addr.arpa. PTR " + strings.Repeat("h", 63) + ".web.shop.svc." + domain + "."},
+		{"51.1.244.10.in-addr.arpa.", typePTR, "NOERROR 51.1.244.10.in-addr.arpa. PTR short." + service},
+		{"52.1.244.10.in-addr.arpa.", typePTR, "NXDOMAIN"},
+		{"52.1.244.10.in-addr.arpa.", typeA, "NXDOMAIN"},
+		{"_http._tcp." + service, mdns.TypeSRV, "NOERROR _http._tcp." + service + " SRV 0 100 80 short." + service},
+	} {
+		if got := data(s.ask(tt.name, tt.qtype, nil)); got != tt.want {
+			t.Errorf("%s: %s\nwant %s", tt.name, got, tt.want)
+		}
+		paths(t, s.Server, "udp", loopback, packed(t, new(mdns.Msg).SetQuestion(tt.name, tt.qtype)))
+	}
+}
+
 func TestChaosOverTheWire(t *testing.T) {
 	s := through{dual(t, func(o *Options) { o.Version, o.Node = "v1.2.3", "n1" }), t}
 	for name, want := range map[string]string{"version.bind.": `NOERROR version.bind. TXT "fairlead v1.2.3"`, "ID.server.": `NOERROR ID.server. TXT "n1"`, "other.": "REFUSED"} {
