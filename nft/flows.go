@@ -172,7 +172,7 @@ func (t *Target) isStale(x flow, isOwn func(netip.Addr) bool) bool {
 		ok = ok && (x.leads != x.to || isOwn(k.Addr))
 	}
 	switch {
-	case ok && w.Kind == model.AtLeaving:
+	case ok && w.Kind == model.AtLeaving && x.leads == x.to:
 		return false // it is the endpoint's own, as long as that is there
 	case ok:
 		return !slices.ContainsFunc(w.Service.Backends[w.Port], func(b model.Backend) bool { return b.AddrPort() == x.leads && (b.Serving || b.Ready) })

@@ -47,7 +47,6 @@ func roleOf(s model.Scope) role {
 
 // plan puts into a transaction what brings a unit to the snapshot.
 func (x *tx) plan(snap *model.Snapshot, u *unit) {
-	before := x.elements
 	for _, a := range u.vips {
 		x.setVIP(snap, a)
 	}
@@ -76,9 +75,7 @@ func (x *tx) plan(snap *model.Snapshot, u *unit) {
 	for _, o := range u.owners {
 		p.release(o)
 	}
-	if x.elements == before {
-		return
-	}
+	// Also where nothing is to be written: an endpoint that terminates is no more chosen, but serves its flows until it is gone.
 	for _, k := range u.fronts {
 		if k.Protocol == model.UDP {
 			note(&x.flows, k, true)

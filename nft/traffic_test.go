@@ -256,6 +256,86 @@ func TestUDPFlowsToPublishedEndpointsStay(t *testing.T) {
 	}
 }
 
+// An endpoint that terminates is no more chosen and serves its flows, which are removed when it is gone, though then nothing of the table changes.
+func TestUDPFlowsStayUntilTheirEndpointIsGone(t *testing.T) {
+	r := newRoad(t)
+	spec := clusterIP(1, sip)
+	r.b.SetService(spec)
+	setEndpoints(r.b, spec, 8081, podAddrs(2, 1))
+	apply(t, r.target, r.b.Build())
+	for _, vip := range vipAddrs(1) {
+		if _, err := r.pod.Ask("udp", "", netip.AddrPortFrom(vip, 5060)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := podAddrs(2, 1)
+	terminating := func(e *model.Endpoint) {
+		if slices.Contains(first[:], e.Addr) {
+			e.Ready, e.Terminating = false, true
+		}
+	}
+	setEndpointsAs(r.b, spec, 8081, terminating, first, podAddrs(2, 2))
+	apply(t, r.target, r.b.Build())
+	if n := r.target.Stats().Flows; n != 0 {
+		t.Errorf("%d flows removed while their endpoint serves them", n)
+	}
+	setEndpoints(r.b, spec, 8081, podAddrs(2, 2))
+	apply(t, r.target, r.b.Build())
+	if n := r.target.Stats().Flows; n != 2 {
+		t.Errorf("%d flows removed when their endpoint was gone, want 2", n)
+	}
+}
+
+// A flow that is passed on from a pod that is ending is removed when the endpoint that took it goes; one that the pod has itself stays.
+func TestUDPFlowsThatArePassedOnFollowTheEndpoints(t *testing.T) {
+	r := newRoad(t)
+	r.b = model.NewBuilder(model.Config{Self: "n1", PassOn: true})
+	spec, ending := clusterIP(1, sip), podAddrs(1, 5)
+	here := func(e *model.Endpoint) {
+		if slices.Contains(ending[:], e.Addr) {
+			e.Node, e.Pod = "n1", model.Name{Namespace: "default", Name: "p"}
+		}
+	}
+	r.b.SetNode(node(1))
+	lead := func(servers ...int) {
+		eps := [][2]netip.Addr{ending}
+		for _, i := range servers {
+			eps = append(eps, podAddrs(2, i))
+		}
+		r.b.SetService(spec)
+		setEndpointsAs(r.b, spec, 8081, here, eps...)
+		apply(t, r.target, r.b.Build())
+	}
+	lead(1)
+	send := func(flows int) {
+		for _, a := range ending {
+			conn, err := r.beyond.Dial(t.Context(), "udp", "", netip.AddrPortFrom(a, 8081))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := conn.Write([]byte("?\n")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		await(t, "the flows", func() (int, bool) { n := tracked(t, r.node); return n, n == flows })
+	}
+	send(2)
+	pod := model.Pod{Name: model.Name{Namespace: "default", Name: "p"}, Addrs: ending[:], Terminating: true}
+	r.b.SetPod(pod)
+	lead(1)
+	send(4)
+	for _, tt := range []struct {
+		server int
+		want   uint64
+	}{{1, 0}, {2, 2}} {
+		lead(tt.server)
+		if n := r.target.Stats().Flows; n != tt.want {
+			t.Errorf("server %d: %d flows removed, want %d", tt.server, n, tt.want)
+		}
+	}
+}
+
 // The flows of a Service that another proxy carries are the other's, though its address is in the Service range.
 func TestFlowsOfOthersAreLeftAlone(t *testing.T) {
 	r := newRoad(t)

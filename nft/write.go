@@ -189,6 +189,7 @@ func (t *Target) exclude(snap *model.Snapshot, list []*unit) []*unit {
 // finish commits a transaction and keeps the books.
 func (t *Target) finish(x *tx) error {
 	if x.elements == 0 {
+		merge(t.stale, x.flows)
 		x.done()
 		return nil
 	}
