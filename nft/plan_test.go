@@ -121,3 +121,22 @@ func TestSeats(t *testing.T) {
 		g = now
 	}
 }
+
+// Where all endpoints are replaced at once, and there are more than half as many as seats, the new ones get the seats of those that went.
+func TestSeatsOfACrowd(t *testing.T) {
+	crowd := func(n, net int) (want []model.Backend) {
+		for i := range n {
+			want = append(want, model.Backend{Endpoint: &model.Endpoint{Addr: addr("10.%d.%d.%d", net, i/256, i%256)}, Port: 1})
+		}
+		return want
+	}
+	before := &group{}
+	for i, n := range []int{maxSeats/2 + 1, maxSeats/2 + 1, maxSeats, maxSeats} {
+		now := &group{dests: place(before.dests, crowd(n, i))}
+		now.sit(before)
+		if is := now.seating(); len(is) != n || is[0] != (dest{}) {
+			t.Fatalf("crowd %d: %d seats for %d endpoints", i, len(is), n)
+		}
+		before = now
+	}
+}

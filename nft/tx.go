@@ -196,33 +196,39 @@ func (g *group) seating() map[uint16]dest {
 }
 
 // sit gives the endpoints of a group their seats: those they had before, and new ones the next in a circle, so that an empty seat stays
-// empty for long.
+// empty for long. Where that leaves too few, those of endpoints that have just gone are given away at once.
 func (g *group) sit(before *group) {
 	old := make(map[dest]uint16, len(before.seats))
-	taken := make(map[uint16]struct{}, len(g.dests))
 	g.lastSeat = before.lastSeat
 	for i, s := range before.seats {
 		old[before.dests[i]] = s
-		taken[s] = struct{}{}
 		if before.lastSeat == 0 { // the group was read from the kernel
 			g.lastSeat = max(g.lastSeat, s)
 		}
 	}
 	g.seats = make([]uint16, len(g.dests))
+	taken := make(map[uint16]struct{}, len(g.dests))
 	for i, d := range g.dests {
 		if s, ok := old[d]; ok {
 			g.seats[i] = s
-			continue
+			taken[s] = struct{}{}
 		}
-		for free := false; !free; {
+	}
+	if fresh := len(g.dests) - len(taken); len(before.seats)+fresh <= maxSeats {
+		for _, s := range before.seats {
+			taken[s] = struct{}{}
+		}
+	}
+	for i := range g.seats {
+		for g.seats[i] == 0 {
 			if g.lastSeat++; g.lastSeat > maxSeats {
 				g.lastSeat = 1
 			}
-			_, sits := taken[g.lastSeat]
-			free = !sits
+			if _, sits := taken[g.lastSeat]; !sits {
+				g.seats[i] = g.lastSeat
+				taken[g.lastSeat] = struct{}{}
+			}
 		}
-		taken[g.lastSeat] = struct{}{}
-		g.seats[i] = g.lastSeat
 	}
 }
 
