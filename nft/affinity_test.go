@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/fairlead/fairlead/model"
 )
 
 // crowdSize is how many clients there are of each kind: so many that chance does not leave two of four servers without any.
@@ -265,6 +267,70 @@ func TestAffinityTimeoutIsChangedLive(t *testing.T) {
 			t.Errorf("pin %s ends in %v s", key, left)
 		}
 	}
+}
+
+// A client has one endpoint behind a port of a Service, by whichever address it comes.
+func TestAffinityIsOfThePort(t *testing.T) {
+	r, clients := affinityRoad(t)
+	spec := clusterIP(1, http, sip)
+	spec.Affinity = time.Hour
+	spec.Exposure = &model.Exposure{ExternalIPs: vipAddrs(200)}
+	r.lead(t, spec, 1, 2, 3, 4)
+	for c, name := range r.places(t, clients) {
+		other := c
+		other.to = netip.AddrPortFrom(vipAddrs(200)[familyOf(c.to.Addr()).index], c.to.Port())
+		if got := r.ask(t, other); got != name {
+			t.Errorf("%+v is at %s by one address, at %s by the other", c, name, got)
+		}
+	}
+}
+
+// Where another policy, or another Service, takes over a frontend, its clients go where that leads, though the endpoint that they had is still one elsewhere.
+func TestAffinityEndsWithThePolicy(t *testing.T) {
+	r, clients := affinityRoad(t)
+	last := podAddrs(2, 4)
+	here := func(e *model.Endpoint) {
+		e.Node = "n2"
+		if slices.Contains(last[:], e.Addr) {
+			e.Node = "n1"
+		}
+	}
+	spec := clusterIP(1, http, sip)
+	spec.Affinity, spec.Exposure = time.Hour, &model.Exposure{}
+	for i := range spec.Ports {
+		spec.Ports[i].NodePort = uint16(30080 + i) // which keeps the group that the ClusterIP leaves
+	}
+	lead := func(local bool) {
+		spec.LocalOnly = local
+		r.b.SetService(spec)
+		setEndpointsAs(r.b, spec, 8080, here, podAddrs(2, 1), podAddrs(2, 2), podAddrs(2, 3), podAddrs(2, 4))
+		apply(t, r.target, r.b.Build())
+	}
+	want := func(when string, server func(client) string) {
+		t.Helper()
+		for c, name := range r.places(t, clients) {
+			if name != server(c) {
+				t.Errorf("%s: %+v is at %s, want %s", when, c, name, server(c))
+			}
+		}
+	}
+	lead(false)
+	at := r.places(t, clients)
+	lead(true)
+	want("policy Local", func(c client) string { return c.server(4) })
+	lead(false)
+	want("policy Cluster again", func(c client) string { return at[c] })
+
+	// The address goes to a Service whose name is the first, and that leads to one server.
+	thief := spec
+	thief.Name.Name, thief.Ports = "a", slices.Clone(spec.Ports)
+	for i := range thief.Ports {
+		thief.Ports[i].NodePort = 0
+	}
+	r.b.SetService(thief)
+	setEndpoints(r.b, thief, 8080, podAddrs(2, 3))
+	apply(t, r.target, r.b.Build())
+	want("another Service", func(c client) string { return c.server(3) })
 }
 
 // A pin ends when its client has been away for the timeout, and every connection makes it last longer.

@@ -20,7 +20,7 @@
 // Where it matters who asks, a frontend's code is that of a junction: the chain split4 (a Local policy), guard4 (source ranges, in sources4) or onward4 (an
 // endpoint that leaves). It looks its code up in inside4 or outside4 and goes on by ends4, which is ways4 without junctions.
 //
-// A way with affinity (stay4-3-10800s) draws a seat from seats4 { 7 . 1 : 7/2 }, makes or renews the client's pin in pins4, and looks the pin's seat
+// A way with affinity (stay4-3-10800s) draws a seat from seats4 { 7 . 1 : 7/2 }, makes or renews the client's pin in pins4 { 7 . 10.244.1.9 : 7/2 }, and looks the pin's seat
 // up in seated4 { 7/2 : 10.244.1.5 . 8080 }. A seat that is empty makes the packet draw again, so pins of an endpoint that is gone need
 // no removal. docs/design/0005-groups.md has the reasons for all this.
 //
@@ -67,6 +67,5 @@
 // The kernel sends ICMP messages to one host at a limited rate (icmp_ratelimit), so that of many refused datagrams
 // only the first few are answered, as with any closed port.
 //
-// To see what it does: "fairlead dump", or "nft list table inet fairlead". The tool can read again what it has printed, but for the statements about
-// IPv6 clients of Services with affinity (seen in 1.0.6): it writes their keys in a form that it does not take.
+// To see what it does: "fairlead dump", or "nft list table inet fairlead". The tool can read again what it has printed.
 package nft

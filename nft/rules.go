@@ -368,18 +368,20 @@ func (f *family) allGone() []rule {
 // What is remembered is the endpoint's seat, which nobody else gets while it is in the group. A seat is drawn first, for then one
 // statement does for both: it makes a pin with it where there is none, and only renews the one that is there. When the seat of a pin is
 // empty, the pin is removed and the same is done once more.
+//
+// A pin is of a group: a frontend that leads to another one, by another traffic policy or because another Service has it, must not go on to the first.
 func (f *family) stayChain(w way) chain {
 	const client = unix.NFT_REG32_12
-	key := join(f.only(), f.loadFrontend(), f.load(f.behind()+2, f.saddr))
 	onPin := func(op uint32, timeout time.Duration) []any {
-		return join(key, loadCode(client),
+		return join(f.only(), loadCode(reg0), mask(reg0, ^uint32(lowMask)), f.load(reg0+1, f.saddr), loadCode(client),
 			&expr.Dynset{SrcRegKey: reg0, SrcRegData: client, SetName: sets[pins][f.index].name(), Operation: op, Timeout: timeout})
 	}
 	draw := join(loadCode(reg0), random(reg0+1, w.n), f.find(seats), setCode(result))
 	first := join(loadCode(reg0), mask(reg0, lowMask), equal(reg0, 0, 0, 0, 0), loadCode(reg0), random(reg0+1, 1), f.find(seats), setCode(result))
 	keep := onPin(unix.NFT_DYNSET_OP_UPDATE, time.Duration(w.affinity)*time.Second)
-	pinned := join(key, &expr.Lookup{SourceRegister: reg0, DestRegister: client, IsDestRegSet: true, SetName: sets[pins][f.index].name()}, setCode(client))
-	rules := []rule{{"group", clearWay()}, {"draw", draw}, {"keep", keep}, {"pinned", pinned}}
+	pinned := join(f.only(), loadCode(reg0), f.load(reg0+1, f.saddr), f.find(pins), setCode(result))
+	// The nft tool does not take a mask in what is looked up in a map, so the code is made a group before.
+	rules := []rule{{"group", clearWay()}, {"draw", draw}, {"keep", keep}, {"group of the pin", clearWay()}, {"pinned", pinned}}
 	rules = append(rules, f.dnats("seat", loadCode(reg0), f.find(seated))...)
 	rules = append(rules, rule{"empty seat", onPin(dynsetDelete, 0)}, rule{"group again", clearWay()}, rule{"draw again", draw},
 		rule{"number changed meanwhile", first}, rule{"keep again", keep})

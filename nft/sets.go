@@ -52,7 +52,7 @@ const (
 	endpoints               // group, index → endpoint
 	seats                   // group, index → seat
 	seated                  // seat → endpoint
-	pins                    // address, protocol, port, client → seat; written by packets
+	pins                    // group, client → seat; written by packets
 	vips                    // virtual addresses outside the ranges
 	ranges                  // ranges of virtual addresses
 	foreign                 // virtual addresses that somebody else serves
@@ -149,7 +149,7 @@ var sets = func() (all [kinds][2]*set) {
 			{kind: endpoints, key: concat(typeCode, typeNumber), data: to, flags: unix.NFT_SET_MAP},
 			{kind: seats, key: concat(typeCode, typeNumber), data: typeCode, flags: unix.NFT_SET_MAP},
 			{kind: seated, key: typeCode, data: to, flags: unix.NFT_SET_MAP},
-			{kind: pins, key: concat(port, f.addr), data: typeCode, flags: unix.NFT_SET_MAP | unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT, size: maxPins,
+			{kind: pins, key: concat(typeCode, f.addr), data: typeCode, flags: unix.NFT_SET_MAP | unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT, size: maxPins,
 				timeout: 3 * time.Hour},
 			{kind: vips, key: f.addr},
 			{kind: ranges, key: f.addr, flags: unix.NFT_SET_INTERVAL},
