@@ -139,11 +139,8 @@ func slice(o *discoveryv1.EndpointSlice) (model.Slice, bool) {
 func endpoints(o *discoveryv1.Endpoint, family discoveryv1.AddressType) []model.Endpoint {
 	e := model.Endpoint{
 		Ready:       o.Conditions.Ready == nil || *o.Conditions.Ready,
+		Serving:     o.Conditions.Serving == nil || *o.Conditions.Serving,
 		Terminating: o.Conditions.Terminating != nil && *o.Conditions.Terminating,
-	}
-	e.Serving = e.Ready
-	if o.Conditions.Serving != nil {
-		e.Serving = *o.Conditions.Serving
 	}
 	if o.Hostname != nil {
 		e.Hostname = *o.Hostname

@@ -126,7 +126,9 @@ func TestSlice(t *testing.T) {
 	const head = `{"metadata":{"namespace":"x","name":"s","labels":{"kubernetes.io/service-name":"svc"}},"addressType":"IPv4",`
 	for _, tt := range []struct{ name, json, want string }{
 		{"conditions not set mean ready", head + `"endpoints":[{"addresses":["10.0.0.1"]}]}`, "10.0.0.1 ready"},
-		{"serving follows ready", head + `"endpoints":[{"addresses":["10.0.0.1"],"conditions":{"ready":false}}]}`, "10.0.0.1 not ready"},
+		{"serving if nobody says no", head + `"endpoints":[{"addresses":["10.0.0.1"],"conditions":{"ready":false}},` +
+			`{"addresses":["10.0.0.2"],"conditions":{"ready":false,"terminating":true}},{"addresses":["10.0.0.3"],"conditions":{"ready":false,"serving":false}}]}`,
+			"10.0.0.1 serving 10.0.0.2 terminating, serving 10.0.0.3 not ready"},
 		{"terminating and serving", head + `"endpoints":[{"addresses":["10.0.0.1"],"conditions":{"ready":false,"serving":true,"terminating":true}}]}`,
 			"10.0.0.1 terminating, serving"},
 		{"the first address stands for all", head + `"endpoints":[{"addresses":["10.0.0.1","10.0.0.2"]}]}`, "10.0.0.1 ready"},
