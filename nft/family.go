@@ -26,13 +26,13 @@ type family struct {
 	udata [2]uint32
 
 	loopback netip.Addr
-	// ctDestination is conntrack's key of a destination of this family (NFT_CT_DST_IP, NFT_CT_DST_IP6).
-	ctDestination uint32
+	// ctSource and ctDestination are conntrack's keys of addresses of this family (NFT_CT_SRC_IP, NFT_CT_DST_IP and those of IPv6).
+	ctSource, ctDestination uint32
 }
 
 var (
-	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4, [2]uint32{12, 12}, netip.AddrFrom4([4]byte{127, 0, 0, 1}), 20}
-	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6, [2]uint32{13, 9}, netip.IPv6Loopback(), 22}
+	v4       = &family{0, "4", "ip", unix.NFPROTO_IPV4, 4, 12, 16, typeAddr4, [2]uint32{12, 12}, netip.AddrFrom4([4]byte{127, 0, 0, 1}), 19, 20}
+	v6       = &family{1, "6", "ip6", unix.NFPROTO_IPV6, 16, 8, 24, typeAddr6, [2]uint32{13, 9}, netip.IPv6Loopback(), 21, 22}
 	families = [...]*family{v4, v6}
 )
 

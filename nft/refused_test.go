@@ -169,3 +169,51 @@ func (r *road) resets(t *testing.T, at netip.Addr, to netip.AddrPort) {
 		t.Errorf("a connection that was reset: %v", err)
 	}
 }
+
+// A client that hears nothing of the second refusal either, or that waits longer before it tries again, hears of the next: it is not held back for ever.
+func TestRefusalThatIsLostIsSentAgain(t *testing.T) {
+	r := refusing(t, true)
+	r.lead(t, atNodePort, 3)
+	r.pod.Sysctl("net/ipv4/tcp_syn_linear_timeouts", "0") // after 1, 3 and 7 seconds, as most systems do
+	tool(t, r.pod.NS, "table inet lossy { chain in { type filter hook prerouting priority -300; }; }")
+	for _, to := range r.callers()["a pod"].to {
+		tool(t, r.pod.NS, `flush chain inet lossy in; add rule inet lossy in tcp flags & rst == rst numgen inc mod 9 0 drop`)
+		before := r.heldBack(t)
+		if err := connect(r.pod, to); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("to %s: %v", to, err)
+		}
+		if n := r.heldBack(t) - before; n != 1 {
+			t.Errorf("to %s: %d refusals held back, want 1", to, n)
+		}
+	}
+}
+
+// Of two clients that have the same port, one gets another port where the node takes their place, and another one at each attempt: it is still the same client.
+func TestRefusedTwiceThoughThePortIsTaken(t *testing.T) {
+	r := refusing(t, true)
+	r.lead(t, atNodePort, 3)
+	to := r.callers()["another host"].to
+	for i, server := range podAddrs(2, 3) {
+		at := netip.AddrPortFrom(server, 8080)
+		l, err := r.beyond.NS.Listen("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := func(n int) string { return netip.AddrPortFrom(podAddrs(2, n)[i], 40000).String() }
+		first, err := r.beyond.Dial(t.Context(), "tcp", from(1), to[i])
+		l.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer first.Close()
+		before := r.heldBack(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if _, err := r.beyond.Dial(ctx, "tcp", from(2), to[i]); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: %v", to[i], err)
+		}
+		cancel()
+		if n := r.heldBack(t) - before; n != 1 {
+			t.Errorf("%s: %d refusals held back, want 1", to[i], n)
+		}
+	}
+}

@@ -436,10 +436,10 @@ func (f *family) oursChain() chain {
 	return chain{name: f.chainOurs(), rule: rules}
 }
 
-// loadOriginal is the destination that the client has addressed.
-func (f *family) loadOriginal(reg uint32) any {
+// loadOriginal is an address of the packet that the client has sent.
+func (f *family) loadOriginal(key, reg uint32) any {
 	r := raw{name: "ct"}
-	r.attrs.put32(unix.NFTA_CT_KEY, f.ctDestination)
+	r.attrs.put32(unix.NFTA_CT_KEY, key)
 	r.attrs.put32(unix.NFTA_CT_DREG, reg)
 	r.attrs.put(unix.NFTA_CT_DIRECTION, []byte{0})
 	return r
@@ -447,7 +447,7 @@ func (f *family) loadOriginal(reg uint32) any {
 
 // loadOriginalFrontend is loadFrontend for what the client has addressed. In front of it the nft tool wants to see which protocol has the port.
 func (f *family) loadOriginalFrontend() []any {
-	return []any{f.loadOriginal(reg0), loadProto(f.behind()), &expr.Ct{Key: expr.CtKeyPROTODST, Register: f.behind() + 1}}
+	return []any{f.loadOriginal(f.ctDestination, reg0), loadProto(f.behind()), &expr.Ct{Key: expr.CtKeyPROTODST, Register: f.behind() + 1}}
 }
 
 // loadOriginalPort is the same without the address.
@@ -467,8 +467,10 @@ func isRefusal() []any {
 
 // refusedChain holds a refusal back, the first time, if it is an endpoint's: so the client sends its first packet again, a second later, and that is a new
 // connection for which an endpoint is chosen anew. By then this node knows of a pod that was being ended.
+//
+// The client is the one that conntrack knows. The packet itself may be for this node, which has taken the client's place, at another port each time.
 func (f *family) refusedChain() chain {
-	client := join(f.only(), f.load(reg0, f.daddr), loadPort(f.behind(), destPort))
+	client := join(proto(model.TCP), f.only(), f.loadOriginal(f.ctSource, reg0), &expr.Ct{Key: expr.CtKeyPROTOSRC, Register: f.behind()})
 	hold := join(client, &expr.Dynset{SrcRegKey: reg0, SetName: sets[refused][f.index].name(), Operation: unix.NFT_DYNSET_OP_ADD}, jump(chainHeldBack))
 	return chain{name: f.chainRefused(), rule: []rule{
 		{"again", join(client, f.in(refused), &expr.Verdict{Kind: expr.VerdictAccept})},

@@ -86,8 +86,9 @@ const (
 	maxPins = 1 << 20
 	// maxRefused bounds how many refused connections wait for the second attempt, in each family; those beyond it are refused at once.
 	maxRefused = 1 << 16
-	// refusedFor is how long after the first refusal a second one is the same connection's. TCP tries again after a second (RFC 6298, 2.1).
-	refusedFor = 2500 * time.Millisecond
+	// refusedFor is how long after the first refusal another one is the same connection's. TCP tries again after a second (RFC 6298, 2.1), or three where it
+	// is old (RFC 1122), and then after twice as long: a refusal that has been lost must not be held back again, and again.
+	refusedFor = 10 * time.Second
 )
 
 // The ways that are always there. Those to groups are numbered from firstWay on as they are needed.
