@@ -4,8 +4,10 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -13,24 +15,31 @@ import (
 
 // shape is what the table consists of beside elements.
 type shape struct {
-	exists bool
-	layout string
-	chains map[string][]string // chain → comments of its rules
+	exists  bool
+	dormant bool // the kernel calls none of its chains
+	layout  string
+	chains  map[string][]string // chain → comments of its rules
+	bases   map[string]base     // of the chains that the kernel calls
+	drops   bool                // one of them drops what it does not decide about
 	// refusing are the sets there are whose addresses are refused when nothing else is found for them.
 	refusing []*set
 }
 
 // sound reports whether the table was made by this version of the program and nobody has changed its rules.
 func (s *shape) sound() bool {
-	if !s.exists || s.layout != tableComment() {
+	if !s.exists || s.dormant || s.drops || s.layout != tableComment() {
 		return false
 	}
+	bases := make(map[string]base)
 	for _, c := range program() {
 		if !s.has(c) {
 			return false
 		}
+		if c.base != nil {
+			bases[c.name] = *c.base
+		}
 	}
-	return true
+	return maps.Equal(s.bases, bases)
 }
 
 func (s *shape) has(c chain) bool {
@@ -38,13 +47,27 @@ func (s *shape) has(c chain) bool {
 	return ok && slices.EqualFunc(comments, c.rule, func(comment string, r rule) bool { return comment == r.comment })
 }
 
+const (
+	tableDormant = 1 // NFT_TABLE_F_DORMANT
+	chainDrops   = 0 // NF_DROP
+)
+
+// number is an attribute's; 0 if there is none.
+func number(b []byte) uint32 {
+	if len(b) != 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b)
+}
+
 // readShape reads the table's layout, chains and rules.
 func (c *conn) readShape() (*shape, error) {
-	s := &shape{chains: make(map[string][]string)}
+	s := &shape{chains: make(map[string][]string), bases: make(map[string]base)}
 	_, err := c.request(get(unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, func(m *message) { m.putString(unix.NFTA_TABLE_NAME, Table) }),
 		func(data []byte) error {
 			s.exists = true
 			s.layout = commentOf(attribute(data, tableUserdata))
+			s.dormant = number(attribute(data, unix.NFTA_TABLE_FLAGS))&tableDormant != 0
 			return nil
 		})
 	if errors.Is(err, unix.ENOENT) {
@@ -54,8 +77,15 @@ func (c *conn) readShape() (*shape, error) {
 		return nil, fmt.Errorf("read table: %w", err)
 	}
 	_, err = c.request(get(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, func(*message) {}), func(data []byte) error {
-		if cString(attribute(data, unix.NFTA_CHAIN_TABLE)) == Table {
-			s.chains[cString(attribute(data, unix.NFTA_CHAIN_NAME))] = nil
+		if cString(attribute(data, unix.NFTA_CHAIN_TABLE)) != Table {
+			return nil
+		}
+		name := cString(attribute(data, unix.NFTA_CHAIN_NAME))
+		s.chains[name] = nil
+		if hook := attribute(data, unix.NFTA_CHAIN_HOOK); hook != nil {
+			s.bases[name] = base{cString(attribute(data, unix.NFTA_CHAIN_TYPE)), number(attribute(hook, unix.NFTA_HOOK_HOOKNUM)),
+				int32(number(attribute(hook, unix.NFTA_HOOK_PRIORITY)))}
+			s.drops = s.drops || number(attribute(data, unix.NFTA_CHAIN_POLICY)) == chainDrops
 		}
 		return nil
 	})
