@@ -61,6 +61,7 @@ type Builder struct {
 	vipOf     editor[netip.Addr, Name]
 	hostOf    editor[netip.Addr, Name]
 	shared    editor[netip.Addr, *[]Name]
+	leavers   editor[Frontend, *[]Name]
 	foreignOf editor[netip.Addr, Name]
 	frontOf   editor[Frontend, Name]
 	healthOf  editor[uint16, Name]
@@ -507,6 +508,7 @@ func (b *Builder) Build() *Snapshot {
 			VIPs:        b.vipOf.freeze(),
 			Hosts:       b.hostOf.freeze(),
 			shared:      b.shared.freeze(),
+			leavers:     b.leavers.freeze(),
 			Foreign:     b.foreignOf.freeze(),
 			Frontends:   b.frontOf.freeze(),
 			HealthPorts: b.healthOf.freeze(),
@@ -573,7 +575,7 @@ func (b *Builder) index(n Name, old, svc *Service) {
 		}
 	}
 	for _, a := range slices.Concat(hostAddrs(old), hostAddrs(svc)) {
-		b.share(a)
+		share(a, b.hosts, &b.shared)
 	}
 	b.claimFrontends(old, svc)
 	for _, p := range b.podsHere(old) {
@@ -592,16 +594,28 @@ func (b *Builder) index(n Name, old, svc *Service) {
 
 // claimFrontends moves the claims on frontends from the old value of a Service, or of a pod's host ports, to the new one.
 func (b *Builder) claimFrontends(old, svc *Service) {
-	old.frontends(&b.config, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, old.claimant(k), &b.frontOf) })
-	svc.frontends(&b.config, func(f Frontend, k Kind, _ int) { b.fronts.claim(f, svc.claimant(k), &b.frontOf, b.claimantOf) })
+	var leaving []Frontend
+	note := func(f Frontend, k Kind) {
+		if _, noted := b.leavers.get(f); noted || k == AtLeaving {
+			leaving = append(leaving, f)
+		}
+	}
+	old.frontends(&b.config, func(f Frontend, k Kind, _ int) { b.fronts.drop(f, old.claimant(k), &b.frontOf); note(f, k) })
+	svc.frontends(&b.config, func(f Frontend, k Kind, _ int) {
+		b.fronts.claim(f, svc.claimant(k), &b.frontOf, b.claimantOf)
+		note(f, k)
+	})
+	for _, f := range leaving {
+		share(f, b.fronts, &b.leavers)
+	}
 }
 
-// share writes down the headless Services of an address, if there are several.
-func (b *Builder) share(a netip.Addr) {
-	claimants := b.hosts[a]
+// share writes down the Services that claim something, if there are several.
+func share[K comparable](k K, c claims[K], to *editor[K, *[]Name]) {
+	claimants := c[k]
 	if len(claimants) == 0 {
-		if _, had := b.shared.get(a); had {
-			b.shared.delete(a)
+		if _, had := to.get(k); had {
+			to.delete(k)
 		}
 		return
 	}
@@ -609,8 +623,8 @@ func (b *Builder) share(a netip.Addr) {
 	for i, c := range claimants {
 		names[i] = c.name
 	}
-	if was, had := b.shared.get(a); !had || !slices.Equal(*was, names) {
-		b.shared.set(a, &names)
+	if was, had := to.get(k); !had || !slices.Equal(*was, names) {
+		to.set(k, &names)
 	}
 }
 

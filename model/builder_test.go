@@ -458,6 +458,15 @@ func checkIndexes(t *testing.T, got, want *Snapshot) {
 			t.Fatalf("shared[%s] is %v, want %v", a, *names, headless[a])
 		}
 	}
+	for f := range want.Frontends.All() {
+		if w, ok := want.Way(f); ok && w.Kind == AtLeaving {
+			a, _ := got.leavers.Get(f)
+			b, _ := want.leavers.Get(f)
+			if (a == nil) != (b == nil) || a != nil && !slices.Equal(*a, *b) {
+				t.Fatalf("leavers[%s] is %v, want %v", f, a, b)
+			}
+		}
+	}
 	if !slices.Equal(got.ServiceCIDRs, want.ServiceCIDRs) {
 		t.Fatalf("ranges %v, want %v", got.ServiceCIDRs, want.ServiceCIDRs)
 	}

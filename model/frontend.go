@@ -259,11 +259,27 @@ func (s *Snapshot) Choose(svc *Service, port int, is4 bool, scope Scope) Choice 
 	return c
 }
 
-// Onward is where new connections to an endpoint that is leaving go instead; nowhere if it is still among those to choose from, or there are none.
+// Onward is where new connections to an endpoint that is leaving go instead; nowhere if it is still among those to choose from, or there are none. Nobody
+// can tell for which Service of several a connection is, so they must have the same endpoints to choose from.
 func (s *Snapshot) Onward(f Frontend, w Way) []Backend {
 	c := s.Choose(w.Service, w.Port, f.Addr.Is4(), Everywhere)
 	if c.Action != Forward || isCandidate(c.Candidates, netip.AddrPortFrom(f.Addr, f.Port)) {
 		return nil
+	}
+	others, _ := s.leavers.Get(f)
+	if others == nil {
+		return c.Candidates
+	}
+	for _, n := range *others {
+		svc, _ := s.Services.Get(n)
+		other, ok := svc.claim(f, &s.Config)
+		if !ok {
+			continue
+		}
+		same := func(a, b Backend) bool { return a.AddrPort() == b.AddrPort() }
+		if !slices.EqualFunc(c.Candidates, s.Choose(svc, other.Port, f.Addr.Is4(), Everywhere).Candidates, same) {
+			return nil
+		}
 	}
 	return c.Candidates
 }

@@ -114,8 +114,8 @@ func (s *Snapshot) follow(f Frontend, w Way, p Packet) Verdict {
 	switch {
 	case w.Kind == AtClusterIP && s.IsDNS(p.Dst.Addr(), v.Port):
 		v.Action, v.Why = Local, "cluster DNS is answered on this node"
-	case w.Kind == AtLeaving && (v.Action != Forward || isCandidate(v.Candidates, p.Dst)):
-		return Verdict{Action: Pass, Why: "the pod is ending or gone, and its Service has no other endpoint"}
+	case w.Kind == AtLeaving && len(s.Onward(f, w)) == 0:
+		return Verdict{Action: Pass, Why: "the pod is ending or gone, and its Service has no other endpoint, or its Services have different ones"}
 	case w.Kind == AtLeaving:
 		v.Why = "the pod is ending or gone; its Service's other endpoints take its new connections"
 	case w.Kind == AtHostPort:

@@ -78,6 +78,8 @@ type Snapshot struct {
 	Hosts Table[netip.Addr, Name]
 	// shared has all the headless Services of the addresses that belong to several.
 	shared Table[netip.Addr, *[]Name]
+	// leavers has all the Services of the endpoints that are leaving and belong to several.
+	leavers Table[Frontend, *[]Name]
 }
 
 // HeadlessOf yields the headless Services that an address belongs to, whatever the endpoint's condition, in the order of their names.

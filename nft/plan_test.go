@@ -140,3 +140,42 @@ func TestSeatsOfACrowd(t *testing.T) {
 		before = now
 	}
 }
+
+// Where new connections to an endpoint that leaves go is for all of its Services to say, also for one that does not have the frontend.
+func TestLeavingEndpointOfTwoServices(t *testing.T) {
+	ns := newNS(t)
+	target := newTarget(t, ns)
+	b := model.NewBuilder(model.Config{Self: "n1", PassOn: true})
+	b.SetNode(node(1))
+	leaving := podAddrs(1, 1)
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "default", Name: "p"}, Addrs: leaving[:], Terminating: true})
+	here := func(e *model.Endpoint) {
+		if slices.Contains(leaving[:], e.Addr) {
+			e.Node, e.Pod = "n1", model.Name{Namespace: "default", Name: "p"}
+		}
+	}
+	for i := range 2 {
+		b.SetService(clusterIP(1+i, http))
+		setEndpointsAs(b, clusterIP(1+i, http), 8080, here, leaving, podAddrs(2, 1))
+	}
+	for _, tt := range []struct {
+		when   string
+		change func()
+		passed bool
+	}{
+		{"the same endpoints", func() {}, true},
+		{"the second has others", func() { setEndpointsAs(b, clusterIP(2, http), 8080, here, leaving, podAddrs(2, 2)) }, false},
+		{"so has the first", func() { setEndpointsAs(b, clusterIP(1, http), 8080, here, leaving, podAddrs(2, 2)) }, true},
+		{"the second has no other", func() { setEndpointsAs(b, clusterIP(2, http), 8080, here, leaving) }, false},
+		{"the second is gone", func() { b.DeleteService(clusterIP(2).Name) }, true},
+	} {
+		tt.change()
+		apply(t, target, b.Build())
+		sameAsFresh(t, ns, b.Build(), tt.when)
+		for _, a := range leaving {
+			if _, ok, err := Read(Options{NetNS: ns}, frontend{Addr: a, Protocol: model.TCP, Port: 8080}); err != nil || ok != tt.passed {
+				t.Errorf("%s: %s is passed on: %t %v", tt.when, a, ok, err)
+			}
+		}
+	}
+}

@@ -94,13 +94,20 @@ func changes(from, to *model.Snapshot) units {
 			us.unchanged(to, n)
 		}
 	}
-	if everyScope(from) == everyScope(to) {
-		return us
+	if everyScope(from) != everyScope(to) {
+		// This node has another zone: hints mean something else.
+		for _, svc := range to.Services.All() {
+			if hasHints(svc) {
+				us.unchanged(to, svc.Name)
+			}
+		}
 	}
-	// This node has another zone: hints mean something else.
-	for _, svc := range to.Services.All() {
-		if hasHints(svc) {
-			us.unchanged(to, svc.Name)
+	// Where an endpoint that is leaving leads is for all of its Services to say.
+	for _, u := range slices.Collect(maps.Values(us)) {
+		for _, k := range u.fronts {
+			if owner, ok := to.Frontends.Get(k); ok {
+				us.unchanged(to, owner)
+			}
 		}
 	}
 	return us
