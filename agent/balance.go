@@ -202,8 +202,8 @@ func disputes(snap *model.Snapshot) (out []string) {
 	out = hostPortDisputes(snap)
 	for _, svc := range snap.Services.All() {
 		snap.Claims(svc, func(f model.Frontend) {
-			if owner, ok := snap.Frontends.Get(f); ok && owner != svc.Name {
-				out = append(out, fmt.Sprintf("%s: %s belongs to %s", svc.Name, f, owner))
+			if w, ok := snap.Way(f); ok && w.Service.Name != svc.Name && w.Kind != model.AtLeaving { // an endpoint may be several Services'
+				out = append(out, fmt.Sprintf("%s: %s belongs to %s", svc.Name, f, w.Service.Name))
 			}
 		})
 	}

@@ -207,6 +207,22 @@ func TestDisputes(t *testing.T) {
 	}
 }
 
+// That a pod belongs to two Services is no dispute, also while it is ending.
+func TestNoDisputeAboutAPodThatIsEnding(t *testing.T) {
+	b := model.NewBuilder(model.Config{Self: "n1", PassOn: true})
+	pod := model.Name{Namespace: "x", Name: "p"}
+	b.SetPod(model.Pod{Name: pod, Addrs: parseAddrs("10.244.0.5"), Terminating: true})
+	for _, name := range []string{"a", "b"} {
+		n := model.Name{Namespace: "x", Name: name}
+		b.SetService(model.ServiceSpec{Name: n, ClusterIPs: parseAddrs(map[string]string{"a": "10.96.0.1", "b": "10.96.0.2"}[name]), Ports: []model.Port{{Protocol: model.TCP, Port: 80}}})
+		b.SetSlice(model.Slice{Name: n, Service: name, Ports: []model.Port{{Protocol: model.TCP, Port: 8080}},
+			Endpoints: []model.Endpoint{{Addr: netip.MustParseAddr("10.244.0.5"), Node: "n1", Pod: pod, Ready: true, Serving: true}}})
+	}
+	if got := disputes(b.Build()); len(got) > 0 {
+		t.Errorf("disputes: %q", got)
+	}
+}
+
 // A host port that others have is named like a frontend that others have, until it is the pod's.
 func TestHostPortDisputes(t *testing.T) {
 	own := ownPorts(&config.Agent{DNS: parseAddrs("10.96.0.10"), Healthz: netip.MustParseAddrPort("0.0.0.0:10256")}, []uint16{53})
