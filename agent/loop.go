@@ -60,6 +60,9 @@ const (
 
 	// verifyEvery is how long a change by another program may stay. Looking costs one question to the kernel.
 	verifyEvery = 30 * time.Second
+
+	// mostTriggers is how many changes of endpoints wait to be measured while nothing can be programmed, which may be for days.
+	mostTriggers = 10_000
 )
 
 // Loop is the agent's one loop.
@@ -99,7 +102,10 @@ func (l *Loop) Run(ctx context.Context) {
 			l.verify(ctx)
 			continue
 		case <-check.C:
-			l.verify(ctx)
+			if refused := l.verify(ctx); refused != nil && failing == "" {
+				failing, retry = refused.Error(), time.After(pause) // names must hear of it
+				l.Logger.Error("a Service cannot be programmed any more; trying again", "err", refused)
+			}
 			continue
 		case <-l.Source.Changed():
 		case <-retry:
@@ -107,6 +113,7 @@ func (l *Loop) Run(ctx context.Context) {
 		retry = nil
 		round := l.Metrics.Begin()
 		triggers = append(triggers, l.Source.Triggers()...)
+		triggers = triggers[:min(len(triggers), mostTriggers)]
 		snap := l.Source.Snapshot()
 		if snap == nil {
 			continue
@@ -162,13 +169,20 @@ func (l *Loop) observe(triggers []kube.Trigger) {
 	}
 }
 
-func (l *Loop) verify(ctx context.Context) {
+// verify returns which Services the kernel refuses; nil: none.
+func (l *Loop) verify(ctx context.Context) (refused error) {
 	if l.State.Acknowledged() == nil {
-		return
+		return nil
 	}
-	if err := errors.Join(l.Routes.Verify(ctx), l.Dataplane.Verify(ctx)); err != nil && ctx.Err() == nil {
+	routes, services := l.Routes.Verify(ctx), l.Dataplane.Verify(ctx)
+	var quarantine *nft.QuarantineError
+	if errors.As(services, &quarantine) {
+		refused, services = services, nil
+	}
+	if err := errors.Join(routes, services); err != nil && ctx.Err() == nil {
 		l.Logger.Error("cannot verify what is programmed", "err", err)
 	}
+	return refused
 }
 
 // apply is the order that promises rest on: additions go routes, dataplane, DNS; removals go the other way.

@@ -133,7 +133,7 @@ func (s *stage) Apply(_ context.Context, snap *model.Snapshot) error {
 func (s *stage) Verify(context.Context) error {
 	s.verified++
 	s.fence()
-	return nil
+	return s.fail["verify"]
 }
 
 // play runs a loop on the stage inside a bubble of its own time, until the story returns.
@@ -234,6 +234,26 @@ func TestQuarantine(t *testing.T) {
 		}
 		delete(s.fail, "dataplane")
 		s.sleep(retryFirst)
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+	})
+}
+
+// TestQuarantinedByALook: a Service that the kernel refuses when what others have changed is mended is withheld like any other, and said once.
+func TestQuarantinedByALook(t *testing.T) {
+	s := newStage()
+	bad := model.Name{Namespace: "shop", Name: "bad"}
+	play(t, s, func(t *testing.T, state *State) {
+		s.signal()
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
+		refused := &nft.QuarantineError{Services: []nft.Refusal{{Service: bad, Err: errors.New("too long")}}}
+		s.fail["verify"], s.fail["dataplane"] = refused, refused
+		s.sleep(verifyEvery + retryFirst)
+		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "without shop/bad", "prune 1")
+		if p := state.Progress(); !strings.Contains(p.Error, "shop/bad") {
+			t.Errorf("progress %+v", p)
+		}
+		clear(s.fail)
+		s.sleep(retryMost)
 		s.expect(t, "announce 1", "routes 1", "dataplane 1", "publish 1", "prune 1")
 	})
 }
@@ -367,6 +387,28 @@ func TestProgrammingIsMeasuredWhenTheKernelHasIt(t *testing.T) {
 		s.settle()
 		if n, _ := observed(t, m, name, "IPv4"); n != 1 {
 			t.Errorf("%d observations after a change without a trigger", n)
+		}
+	})
+}
+
+// TestWhatWaitsIsBounded: as long as nothing can be programmed, changes of endpoints wait to be measured; not more of them than anybody needs.
+func TestWhatWaitsIsBounded(t *testing.T) {
+	s := newStage()
+	playMeasured(t, s, func(t *testing.T, _ *State, m *metrics.Proxy) {
+		s.fail["dataplane"] = errors.New("no")
+		s.sleep(time.Second)
+		for i := range 10 {
+			s.triggers = make([]kube.Trigger, mostTriggers/5)
+			for j := range s.triggers {
+				s.triggers[j] = kube.Trigger{Service: model.Name{Name: fmt.Sprint(i)}, At: time.Now()}
+			}
+			s.change()
+			s.settle()
+		}
+		delete(s.fail, "dataplane")
+		s.sleep(retryMost)
+		if n := len(s.answered); n != mostTriggers || s.answered[0].Service.Name != "0" {
+			t.Errorf("the names were told of %d changes, want the first %d", n, mostTriggers)
 		}
 	})
 }
