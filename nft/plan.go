@@ -210,9 +210,9 @@ func (x *tx) dropID(n numbered, r role) {
 	}
 }
 
-// claimIDs finds out whose the ids are in a table that was read: those that a snapshot's frontends lead to, each in its role, are kept.
-// What is left over is nobody's, and deleted.
-func (s *state) claimIDs(snap *model.Snapshot) {
+// claimIDs finds out whose the ids are in a table that was read: those that they were known to be before, if that is known, and those that a snapshot's
+// frontends lead to, each in its role, are kept. What is left over is nobody's, and deleted.
+func (s *state) claimIDs(snap *model.Snapshot, before map[owner]ids) {
 	taken := make(map[numbered]struct{})
 	claim := func(o owner, r role, id uint32) {
 		n := numbered{o.f, id}
@@ -223,6 +223,13 @@ func (s *state) claimIDs(snap *model.Snapshot) {
 		mine := s.owned[o]
 		mine[r] = id
 		s.owned[o] = mine
+	}
+	for o, mine := range before {
+		for r, id := range mine {
+			if id != 0 && s.inUse(numbered{o.f, id}) {
+				claim(o, role(r), id)
+			}
+		}
 	}
 	leaf := func(o owner, code uint32, scope model.Scope) {
 		if code&lowMask >= firstWay {

@@ -318,7 +318,7 @@ func (t *Target) everything(snap *model.Snapshot) []*unit {
 // applyAll reads the table and writes what differs, or makes it if it is not there or not ours.
 func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 	clear(t.quarantined)
-	shape, err := t.read(snap)
+	shape, err := t.read(snap, nil)
 	if err != nil {
 		return err
 	}
@@ -349,8 +349,9 @@ func (t *Target) applyAll(ctx context.Context, snap *model.Snapshot) error {
 	return t.collect()
 }
 
-// read learns the state, and what of it belongs to which of a snapshot's Services; it stays nil if the table is not sound.
-func (t *Target) read(snap *model.Snapshot) (sh *shape, err error) {
+// read learns the state, and what of it belongs to whom: as it was before, if that is known, and to which of a snapshot's Services. It stays nil if the
+// table is not sound.
+func (t *Target) read(snap *model.Snapshot, before map[owner]ids) (sh *shape, err error) {
 	t.state = nil
 	t.gen, err = t.conn.settled(func() error {
 		if sh, err = t.conn.readShape(); err != nil || !sh.sound() {
@@ -360,7 +361,7 @@ func (t *Target) read(snap *model.Snapshot) (sh *shape, err error) {
 		return err
 	})
 	if t.state != nil {
-		t.state.claimIDs(snap)
+		t.state.claimIDs(snap, before)
 	}
 	return sh, err
 }

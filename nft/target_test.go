@@ -115,7 +115,7 @@ func half(t *testing.T, ns *linux.NetNS, snap *model.Snapshot, r *rand.Rand) {
 	if err := target.connect(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := target.read(snap); err != nil {
+	if _, err := target.read(snap, nil); err != nil {
 		t.Fatal(err)
 	}
 	if target.state == nil {
@@ -515,6 +515,43 @@ func TestQuarantinedServiceKeepsItsOldEndpoints(t *testing.T) {
 	b.DeleteService(spec.Name)
 	apply(t, target, b.Build())
 	sameAsFresh(t, ns, b.Build(), "after deletion")
+}
+
+// What a quarantined Service has is all kept, also where it is not to have that any more: a group that another policy leaves, a port.
+func TestQuarantinedServiceKeepsWhatItLeaves(t *testing.T) {
+	local := clusterIP(1, model.Port{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080}, sip)
+	local.Exposure = &model.Exposure{LocalOnly: true}
+	everywhere := clusterIP(1, model.Port{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080})
+	everywhere.Exposure = &model.Exposure{}
+	here := func(e *model.Endpoint) {
+		e.Node = "n2"
+		if e.Addr == podAddrs(1, 1)[0] || e.Addr == podAddrs(1, 1)[1] {
+			e.Node = "n1"
+		}
+	}
+	ns, b := newNS(t), model.NewBuilder(model.Config{Self: "n1"})
+	b.SetService(local)
+	setEndpointsAs(b, local, 8080, here, podAddrs(1, 1), podAddrs(2, 1))
+	target := newTarget(t, ns)
+	apply(t, target, b.Build())
+	before := dump(t, ns)
+	target.poison = func(n model.Name) bool { return true }
+	for i := range 20 {
+		everywhere.Affinity = time.Duration(i%2) * time.Hour
+		b.SetService(everywhere)
+		if err := target.Apply(context.Background(), b.Build()); err == nil {
+			t.Fatal("not refused")
+		}
+		if got := dump(t, ns); got != before {
+			t.Fatalf("the refused change left something: %s", differenceOf(got, before))
+		}
+	}
+	if u := target.quarantined[local.Name].unit; len(u.fronts) > 6 || len(u.vips) > 2 {
+		t.Errorf("what is to be looked at grows with each change: %d frontends, %d addresses", len(u.fronts), len(u.vips))
+	}
+	target.poison = nil
+	apply(t, target, b.Build())
+	sameAsFresh(t, ns, b.Build(), "when it is not refused any more")
 }
 
 // An operator's tool must be able to show the table, and to save and restore it.

@@ -54,13 +54,21 @@ func (us units) service(snap *model.Snapshot, svc *model.Service) {
 
 // merge adds what another unit of the same Service has.
 func (u *unit) merge(o *unit) {
-	u.fronts = append(u.fronts, o.fronts...)
-	u.vips = append(u.vips, o.vips...)
-	for _, x := range o.owners {
-		if !slices.Contains(u.owners, x) {
-			u.owners = append(u.owners, x)
+	u.fronts = union(u.fronts, o.fronts)
+	u.vips = union(u.vips, o.vips)
+	u.owners = union(u.owners, o.owners)
+}
+
+// union has what is in either, each once: a Service that is refused may change for ever.
+func union[T comparable](a, b []T) (all []T) {
+	seen := make(map[T]struct{}, len(a)+len(b))
+	for _, x := range slices.Concat(a, b) {
+		if _, again := seen[x]; !again {
+			seen[x] = struct{}{}
+			all = append(all, x)
 		}
 	}
+	return all
 }
 
 // sorted puts them in an order of their own, so that two runs write the same.

@@ -64,9 +64,10 @@ func (t *Target) next(snap *model.Snapshot, list []*unit, common part) (x *tx, n
 	return x, n
 }
 
-// reread reads the table again after the kernel has refused something: somebody else may have changed it.
+// reread reads the table again after the kernel has refused something: somebody else may have changed it. A Service that is refused keeps all that it
+// has, also what it is not to have any more.
 func (t *Target) reread(snap *model.Snapshot, refused error) error {
-	if _, err := t.read(snap); err != nil {
+	if _, err := t.read(snap, t.state.owned); err != nil {
 		return err
 	}
 	t.gen = 0 // what else is wrong with the table is for Verify to find
