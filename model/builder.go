@@ -387,17 +387,32 @@ func (b *Builder) forgetGone() {
 	}
 }
 
-// leaving reports whether an endpoint is a pod of this node that has been told to end or is gone. What has ended is told first by the kubelet, and
-// by the slices a moment later.
-func (b *Builder) leaving(e *Endpoint) (leaving, gone bool) {
+// fate is what a node knows of an endpoint before slices say it.
+type fate uint8
+
+const (
+	stays  fate = iota
+	ends        // told to end, at an address that is not its own but the node's
+	leaves      // told to end
+	left        // gone
+)
+
+// fateOf is the fate of an endpoint: what has ended here is told first by the kubelet, and by the slices a moment later.
+func (b *Builder) fateOf(e *Endpoint) fate {
 	if !b.isHere(e) {
-		return false, false
+		return stays
 	}
 	if pod, ok := b.gone[e.Addr]; ok && pod == e.Pod {
-		return true, true
+		return left
 	}
 	p, ok := b.pods.get(e.Pod)
-	return ok && p.Terminating && slices.Contains(p.Addrs, e.Addr), false
+	switch {
+	case !ok || !p.Terminating || !slices.Contains(p.Addrs, e.Addr):
+		return stays
+	case p.HostNetwork:
+		return ends
+	}
+	return leaves
 }
 
 // lingerer is an endpoint that slices have forgotten, as a slice of its own, and for how many ticks it has been that.
@@ -431,7 +446,7 @@ func (b *Builder) linger(n Name, old *Service, spec *ServiceSpec) {
 	was := b.lingering[n]
 	var list []lingerer
 	for i := range old.Endpoints {
-		if leaves, _ := b.leaving(&old.Endpoints[i]); !leaves || spec == nil || spec.Type != ClusterIP || spec.Unproxied || b.sliced(n, old.Endpoints[i].Addr) {
+		if b.fateOf(&old.Endpoints[i]) < leaves || spec == nil || spec.Type != ClusterIP || spec.Unproxied || b.sliced(n, old.Endpoints[i].Addr) {
 			continue
 		}
 		e := old.Endpoints[i]
@@ -543,7 +558,7 @@ func (b *Builder) resolve(n Name) {
 	for _, l := range b.lingering[n] {
 		all = append(slices.Clip(all), l.Slice)
 	}
-	svc := Resolve(*spec, all, b.leaving)
+	svc := resolve(*spec, all, b.fateOf)
 	svc.Slices = len(b.slices[n])
 	if had && reflect.DeepEqual(old, svc) {
 		return
@@ -735,26 +750,26 @@ func (c claims[K]) drop(k K, by claimant, winners *editor[K, Name]) {
 	winners.set(k, list[0].name)
 }
 
-// Resolve joins a Service with its slices. Slices may overlap and name different ports; an endpoint found twice
+// resolve joins a Service with its slices. Slices may overlap and name different ports; an endpoint found twice
 // counts once, and its best condition holds, because a slice that lags must not take a pod out of service.
-// A slice's port belongs to the Service's port of the same name and protocol. leaving tells of endpoints whose pods have just been told
+// A slice's port belongs to the Service's port of the same name and protocol. fateOf tells of endpoints whose pods have just been told
 // to end or are gone, which the slices will say a moment later.
-func Resolve(spec ServiceSpec, slices_ []Slice, leaving func(*Endpoint) (leaving, gone bool)) *Service {
+func resolve(spec ServiceSpec, slices_ []Slice, fateOf func(*Endpoint) fate) *Service {
 	svc := &Service{ServiceSpec: spec, Slices: len(slices_), Backends: make([][]Backend, len(spec.Ports))}
 	svc.Endpoints = endpoints(slices_)
 	copied := len(slices_) > 1
 	for i := range svc.Endpoints {
-		leaves, gone := leaving(&svc.Endpoints[i])
-		if !leaves {
+		f := fateOf(&svc.Endpoints[i])
+		if f == stays {
 			continue
 		}
 		if !copied {
 			svc.Endpoints, copied = slices.Clone(svc.Endpoints), true
 		}
 		e := &svc.Endpoints[i]
-		e.Leaving, e.Terminating = true, true
-		e.Ready = e.Ready && spec.PublishNotReady && !gone
-		e.Serving = e.Serving && !gone
+		e.Leaving, e.Terminating = f >= leaves, true
+		e.Ready = e.Ready && spec.PublishNotReady && f != left
+		e.Serving = e.Serving && f != left
 	}
 	for i, p := range spec.Ports {
 		svc.Backends[i] = svc.backends(p, slices_)

@@ -81,7 +81,7 @@ func (w *world) linger(last *Snapshot) {
 				same := func(o Endpoint) bool { return o.Addr == e.Addr }
 				sliced = sliced || s.Service == n.Name && s.Name.Namespace == n.Namespace && slices.ContainsFunc(s.Endpoints, same)
 			}
-			leaving := w.gone[e.Addr] == e.Pod || pod.Terminating && slices.Contains(pod.Addrs, e.Addr)
+			leaving := w.gone[e.Addr] == e.Pod || pod.Terminating && !pod.HostNetwork && slices.Contains(pod.Addrs, e.Addr)
 			if e.Pod == (Name{}) || e.Node != worldConfig.Self || !leaving || sliced || spec.Name != n || spec.Type != ClusterIP || spec.Unproxied {
 				continue
 			}
@@ -565,7 +565,7 @@ func TestResolve(t *testing.T) {
 				s.Name = Name{"x", fmt.Sprint(i)}
 				all[i] = s
 			}
-			svc := Resolve(ServiceSpec{Ports: tt.ports}, all, func(*Endpoint) (bool, bool) { return false, false })
+			svc := resolve(ServiceSpec{Ports: tt.ports}, all, func(*Endpoint) fate { return stays })
 			var got []string
 			for _, b := range svc.Backends[0] {
 				got = append(got, b.AddrPort().String()+" "+b.State())

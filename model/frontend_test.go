@@ -380,6 +380,7 @@ func TestLeaving(t *testing.T) {
 		{"another address", Pod{Name: pod, Addrs: addrsOf("10.0.0.2"), Terminating: true}, slice("n1", pod), false, false, "ready"},
 		{"another pod with the address", Pod{Name: pod, Addrs: addrsOf("10.0.0.1"), Terminating: true}, slice("n1", Name{"x", "q"}), false, false, "ready"},
 		{"an address of the node", Pod{Name: pod, Addrs: addrsOf("10.0.0.2"), HostNetwork: true}, slice("n1", pod), false, false, "ready"},
+		{"told to end, at the node's own address", Pod{Name: pod, Addrs: addrsOf("10.0.0.1"), HostNetwork: true, Terminating: true}, slice("n1", pod), false, false, "terminating, serving"},
 		{"no pod", Pod{Name: pod, Addrs: addrsOf("10.0.0.1"), Terminating: true}, slice("n1", Name{}), false, false, "ready"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -410,7 +411,7 @@ func TestLeaving(t *testing.T) {
 				check("at first", tt.leaving, tt.wantedState)
 				ended, gone := tt.pod, "ready"
 				ended.Addrs = nil
-				its := slices.Contains(tt.pod.Addrs, addr("10.0.0.1")) && tt.slice.Endpoints[0].Pod == pod
+				its := slices.Contains(tt.pod.Addrs, addr("10.0.0.1")) && tt.slice.Endpoints[0].Pod == pod && !tt.pod.HostNetwork
 				if its {
 					gone = "terminating"
 				}

@@ -145,7 +145,8 @@ type Endpoint struct {
 	Pod Name
 	// Ready endpoints get new connections. Serving ones could; they are not ready only because they are Terminating.
 	Ready, Serving, Terminating bool
-	// Leaving says that this node has seen the pod being told to end: it is a pod of this node, and Terminating. Once it has ended, it is not Serving either.
+	// Leaving says that this node has seen the pod being told to end: it is a pod of this node, with an address of its own, and Terminating. Once it has ended,
+	// it is not Serving either.
 	Leaving bool
 	// Hints say for whom the endpoint is meant; nil if nobody says.
 	Hints *Hints
