@@ -24,8 +24,9 @@ var away = flag.Duration("away", time.Minute, "how long TestAPIServerAway does w
 // converged is the longest that Fairlead may take, from the moment the API server is ready again, until what was made then works from every node.
 const converged = time.Minute
 
-// TestAPIServerAway: the API server is killed, and while it is away pods are killed and a node loses its power. What needs no new information goes on without a
-// failure: names, connections to pods that live; on the node that came back too, where a static pod is all that a kubelet can start. When the API server is back,
+// TestAPIServerAway: the API server is killed, and while it is away a pod is killed and a node loses its power. What needs no new information goes on without a
+// failure: names, connections to pods that live; on the node that came back too, where a static pod is all that a kubelet can start; and once its node has noticed
+// that the killed pod is gone, its Service from every node, by the endpoint that is left. When the API server is back,
 // what is new then is everywhere within a minute, and what has become of the pods half a minute after Kubernetes itself knows.
 func TestAPIServerAway(t *testing.T) {
 	// After an outage the controllers back off for minutes, and write no slices of new Services: the next scenario gets a cluster of its own.
@@ -94,9 +95,8 @@ func TestAPIServerAway(t *testing.T) {
 	time.Sleep(time.Second)
 	w.APIServer.Kill()
 	begin := time.Now()
-	for _, n := range spared {
-		w.killSandbox(n, killed[n.Name])
-	}
+	victim := spared[0]
+	w.killSandbox(victim, killed[victim.Name])
 	time.Sleep(3 * time.Second)
 	good(loads[struck], struck.Name, begin)
 	delete(loads, struck)
@@ -107,6 +107,11 @@ func TestAPIServerAway(t *testing.T) {
 	t.Logf("%s has started again after %.1f s, without an API server", struck.Name, time.Since(down).Seconds())
 	fromVisitor := w.startInPod(struck, visitor, "http://steady/self", 100)
 	t.Logf("its static pod runs after %.1f s", time.Since(down).Seconds())
+	var toKilled []*load
+	for _, n := range spared {
+		eventually(t, bound, "what is left of Service killed, from "+n.Name, func() error { return w.manyInPod(n, clients[n.Name].Name, "killed", 30) })
+		toKilled = append(toKilled, w.startInPod(n, clients[n.Name].Name, "http://killed/self", 50))
+	}
 	select {
 	case <-time.After(*away - time.Since(begin)):
 	case <-interrupted.Done():
@@ -117,6 +122,9 @@ func TestAPIServerAway(t *testing.T) {
 	back := time.Now()
 	for n, l := range loads {
 		good(l, n.Name, begin)
+	}
+	for i, l := range toKilled {
+		good(l, spared[i].Name+" to a Service of which a pod was killed,", begin)
 	}
 	good(fromVisitor, struck.Name+", which lost its power", begin)
 	// What is news to Fairlead alone: no controller has a hand in it.
@@ -136,7 +144,7 @@ func TestAPIServerAway(t *testing.T) {
 	}
 	own := time.Since(back)
 	// The controllers and the kubelets take their own time; then it is Fairlead's turn again.
-	eventually(t, 2*time.Minute, "addresses of the replaced pods in the Service's slices", func() error { return w.replaced(killed) })
+	eventually(t, 2*time.Minute, "addresses of the replaced pods in the Service's slices", func() error { return w.replaced(killed, victim) })
 	slices := time.Since(back)
 	works("", bound, "killed", "steady")
 	whole := time.Since(back)
@@ -187,7 +195,7 @@ func (w *world) startInPod(n *bed.Node, pod, url string, rate int) *load {
 		return err
 	})
 	return w.load(n.Machine, url, func(marker string) []string {
-		return []string{"ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", "load", id, "/bin/shop", "get", "-plain", "-rate", fmt.Sprint(rate), "-duration", "14m", marker}
+		return []string{"ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", fmt.Sprint("load-", loads.Add(1)), id, "/bin/shop", "get", "-plain", "-rate", fmt.Sprint(rate), "-duration", "14m", marker}
 	})
 }
 
@@ -228,8 +236,8 @@ func (w *world) killSandbox(n *bed.Node, pod *corev1.Pod) {
 	}
 }
 
-// replaced is nil when the Service's slices have, of every pod, a ready address that it did not have before.
-func (w *world) replaced(before map[string]*corev1.Pod) error {
+// replaced is nil when the Service's slices have, of every pod, a ready address, and of that on a node one that it did not have before.
+func (w *world) replaced(before map[string]*corev1.Pod, on *bed.Node) error {
 	list, err := w.Kube.DiscoveryV1().EndpointSlices(namespace).List(interrupted, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=killed"})
 	if err != nil {
 		return err
@@ -241,7 +249,7 @@ func (w *world) replaced(before map[string]*corev1.Pod) error {
 			if e.Conditions.Ready == nil || !*e.Conditions.Ready {
 				return fmt.Errorf("%s is not ready", e.TargetRef.Name)
 			}
-			if slices.ContainsFunc(old.Status.PodIPs, func(ip corev1.PodIP) bool { return slices.Contains(e.Addresses, ip.IP) }) {
+			if *e.NodeName == on.Name && slices.ContainsFunc(old.Status.PodIPs, func(ip corev1.PodIP) bool { return slices.Contains(e.Addresses, ip.IP) }) {
 				return fmt.Errorf("%s still has %v", old.Name, e.Addresses)
 			}
 			found++
