@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -257,6 +258,10 @@ func (w *world) killedStart(t testing.TB, rnd *rand.Rand, limit time.Duration) {
 // TestHangUp: a terminal that is closed takes the cluster down that was started in it, also while it starts.
 func TestHangUp(t *testing.T) {
 	w := newWorld(t, "hangup")
+	// This process may itself be one of nohup's; what it handles, its children do not ignore.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	t.Cleanup(func() { w.run(t, "", "fairlead", "down", "--state", string(w.dir), "--purge") })
 	for _, moment := range []time.Duration{100 * time.Millisecond, 400 * time.Millisecond, 700 * time.Millisecond, 4 * time.Second} {
 		cmd := w.command(t.Context(), "fairlead", "up", "--nodes", "2", "--state", string(w.dir), "--api-port", strconv.Itoa(w.port))
