@@ -88,6 +88,10 @@ func sameWords(t *testing.T, text string) {
 	if p.stopped || len(p.config.reads) > 0 || strings.Count(text, "{$")+strings.Count(text, "{%") > 1 {
 		return
 	}
+	// CoreDNS takes what a value and the words around it make for another variable; here a value is put in as it is.
+	if strings.Contains(text, "{{$") || strings.Contains(text, "{{%") {
+		return
+	}
 	want, err := caddyfile.Parse("Corefile", strings.NewReader(text), nil)
 	if err != nil && strings.Contains(err.Error(), "snippet import depth") {
 		return // it says so of snippets that nobody imports, too
