@@ -127,7 +127,12 @@ func podOf(w http.ResponseWriter, r *http.Request) (pod model.Name, ok bool) {
 	return pod, ok
 }
 
+// waitGone answers once no Service leads to any of the addresses.
 func waitGone(w http.ResponseWriter, r *http.Request, a Agent, addrs []netip.Addr) {
+	if len(addrs) == 0 {
+		http.Error(w, "no address is given", http.StatusBadRequest)
+		return
+	}
 	wait := func(ctx context.Context) error {
 		for _, addr := range addrs {
 			if err := a.WaitGone(ctx, addr); err != nil {

@@ -116,6 +116,7 @@ func TestSocket(t *testing.T) {
 		{"/v1/wait", "gone=10.244.0.5&gone=10.244.0.6&timeout=1ms", "error: a Service still sends new connections to one of [10.244.0.5 10.244.0.6]"},
 		{"/v1/deliver", "addr=me", `error: addr: ParseAddr("me"): unable to parse IP`},
 		{"/v1/detach", "pod=x/y&addr=10.244.0.5", "error: Method Not Allowed"},
+		{"/v1/wait", "", "error: no address is given"},
 		{"/v1/wait", "gone=me", `error: gone: ParseAddr("me"): unable to parse IP`},
 		{"/v1/wait", "gone=10.244.0.6&timeout=soon", `error: timeout: "soon" is no duration`},
 		{"/v1/wait", "gone=10.244.0.6&timeout=-1s", `error: timeout: "-1s" is no duration`},
@@ -169,6 +170,7 @@ func TestPluginsWords(t *testing.T) {
 		{"POST", "/v1/detach?pod=x/y&addr=10.244.0.5&addr=10.244.0.6&timeout=1ms", 504, "[]", "x/y [10.244.0.5 10.244.0.6]"},
 		{"POST", "/v1/detach?pod=x&addr=10.244.0.5", 400, "[]", ""},
 		{"POST", "/v1/detach?pod=x/y&addr=five", 400, "[]", ""},
+		{"POST", "/v1/detach?pod=x/y", 400, "[]", "x/y []"},
 		{"POST", "/v1/deliver?pod=x/y", 405, "[]", ""},
 	} {
 		a.attached, a.detached = nil, ""
