@@ -590,9 +590,12 @@ func TestTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := fmt.Sprint(addrs(n.mustAdd(b))); got != "[10.244.1.3]" {
-		t.Errorf("gave %s", got)
+	var told []string // of the address that b has in the end, too
+	n.fakeAgent(func(_ http.ResponseWriter, r *http.Request) { told = append(told, r.URL.Query().Get("addr")) })
+	if got := fmt.Sprint(addrs(n.mustAdd(b))); got != "[10.244.1.3]" || !slices.Equal(told, []string{"10.244.1.2", "10.244.1.3"}) {
+		t.Errorf("gave %s, and told the agent of %s", got, told)
 	}
+	n.conf["agent"] = ""
 	n.mustDel(b)
 	n.mustDel(a)
 	n.wantEmpty()
