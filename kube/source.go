@@ -283,16 +283,18 @@ func (s *Source) Attached(addrs []netip.Addr) { s.each(addrs, s.builder.Attached
 
 // Detached is the opposite of Attached.
 func (s *Source) Detached(pod model.Name, addrs []netip.Addr) {
-	s.each(addrs, func(a netip.Addr) { s.builder.Detached(pod, a) })
+	s.each(addrs, func(a netip.Addr) bool { return s.builder.Detached(pod, a) })
 }
 
-func (s *Source) each(addrs []netip.Addr, what func(netip.Addr)) {
+// each signals only what is news: that an address is given out nearly never is.
+func (s *Source) each(addrs []netip.Addr, news func(netip.Addr) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range addrs {
-		what(a)
+		if news(a) {
+			s.signal()
+		}
 	}
-	s.signal()
 }
 
 // tick is between the builder's ticks while endpoints linger, so for one to two seconds: slices reach the slowest of the nodes within that, and a client that

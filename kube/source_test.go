@@ -315,8 +315,8 @@ func TestDetached(t *testing.T) {
 	} {
 		f.changed()
 		tt.do()
-		if tt.does != "list" && !f.changed() {
-			t.Errorf("%s: no signal", tt.does)
+		if news := tt.does != "list" && tt.does != "detach another pod"; f.changed() != news {
+			t.Errorf("%s: a signal: %t, want %t", tt.does, !news, news)
 		}
 		svc, _ := f.s.Snapshot().Services.Get(model.Name{Namespace: "x", Name: "a"})
 		var states []string

@@ -328,19 +328,23 @@ func (b *Builder) touchServicesOf(pod Name) {
 	}
 }
 
-// Attached takes in that an address is being given to a pod of this node, as who attaches pods says.
-func (b *Builder) Attached(a netip.Addr) {
-	if was, ok := b.gone[a]; ok {
+// Attached takes in that an address is being given to a pod of this node, as who attaches pods says, and reports whether that is news.
+func (b *Builder) Attached(a netip.Addr) (news bool) {
+	was, news := b.gone[a]
+	if news {
 		delete(b.gone, a)
 		b.touchServicesOf(was)
 	}
+	return news
 }
 
-// Detached takes in that a pod of this node has an address no more, whatever its object and slices still say.
-func (b *Builder) Detached(pod Name, a netip.Addr) {
-	if p, ok := b.pods.get(pod); ok && slices.Contains(p.Addrs, a) {
-		b.leave(pod, a)
+// Detached is like Attached, for a pod of this node that has an address no more, whatever its object and slices still say.
+func (b *Builder) Detached(pod Name, a netip.Addr) (news bool) {
+	if p, ok := b.pods.get(pod); !ok || !slices.Contains(p.Addrs, a) {
+		return false
 	}
+	b.leave(pod, a)
+	return true
 }
 
 // leave writes down that a pod has an address no more, unless another one has it.
@@ -444,9 +448,12 @@ func (b *Builder) linger(n Name, old *Service, spec *ServiceSpec) {
 		return
 	}
 	was := b.lingering[n]
-	var list []lingerer
+	delete(b.lingering, n)
+	if spec == nil || spec.Type != ClusterIP || spec.Unproxied {
+		return
+	}
 	for i := range old.Endpoints {
-		if b.fateOf(&old.Endpoints[i]) < leaves || spec == nil || spec.Type != ClusterIP || spec.Unproxied || b.sliced(n, old.Endpoints[i].Addr) {
+		if b.fateOf(&old.Endpoints[i]) < leaves || b.sliced(n, old.Endpoints[i].Addr) {
 			continue
 		}
 		e := old.Endpoints[i]
@@ -456,11 +463,8 @@ func (b *Builder) linger(n Name, old *Service, spec *ServiceSpec) {
 			l = was[at]
 		}
 		if l.ticks < lingerTicks {
-			list = append(list, l)
+			b.lingering[n] = append(b.lingering[n], l)
 		}
-	}
-	if b.lingering[n] = list; list == nil {
-		delete(b.lingering, n)
 	}
 }
 
