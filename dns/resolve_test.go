@@ -566,21 +566,27 @@ func TestFallthrough(t *testing.T) {
 	}
 }
 
+// reverse wants these answers to questions for PTR, by each path.
+func (s through) reverse(all map[string]string) {
+	s.t.Helper()
+	for name, want := range all {
+		if got := data(s.ask(name, typePTR, nil)); got != want {
+			s.t.Errorf("%s: %s, want %s", name, got, want)
+		}
+		paths(s.t, s.Server, "udp", loopback, packed(s.t, new(mdns.Msg).SetQuestion(name, typePTR)))
+	}
+}
+
 // Reverse names may be in blocks of their own, as NodeLocal DNSCache has them: they lead to the domain of another block.
 func TestReverseBlock(t *testing.T) {
 	reverse := Block{Zones: []string{"in-addr.arpa.", "ip6.arpa."}, Cluster: &Cluster{Zones: []string{"in-addr.arpa.", "ip6.arpa."}, TTL: DefaultTTL}}
 	names := Block{Zones: []string{"cluster.local."}, Cluster: &Cluster{Zones: []string{"cluster.local."}, TTL: DefaultTTL}}
 	s := blocks(t, reverse, names)
-	for name, want := range map[string]string{
+	s.reverse(map[string]string{
 		"20.0.96.10.in-addr.arpa.": "NOERROR 20.0.96.10.in-addr.arpa. PTR orders.shop.svc.cluster.local.",
 		"9.9.96.10.in-addr.arpa.":  "NXDOMAIN",
 		"1.2.0.192.in-addr.arpa.":  "REFUSED",
-	} {
-		if got := data(s.ask(name, typePTR, nil)); got != want {
-			t.Errorf("%s: %s, want %s", name, got, want)
-		}
-		paths(t, s.Server, "udp", loopback, packed(t, new(mdns.Msg).SetQuestion(name, typePTR)))
-	}
+	})
 	if err := s.Reload([]Block{reverse}); err == nil || !strings.Contains(err.Error(), "want a cluster domain") {
 		t.Errorf("reverse names alone: %v", err)
 	}
@@ -591,7 +597,7 @@ func TestReverseParts(t *testing.T) {
 	b := block("cluster.local")
 	b.Cluster.Zones = []string{"cluster.local.", "0.96.10.in-addr.arpa.", "1.0.0.0.4.4.2.0.0.0.d.f.ip6.arpa.", "odd.in-addr.arpa."}
 	s := blocks(t, b)
-	for name, want := range map[string]string{
+	s.reverse(map[string]string{
 		"20.0.96.10.in-addr.arpa.": "NOERROR 20.0.96.10.in-addr.arpa. PTR orders.shop.svc.cluster.local.",
 		"9.0.96.10.in-addr.arpa.":  "NXDOMAIN",
 		"0.96.10.in-addr.arpa.":    "NOERROR",
@@ -599,12 +605,7 @@ func TestReverseParts(t *testing.T) {
 		"96.10.in-addr.arpa.":      "REFUSED",
 		"5.1.244.10.in-addr.arpa.": "REFUSED",
 		"4.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.": "REFUSED",
-	} {
-		if got := data(s.ask(name, typePTR, nil)); got != want {
-			t.Errorf("%s: %s, want %s", name, got, want)
-		}
-		paths(t, s.Server, "udp", loopback, packed(t, new(mdns.Msg).SetQuestion(name, typePTR)))
-	}
+	})
 }
 
 // An endpoint whose name would be too long has none, and spoils nobody's answers.

@@ -238,6 +238,21 @@ func newStand(t *testing.T) *stand {
 
 func (s *stand) program() string { return filepath.Join(s.dir, "program") }
 
+// reinstall puts another file with the same program in its place, as package managers do it.
+func (s *stand) reinstall() {
+	s.t.Helper()
+	program, err := os.ReadFile(s.program())
+	if err == nil {
+		err = os.WriteFile(s.program()+".new", program, 0o700)
+	}
+	if err == nil {
+		err = os.Rename(s.program()+".new", s.program())
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func (s *stand) write(name, text string) {
 	s.t.Helper()
 	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600); err != nil {
@@ -407,17 +422,7 @@ func TestReplaced(t *testing.T) {
 	old := pidOf(t, s.await("serves"))
 	s.forget()
 	for i := range 3 {
-		program, err := os.ReadFile(s.program())
-		if err != nil {
-			t.Fatal(err)
-		}
-		// Another file, as package managers do it.
-		if err := os.WriteFile(s.program()+".new", program, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(s.program()+".new", s.program()); err != nil {
-			t.Fatal(err)
-		}
+		s.reinstall()
 		version := fmt.Sprint("v", 2+i)
 		s.write("version", version)
 		holder.Process.Signal(syscall.SIGHUP)
@@ -471,16 +476,7 @@ func TestRenewedWhileToldMuch(t *testing.T) {
 	for range 4 {
 		s.await("serves")
 		s.await("pipe closed")
-		program, err := os.ReadFile(s.program())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(s.program()+".new", program, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(s.program()+".new", s.program()); err != nil {
-			t.Fatal(err)
-		}
+		s.reinstall()
 		holder.Process.Signal(syscall.SIGHUP)
 		s.await("another program now")
 	}
