@@ -245,6 +245,17 @@ func (s *scene) log(p *corev1.Pod, container string, run int) string {
 	return string(b)
 }
 
+// awaitLog waits until container a's first run has written want. A test that sends SIGTERM to a shell has it say so once its trap is set.
+func (s *scene) awaitLog(p *corev1.Pod, want string) {
+	s.t.Helper()
+	eventually(s.t, func() string {
+		if got := s.log(p, "a", 1); got != want {
+			return fmt.Sprintf("log %q, want %q", got, want)
+		}
+		return ""
+	})
+}
+
 // server is a container that answers HTTP: this program, see serveHTTP.
 func server(name string, probes func(*corev1.Container)) corev1.Container {
 	own, _ := os.Executable()
@@ -304,11 +315,11 @@ func TestPods(t *testing.T) {
 			"Failed IP F T F:PodFailed F:PodFailed | i 0 terminated:Error:3 | a 0 waiting:PodInitializing", ""},
 		{"sidecar", withPolicy(corev1.RestartPolicyNever, corev1.PodSpec{
 			InitContainers: []corev1.Container{func() corev1.Container {
-				c := shell("s", "trap 'exit 0' TERM; while :; do sleep 0.01; done")
+				c := shell("s", "trap 'exit 0' TERM; hostname traps; while :; do sleep 0.01; done")
 				c.RestartPolicy = &always
 				return c
 			}()},
-			Containers: []corev1.Container{shell("a", "true")}}),
+			Containers: []corev1.Container{shell("a", "while [ $(hostname) != traps ]; do sleep 0.01; done")}}),
 			"Succeeded IP F T F:PodCompleted F:PodCompleted | s 0 terminated:Completed:0 | a 0 terminated:Completed:0", ""},
 		{"http-ready", one(server("a", func(c *corev1.Container) { c.ReadinessProbe = httpProbe("/ok") })), "Running IP " + ready + " | a 0 running ready", ""},
 		{"http-unready", one(server("a", func(c *corev1.Container) { c.ReadinessProbe = httpProbe("/bad") })), "Running IP " + unready + " | a 0 running", ""},
@@ -340,12 +351,7 @@ func TestPods(t *testing.T) {
 			one.create(tc.name, tc.spec)
 			p := one.await(tc.name, tc.want)
 			if tc.log != "" {
-				eventually(t, func() string {
-					if got := one.log(p, "a", 1); got != tc.log {
-						return fmt.Sprintf("log %q, want %q", got, tc.log)
-					}
-					return ""
-				})
+				one.awaitLog(p, tc.log)
 			}
 			if want := "process://" + string(p.UID) + "/"; p.Status.ContainerStatuses[0].ContainerID != "" && !strings.HasPrefix(p.Status.ContainerStatuses[0].ContainerID, want) {
 				t.Errorf("container ID %s", p.Status.ContainerStatuses[0].ContainerID)
@@ -363,7 +369,7 @@ func TestHooks(t *testing.T) {
 	hook := func(script string) *corev1.LifecycleHandler {
 		return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", script}}}
 	}
-	const waits = "while [ $(hostname) != hooked ]; do sleep 0.01; done; echo started; trap 'hostname; exit 0' TERM; while :; do sleep 0.01; done"
+	const waits = "while [ $(hostname) != hooked ]; do sleep 0.01; done; trap 'hostname; exit 0' TERM; echo started; while :; do sleep 0.01; done"
 	for _, tc := range []struct {
 		name  string
 		c     corev1.Container
@@ -389,12 +395,7 @@ func TestHooks(t *testing.T) {
 		}()
 		s.await(tc.name, tc.want)
 		if tc.log != "" {
-			eventually(t, func() string {
-				if got := s.log(p, "a", 1); !strings.HasPrefix(got, "started\n") {
-					return fmt.Sprintf("log %q", got)
-				}
-				return ""
-			})
+			s.awaitLog(p, "started\n")
 		}
 		s.agent.let <- struct{}{}
 		s.delete(tc.name, 30)
@@ -445,6 +446,7 @@ func TestStopWaitsForKernels(t *testing.T) {
 	s := newScene(t)
 	s.create("web", corev1.PodSpec{Containers: []corev1.Container{shell("a", "trap 'echo term; exit 0' TERM; echo on; while :; do sleep 0.01; done")}})
 	p := s.await("web", "Running IP T T T T | a 0 running ready")
+	s.awaitLog(p, "on\n")
 	s.delete("web", 30)
 	if got := <-s.agent.asked; got != p.Status.PodIP {
 		t.Errorf("the agent was asked for %s, not %s", got, p.Status.PodIP)
@@ -514,7 +516,7 @@ func TestStopByForce(t *testing.T) {
 	for _, grace := range []int64{1, 0} {
 		s.create("web", corev1.PodSpec{Containers: []corev1.Container{deaf}})
 		p := s.await("web", "Running IP T T T T | a 0 running ready")
-		eventually(t, func() string { return strings.TrimPrefix(s.log(p, "a", 1), "on\n") })
+		s.awaitLog(p, "on\n")
 		s.agent.let <- struct{}{}
 		s.delete("web", 3600)
 		<-s.agent.asked
