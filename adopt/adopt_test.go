@@ -677,6 +677,8 @@ func TestPlan(t *testing.T) {
 			[]string{"serviceCIDRs={SERVICE-RANGES},podCIDRs={POD-RANGES}'", "give it for POD-RANGES", "give it for SERVICE-RANGES"}, ""},
 		{"ipvs", map[string]string{system + "configmaps/kube-proxy": `{"data":{"config.conf":"mode: ipvs\n"}}`}, "kubeadm", 9, nil, "ipvs"},
 		{"a Corefile that is refused", map[string]string{system + "configmaps/coredns": `{"data":{"Corefile":".:53 {\n etcd\n}\n"}}`}, "kubeadm", 9, nil, "etcd"},
+		{"another domain", map[string]string{system + "configmaps/coredns": `{"data":{"Corefile":".:53 {\n kubernetes in-addr.arpa Corp.Example ip6.arpa\n forward . /etc/resolv.conf\n}\n"}}`}, "kubeadm", 9,
+			[]string{"domain is corp.example", "dns.corefileConfigMap=coredns,clusterDomain=corp.example --set 'dns.ips={10.96.0.10}'"}, ""},
 		{"another proxy", map[string]string{apps + "daemonsets/kube-proxy": ""}, "kubeadm", 3, []string{"another program is the service proxy", "helm install fairlead deploy/chart -n kube-system --set 'proxy.enabled=false,network.enabled=false,serviceCIDRs={10.96.0.0/16,fd00:96::/112},podCIDRs={10.244.0.0/16}'", "helm uninstall"}, ""},
 		{"NodeLocal DNSCache", map[string]string{apps + "daemonsets/node-local-dns": `{}`}, "kubeadm", 10, []string{"delete daemonset node-local-dns"}, ""},
 		{"addresses of node ports", map[string]string{system + "configmaps/kube-proxy": `{"data":{"config.conf":"nodePortAddresses:\n- 192.0.2.0/24\n- \"2001:db8::/64\"\nportRange: \"\"\nother:\n- x\n"}}`}, "kubeadm", 9,
@@ -701,6 +703,9 @@ func TestPlan(t *testing.T) {
 			}
 			if bad := strings.Join(p.Obstacles, "\n"); row.bad == "" && bad != "" || !strings.Contains(bad, row.bad) {
 				t.Errorf("obstacles: %q, want %q", bad, row.bad)
+			}
+			if strings.Contains(b.String(), "clusterDomain=") != (row.name == "another domain") {
+				t.Errorf("the domain is said where it is the chart's own, or not where it is another:\n%s", b.String())
 			}
 			if b.Len() > 0 && len(p.Steps) == 0 && strings.Contains(b.String(), "-RANGES") {
 				t.Errorf("there is nothing to fill in:\n%s", b.String())

@@ -279,8 +279,14 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 		return nil
 	}
 	p.found("the cluster DNS is CoreDNS with %d replicas, at %s", replicas, ips)
+	domain := chartDomain
 	if text, ok := config.Data["Corefile"]; ok {
-		p.corefile(text, svc.Spec.ClusterIPs)
+		domain = p.corefile(text, svc.Spec.ClusterIPs)
+	}
+	values := "dns.enabled=true,dns.service=false,dns.corefileConfigMap=coredns"
+	if domain != chartDomain {
+		p.found("the cluster's domain is %s", domain)
+		values += ",clusterDomain=" + domain
 	}
 	install := "helm upgrade fairlead deploy/chart -n kube-system --reuse-values"
 	off := install + " --set dns.enabled=false"
@@ -319,7 +325,7 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 	scale := fmt.Sprintf("kubectl -n kube-system scale deployment coredns --replicas=%d", replicas)
 	return append(steps, Step{
 		Title:  "have each node's agent answer; CoreDNS stays behind it",
-		Do:     []string{install + " --set dns.enabled=true,dns.service=false,dns.corefileConfigMap=coredns --set 'dns.ips={" + ips + "}'"},
+		Do:     []string{install + " --set " + values + " --set 'dns.ips={" + ips + "}'"},
 		See:    []string{seeStatus + "   # DNS addresses", inAgent + "adopt check --only dns --dns-ip " + ips + " --dns-corefile /etc/fairlead/dns"},
 		Undo:   []string{off},
 		Notice: "TCP connections to the cluster DNS that are open on the node at that moment are reset, once; resolvers open another",
@@ -336,8 +342,12 @@ func dnsSteps(p *Plan, deployed, cached bool, coredns workload, config configMap
 	})
 }
 
-// corefile says what becomes of the Corefile. Files that it names are those of CoreDNS's pods, of which only resolv.conf is known to exist.
-func (p *Plan) corefile(text string, ips []string) {
+// chartDomain is the cluster's domain that the chart has by default.
+const chartDomain = "cluster.local"
+
+// corefile says what becomes of the Corefile, and returns the cluster's domain by it. Files that it names are those of CoreDNS's pods, of which only resolv.conf
+// is known to exist.
+func (p *Plan) corefile(text string, ips []string) (domain string) {
 	env := corefile.Env{ReadFile: func(name string) ([]byte, error) {
 		if name == "/etc/resolv.conf" {
 			return []byte("nameserver 192.0.2.53\n"), nil
@@ -358,9 +368,21 @@ func (p *Plan) corefile(text string, ips []string) {
 			p.found("%s", n)
 		}
 	}
-	if err == nil {
-		p.found("the Corefile of ConfigMap kube-system/coredns can be used as it is (fairlead doctor --corefile has every line)")
+	if err != nil {
+		return chartDomain
 	}
+	p.found("the Corefile of ConfigMap kube-system/coredns can be used as it is (fairlead doctor --corefile has every line)")
+	for _, b := range read.Blocks {
+		if b.Cluster == nil {
+			continue
+		}
+		for _, zone := range b.Cluster.Zones {
+			if !strings.HasSuffix(zone, ".arpa.") && zone != "." {
+				return strings.TrimSuffix(zone, ".")
+			}
+		}
+	}
+	return chartDomain
 }
 
 // Print writes the plan for people.
