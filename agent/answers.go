@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -157,6 +158,16 @@ func (n *Node) count(r *status.Report) {
 	r.Off = append(r.Off, n.routes.Problems()...)
 	reach := n.routes.Reach()
 	r.PodNetwork = status.PodNetwork{Tunnel: reach.Mode.String(), Port: reach.Port, Linked: reach.Linked, Tunnelled: reach.Tunnelled}
+	if n.fast != nil {
+		fast := n.fast.Report()
+		r.PodNetwork.FastPath = &status.FastPath{Pods: fast.Pods, Links: fast.Links, Packets: fast.Packets}
+		if fast.Off != "" {
+			r.Off = append(r.Off, "the pods' fast path is off: "+fast.Off)
+		}
+		for _, why := range fast.Left {
+			r.Off = append(r.Off, "the pods' fast path is not on a device: "+why)
+		}
+	}
 	if dropped, err := nodenet.Dropped(); err == nil {
 		for _, n := range dropped {
 			r.PodNetwork.Dropped += n
@@ -247,6 +258,11 @@ func (n *Node) Dump(what string) (string, error) {
 		return nodenet.Dump()
 	case "dns":
 		return n.names.Dump(), nil
+	case "fastpath":
+		if n.fast == nil {
+			return "", errors.New("the pods' fast path is not asked for: --pod-fast-path")
+		}
+		return n.fast.Dump()
 	}
-	return "", fmt.Errorf("there is no %q to dump; there are model, nft, routes and dns", what)
+	return "", fmt.Errorf("there is no %q to dump; there are model, nft, routes, dns and fastpath", what)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/explain"
+	"github.com/fairlead/fairlead/fastpath"
 	"github.com/fairlead/fairlead/health"
 	"github.com/fairlead/fairlead/hold"
 	"github.com/fairlead/fairlead/kube"
@@ -44,6 +45,7 @@ type Node struct {
 	client  *kube.Client
 	source  *kube.Source
 	routes  *nodenet.Target
+	fast    *fastpath.Target // nil: it is not asked for
 	plane   *nft.Target
 	names   *dns.Server
 	state   *State
@@ -108,7 +110,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	})
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
-		loop := &Loop{Source: n.source, Routes: n.routes, Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
+		loop := &Loop{Source: n.source, Routes: n.ways(), Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
 		loop.Run(ctx)
 		return nil
 	})
@@ -131,6 +133,9 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	}
 	<-ctx.Done()
 	wg.Wait()
+	if n.fast != nil {
+		n.fast.Close()
+	}
 	if told.Err() == nil {
 		return context.Cause(ctx) // a part has failed
 	}
@@ -153,6 +158,10 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	view.OwnPorts = ownPorts(cfg, n.names.Ports())
 	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: view, Kept: n.kept.read(view)})
 	n.routes = nodenet.New(nodenet.Options{Mode: cfg.Tunnel, Port: cfg.TunnelPort, Logger: log})
+	if cfg.FastPath {
+		n.fast = fastpath.New(log)
+		n.metrics.MustRegister(n.fast.Collector())
+	}
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)
 	}})

@@ -64,10 +64,10 @@ func networkPlots(figures []figure) map[string]string {
 		out["attach"] = barPlot("ADD, from starting the plugin to its result, one at a time", "ms", groups, all)
 	}
 	hostGW := func(what string) (string, bool) {
-		return "one TCP stream", what == "one TCP stream, host-gw"
+		return "one TCP stream", what == "one TCP stream, "+fastPair
 	}
 	if groups, all := bars("traffic", hostGW); len(groups) > 0 {
-		out["stream"] = barPlot("One TCP stream between pods on two nodes, plain routes", "Gbit/s", groups, all)
+		out["stream"] = barPlot("One TCP stream between pods on two nodes, plain routes; Fairlead on its fast path", "Gbit/s", groups, all)
 	}
 	return out
 }

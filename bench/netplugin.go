@@ -28,6 +28,8 @@ type attacher struct {
 	// command is the process of a verb for the pod with this number and namespace, not started.
 	command func(verb string, pod int, netns string) *exec.Cmd
 	leases  string      // directory of the addresses held, of an agent's plugin
+	agent   *process    // and the agent
+	socket  string      // where it is asked
 	starts  chan func() // run on a thread in the node's namespace
 	closers []func()
 }
@@ -185,6 +187,7 @@ func (n *network) attacher(ctx context.Context, s *suite, number int, further []
 		return a, err
 	}
 	a.closers = append(a.closers, agent.stop)
+	a.agent, a.socket = agent, filepath.Join(dir, "state", "agent.sock")
 	var list struct {
 		CNIVersion string
 		Name       string

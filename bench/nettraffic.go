@@ -10,11 +10,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/status"
 )
 
 // pair is a client and a server on two nodes.
@@ -39,6 +42,9 @@ func (p *pair) later(f func()) { p.closers = append(p.closers, f) }
 
 // The two nodes of a pair, which has a fabric of its own.
 var pairNumbers = [2]int{31, 32}
+
+// fileName is a pair's name where it is a file's.
+func fileName(pair string) string { return strings.NewReplacer(" ", "-", ",", "").Replace(pair) }
 
 // twoNodes makes the nodes of a pair on a fabric, with nothing of any program on them.
 func (p *pair) twoNodes() (nodes [2]*host, err error) {
@@ -87,13 +93,14 @@ func bridgePair(_ context.Context, s *suite, p *pair) error {
 		}
 		p.later(func() { close(ways[i].starts) })
 	}
-	return p.pods(ways)
+	_, err = p.pods(ways)
+	return err
 }
 
-// fairleadPair has an agent on each node, started with further flags, and pods attached by its plugin.
+// fairleadPair has an agent on each node, started with further flags, and pods attached by its plugin, of which the API knows.
 func fairleadPair(flags ...string) func(context.Context, *suite, *pair) error {
 	return func(ctx context.Context, s *suite, p *pair) error {
-		w, err := newNetwork(ctx, s, strings.ReplaceAll(p.name, " ", "-"))
+		w, err := newNetwork(ctx, s, fileName(p.name))
 		if err != nil {
 			return err
 		}
@@ -106,8 +113,41 @@ func fairleadPair(flags ...string) func(context.Context, *suite, *pair) error {
 				return err
 			}
 		}
-		return p.pods(ways)
+		addrs, err := p.pods(ways)
+		if err != nil {
+			return err
+		}
+		for i, number := range pairNumbers {
+			if err := w.addPod(ctx, fmt.Sprint("pod-", number), "pair", fmt.Sprint("fairlead-", number), addrs[i]); err != nil {
+				return err
+			}
+		}
+		if !slices.Contains(flags, podFastPath) {
+			return nil
+		}
+		for _, way := range ways {
+			if err := way.fast(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
+}
+
+const podFastPath = "--pod-fast-path"
+
+// fast waits until the fast path leads from the node's pod and its link.
+func (a *attacher) fast(ctx context.Context) error {
+	return a.agent.until(ctx, 10*time.Second, 10*time.Millisecond, func() error {
+		r, err := status.Dial(a.socket).Report(ctx)
+		if err != nil {
+			return err
+		}
+		if f := r.PodNetwork.FastPath; f == nil || f.Pods != 1 || f.Links == 0 {
+			return fmt.Errorf("the fast path is not there: %+v, %q", f, r.Off)
+		}
+		return nil
+	})
 }
 
 // vxlanPair is a tunnel made by hand: one VXLAN device, one route, one neighbour and one forwarding entry on each node, and pods attached by hand.
@@ -161,29 +201,29 @@ func vxlanPair(_ context.Context, s *suite, p *pair) error {
 	return nil
 }
 
-// pods attaches a client and a server.
-func (p *pair) pods(ways [2]*attacher) error {
+// pods attaches a client and a server, and returns their addresses.
+func (p *pair) pods(ways [2]*attacher) (addrs [2]string, err error) {
 	var hosts [2]*host
 	for i, way := range ways {
 		h, err := newHost()
 		if err != nil {
-			return err
+			return addrs, err
 		}
 		p.later(h.close)
 		out, _, err := way.run("ADD", 1, h.Path())
 		if err != nil {
-			return err
+			return addrs, err
 		}
 		var result struct {
 			IPs []struct{ Address netip.Prefix }
 		}
 		if err := json.Unmarshal(out, &result); err != nil || len(result.IPs) == 0 {
-			return fmt.Errorf("parse result of %s: %s, %w", way.name, out, err)
+			return addrs, fmt.Errorf("parse result of %s: %s, %w", way.name, out, err)
 		}
-		hosts[i], p.addr = h, result.IPs[0].Address.Addr().String()
+		hosts[i], addrs[i] = h, result.IPs[0].Address.Addr().String()
 	}
-	p.client, p.server = hosts[0], hosts[1]
-	return nil
+	p.client, p.server, p.addr = hosts[0], hosts[1], addrs[1]
+	return addrs, nil
 }
 
 // passed is what a pair carried in one round.
@@ -194,6 +234,8 @@ const (
 	barePairName   = "node to node"
 	bridgePairName = "bridge + routes"
 	vxlanPairName  = "VXLAN by hand"
+	fastPair       = "host-gw, fast path"
+	fastVXLANPair  = "VXLAN, fast path"
 )
 
 // traffic measures what pods on two nodes can send each other, beside the nodes themselves.
@@ -205,7 +247,9 @@ func traffic(ctx context.Context, s *suite) error {
 		{barePairName, barePair},
 		{bridgePairName, bridgePair},
 		{"host-gw", fairleadPair("--tunnel", "never")},
+		{fastPair, fairleadPair("--tunnel", "never", podFastPath)},
 		{"VXLAN", fairleadPair("--tunnel", "always")},
+		{fastVXLANPair, fairleadPair("--tunnel", "always", podFastPath)},
 		{vxlanPairName, vxlanPair},
 	}
 	pairs := map[string]*pair{}
@@ -217,7 +261,7 @@ func traffic(ctx context.Context, s *suite) error {
 		if err := m.make(ctx, s, p); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		server, err := start(p.server, serverCPU, s.dir, "sink-"+strings.ReplaceAll(m.name, " ", "-"), s.programs.bench, "sink", p.addr)
+		server, err := start(p.server, serverCPU, s.dir, "sink-"+fileName(m.name), s.programs.bench, "sink", p.addr)
 		if err != nil {
 			return err
 		}
@@ -276,7 +320,9 @@ func (s *suite) reportTraffic(taken map[string][]passed) {
 		goals  [3]*goal // of the stream, the connections, the exchanges
 	}{
 		{"host-gw", []string{barePairName, bridgePairName}, [3]*goal{atLeast(0.95), atLeast(0.95), atLeast(0.92)}},
+		{fastPair, []string{barePairName, bridgePairName, "host-gw"}, [3]*goal{atLeast(0.95), atLeast(0.95), atLeast(0.92)}},
 		{"VXLAN", []string{vxlanPairName, barePairName, "host-gw"}, [3]*goal{atLeast(0.95)}},
+		{fastVXLANPair, []string{vxlanPairName, barePairName, "VXLAN"}, [3]*goal{atLeast(0.95)}},
 	} {
 		for _, row := range []struct {
 			what, unit, of string

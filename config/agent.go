@@ -76,6 +76,8 @@ type Agent struct {
 	// Tunnel says which nodes' pods are reached through the tunnel, TunnelPort is its UDP port.
 	Tunnel     nodenet.Mode
 	TunnelPort uint16
+	// FastPath has the node lead TCP from pod to pod past netfilter.
+	FastPath bool
 }
 
 // Socket is where the agent can be asked.
@@ -119,6 +121,7 @@ type Flags struct {
 	dnsPods, corefile                    string
 	tunnel                               string
 	tunnelPort                           uint16
+	fastPath                             bool
 	apiServers                           []string
 }
 
@@ -149,6 +152,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	f.conntrack.addFlags(fs)
 	fs.StringVar(&f.tunnel, "tunnel", "auto", "which nodes' pods are reached through a VXLAN tunnel: auto (of nodes that share no link with this one), always, never")
 	fs.Uint16Var(&f.tunnelPort, "tunnel-port", nodenet.DefaultPort, "UDP `port` of the tunnel, the same on all nodes")
+	fs.BoolVar(&f.fastPath, "pod-fast-path", false, "lead TCP from pod to pod past netfilter, by eBPF: no program's rules see it any more, those of network policies neither; needs Linux 6.6")
 	fs.StringSliceVar(&f.dnsClients, "dns-clients", nil, "`ranges` of clients that the DNS answers beside the cluster's pods and nodes")
 	fs.StringVar(&f.completion, "dns-search-completion", "count", "go through a pod's search `domains` on the server: off, count (what it would spare), on")
 	fs.StringSliceVar(&f.nodeSearch, "dns-node-search", nil, "search `domains` of the node's resolv.conf, which the kubelet gives to pods too")
@@ -241,6 +245,9 @@ func (f *Flags) Agent() (*Agent, error) {
 	}
 	if a.Left == model.Proxy|model.Network && len(f.dns) == 0 {
 		fail("proxy", "with the service proxy, the cluster DNS and the pod network all left to others there is nothing to do: give --dns-ip, --cni-conf-dir or --proxy")
+	}
+	if a.FastPath = f.fastPath; f.fastPath && a.Left.Has(model.Network) {
+		fail("pod-fast-path", "the pod network is left to others: it goes with --cni-conf-dir")
 	}
 	a.PassOn, a.RetryRefused = f.passOn, f.retryRefused
 	a.Healthz, a.Metrics = f.address(healthzFlag, f.healthz, fail), f.address(metricsFlag, f.metrics, fail)

@@ -20,6 +20,7 @@ need curl curl
 need getent libc-bin
 need git git
 need gcc gcc
+need clang clang
 need musl-gcc musl-tools
 need node nodejs
 need containerd containerd

@@ -96,6 +96,10 @@ func (f *family) only() []any {
 	return []any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0}, equal(reg0, f.nfproto)}
 }
 
+func notEqual(reg uint32, data ...byte) any {
+	return &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: data}
+}
+
 func proto(p model.Protocol) []any { return []any{loadProto(reg0), equal(reg0, byte(p))} }
 
 // in matches when reg0 and what follows is in the set.
@@ -300,6 +304,8 @@ func (f *family) guardChain() chain {
 func (f *family) onwardChain() chain {
 	return chain{name: f.chainOnward(), rule: []rule{
 		{"this node's own", join(fromHere(), &expr.Verdict{Kind: expr.VerdictAccept})},
+		// Connection tracking may begin in the middle of a connection, of which it has not seen what was before, or was told to forget it.
+		{"no new connection", join(proto(model.TCP), tcpFlags(tcpSYN|tcpACK), notEqual(reg0, tcpSYN), &expr.Verdict{Kind: expr.VerdictAccept})},
 		{"others", f.follow(inside)},
 	}}
 }
@@ -455,13 +461,27 @@ func loadOriginalPort() []any {
 	return []any{loadProto(reg0), &expr.Ct{Key: expr.CtKeyPROTODST, Register: reg0 + 1}}
 }
 
+// The flags of TCP's header (RFC 9293).
+const (
+	tcpFIN = 1 << iota
+	tcpSYN
+	tcpRST
+	_
+	tcpACK
+)
+
+// tcpFlags loads those flags that are asked for.
+func tcpFlags(which byte) []any {
+	const at = 13
+	return []any{payload(reg0, at, 1, expr.PayloadBaseTransportHeader),
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 1, Mask: []byte{which}, Xor: []byte{0}}}
+}
+
 // isRefusal matches the answer of a port on which nobody listens to the first packet of a connection that was translated. Of such a connection, to
 // which nobody had answered yet, conntrack keeps nothing: it is removed by the time that this is asked.
 func isRefusal() []any {
-	const flagsAt, finSynRstAck, rstAck = 13, 0x17, 0x14
 	const dnatAndDying = ctDNAT | ctDying
-	return join(payload(reg0, flagsAt, 1, expr.PayloadBaseTransportHeader),
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 1, Mask: []byte{finSynRstAck}, Xor: []byte{0}}, equal(reg0, rstAck), proto(model.TCP),
+	return join(tcpFlags(tcpFIN|tcpSYN|tcpRST|tcpACK), equal(reg0, tcpRST|tcpACK), proto(model.TCP),
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0}, mask(reg0, dnatAndDying), equal(reg0, appendNumber(nil, dnatAndDying)...))
 }
 

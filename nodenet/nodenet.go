@@ -34,6 +34,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -445,6 +446,30 @@ func (t *Target) Reach() Reach {
 		r.Linked, r.Tunnelled = t.want.linked, t.want.tunnelled
 	}
 	return r
+}
+
+// Links are the devices by which other nodes' pods are reached.
+type Links struct {
+	// Plain are the numbers of those that lead to the nodes themselves, in order.
+	Plain []int
+	// Tunnel is the number of the tunnel's; 0: there is none. MTU has the ranges that are reached through it, each with the MTU of the way there in bytes.
+	Tunnel int
+	MTU    map[netip.Prefix]int
+}
+
+// Equal reports whether both are the same. It looks no further where they are one.
+func (l *Links) Equal(o *Links) bool {
+	return l == o || l != nil && o != nil && l.Tunnel == o.Tunnel && slices.Equal(l.Plain, o.Plain) && maps.Equal(l.MTU, o.MTU)
+}
+
+// Links are those of the last snapshot. They are not to be changed.
+func (t *Target) Links() *Links {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.want == nil {
+		return new(Links)
+	}
+	return &t.want.links
 }
 
 // Problems are the routes that could not be made, each a sentence, in a fixed order.

@@ -25,6 +25,8 @@ type want struct {
 	rules map[netip.Prefix]struct{}
 	// admit is what may come out of the tunnel.
 	admit map[admission]struct{}
+	// links are the devices that the routes lead to.
+	links Links
 	// problems is what is asked for in vain, whatever the kernel says; sorted.
 	problems []string
 	// linked and tunnelled are how many other nodes are reached in which way; a node of two families may be both.
@@ -51,6 +53,7 @@ func desired(s *model.Snapshot, c conditions) *want {
 	w := &want{
 		neighs: make(map[netip.Addr]mac), fdb: make(map[mac]netip.Addr),
 		rules: make(map[netip.Prefix]struct{}), admit: make(map[admission]struct{}),
+		links: Links{Tunnel: c.dev, MTU: make(map[netip.Prefix]int)},
 	}
 	for _, vip := range s.DNS {
 		w.add("cluster DNS", route{kind: unix.RTN_LOCAL, dst: single(vip)})
@@ -102,6 +105,16 @@ func desired(s *model.Snapshot, c conditions) *want {
 	slices.SortStableFunc(w.routes, func(a, b wish) int { return a.compare(b.route) })
 	// Two nodes beyond the tunnel may have one address: one of their own making that moves between them, say. The first has it.
 	w.routes = slices.CompactFunc(w.routes, func(a, b wish) bool { return a.key() == b.key() })
+	for _, r := range w.routes {
+		at, found := slices.BinarySearch(w.links.Plain, r.dev)
+		switch {
+		case r.kind != unix.RTN_UNICAST || r.pods:
+		case r.dev == c.dev:
+			w.links.MTU[r.dst] = r.mtu
+		case !found:
+			w.links.Plain = slices.Insert(w.links.Plain, at, r.dev)
+		}
+	}
 	slices.Sort(w.problems)
 	return w
 }

@@ -36,7 +36,7 @@ type Agent interface {
 	Explain(context.Context, model.Name, explain.Target) (*explain.Walk, error)
 	// Tracked reads the real ends of a connection from the kernel's connection tracking; ok is false if it is not tracked.
 	Tracked(proto model.Protocol, from, to netip.AddrPort) (t Translation, ok bool, err error)
-	// Dump prints one part of the state: model, nft, routes or dns.
+	// Dump prints one part of the state: model, nft, routes, dns or fastpath.
 	Dump(what string) (string, error)
 }
 

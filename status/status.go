@@ -69,6 +69,17 @@ type PodNetwork struct {
 	Tunnelled int `json:"tunnelled"`
 	// Dropped are packets that came to the tunnel's port and were not from the node that they said, since the tunnel's table was made.
 	Dropped uint64 `json:"droppedForged"`
+	// FastPath is how pods reach pods past netfilter; nil: it is not asked for.
+	FastPath *FastPath `json:"fastPath,omitempty"`
+}
+
+// FastPath is the way of TCP from pod to pod past netfilter.
+type FastPath struct {
+	// Pods and Links are how many pods and links to other nodes it leads from.
+	Pods  int `json:"pods"`
+	Links int `json:"links"`
+	// Packets is how many went by it since the agent's start; one that is to be segmented is one.
+	Packets uint64 `json:"packets"`
 }
 
 // Progress is how far the agent's loop has come.
@@ -191,6 +202,9 @@ func (r *Report) Print(w io.Writer) {
 			fmt.Fprintf(w, "; %d forged tunnel packets dropped", n.Dropped)
 		}
 		fmt.Fprintln(w)
+	}
+	if f := r.PodNetwork.FastPath; f != nil {
+		fmt.Fprintf(w, "  fast path    from %d pods and %d links to other nodes, %d packets\n", f.Pods, f.Links, f.Packets)
 	}
 	if len(r.DNS.Addresses) > 0 {
 		fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,

@@ -125,6 +125,54 @@ func testAgent(t *testing.T, edit func(*specs.Spec)) {
 	c.forgetFlow(ctx, k, pod)
 }
 
+// TestFastPath: the pods' fast path works with the two capabilities that the chart adds for it, under both profiles. Without one of them the agent does all the
+// rest, and says why it is off.
+func TestFastPath(t *testing.T) {
+	with := values()
+	with["network"] = map[string]any{"podFastPath": true}
+	o := rendered(t, with)
+	c := startCluster(t, o.role)
+	img := unpack(t)
+	for name, row := range map[string]struct {
+		edit func(*specs.Spec)
+		off  string
+	}{
+		"seccomp.json": {func(*specs.Spec) {}, ""},
+		"the runtime's profile": {func(s *specs.Spec) {
+			var err error
+			if s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s); err != nil {
+				t.Fatal(err)
+			}
+		}, ""},
+		"capability BPF":     {withoutCapability("CAP_BPF"), "the pods' fast path is off: load eBPF program: it needs the capabilities BPF, PERFMON and NET_ADMIN"},
+		"capability PERFMON": {withoutCapability("CAP_PERFMON"), "the pods' fast path is off: load eBPF program: it needs the capabilities BPF, PERFMON and NET_ADMIN"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			own := *c // its failures are this test's
+			own.t, own.dir = t, t.TempDir()
+			k := own.container(img, o)
+			row.edit(k.spec)
+			k.start()
+			k.mustGetReady(o)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			text, err := k.exec(ctx, "status", "--json")
+			var reports []status.Report
+			if err != nil || json.Unmarshal([]byte(text), &reports) != nil || len(reports) != 1 || reports[0].PodNetwork.FastPath == nil {
+				t.Fatalf("status: %v\n%s", err, text)
+			}
+			r, on := reports[0], row.off == ""
+			if links := r.PodNetwork.FastPath.Links; (links > 0) != on || slices.ContainsFunc(r.Off, func(s string) bool { return strings.Contains(s, "fast path") }) == on {
+				t.Errorf("on %d links: %s", links, text)
+			}
+			if !on && !slices.ContainsFunc(r.Off, func(s string) bool { return strings.HasPrefix(s, row.off) }) {
+				t.Errorf("status does not say %q: %q", row.off, r.Off)
+			}
+			k.stop()
+		})
+	}
+}
+
 // podRange is the node's.
 var podRange = netip.MustParsePrefix("10.244.1.0/24")
 

@@ -103,6 +103,7 @@ var unmeasured = map[string]string{
 	"waitid":            "children",
 	"umask":             "sockets that only root may use",
 	"getppid":           "children",
+	"bpf":               "the pods' fast path, where it is asked for",
 	// Sockets.
 	"recvmmsg":      "questions, many at a time",
 	"sendmmsg":      "answers, many at a time",

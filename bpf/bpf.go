@@ -1,0 +1,33 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf has the programs that run in the kernel: their C, and what the compiler makes of it.
+//
+//	program        where                       maps                              from Linux
+//	fairlead_pods  TCX ingress of pods' veths  ranges, pods, devices, forwarded  6.6
+//	               and links to other nodes
+//
+// The objects are committed, so that nobody needs a compiler to build Fairlead. They are made by clang 14 from the sources beside them and no header of the
+// system; make generate makes them again, and make check fails if that changes them.
+package bpf
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+//go:generate clang -O2 -g -target bpfel -mcpu=v3 -Wall -Wextra -Werror -fdebug-compilation-dir=. -c forward.c -o zz_generated.forward.o
+//go:embed zz_generated.forward.o
+var forward []byte
+
+// Forward is forward.c: the program fairlead_pods and its maps, to be loaded.
+func Forward() (*ebpf.CollectionSpec, error) {
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(forward))
+	if err != nil {
+		return nil, fmt.Errorf("read eBPF object: %w", err)
+	}
+	return spec, nil
+}

@@ -1,0 +1,90 @@
+//go:build ignore
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+
+// What the programs use of the kernel's interface to them (include/uapi/linux/bpf.h), so that they compile the same on every machine, whatever headers it has.
+// None of it ever changes: it is the kernel's ABI.
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define inline_always inline __attribute__((always_inline))
+
+// A map's definition is in the types of its members, which the loader reads (BTF).
+#define uint(name, value) int(*name)[value]
+#define type_of(name, type) type *name
+
+enum { HASH = 1, PERCPU_ARRAY = 6, LPM_TRIE = 11 };
+enum { NO_PREALLOC = 1 };
+
+// struct __sk_buff.
+struct packet {
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid,
+		data, data_end, napi_id, family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4], remote_port, local_port, data_meta;
+	__u64 flow_keys, tstamp;
+	__u32 wire_len, gso_segs;
+	__u64 sk;
+	__u32 gso_size;
+};
+
+struct bpf_fib_lookup {
+	__u8 family, l4_protocol;
+	__u16 sport, dport;
+	__u16 tot_len; // in: bytes of the packet; out: the way's MTU
+	__u32 ifindex; // in: where the packet came from; out: where it is to go
+	__u32 tos;     // or IPv6's flow information
+	__u32 src[4], dst[4]; // dst is the next hop's afterwards
+	__u16 vlan[2];
+	__u8 smac[6], dmac[6];
+};
+
+struct bpf_redir_neigh {
+	__u32 family, hop[4];
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__u32 src, dst;
+			__u16 sport, dport;
+		} ipv4;
+		struct {
+			__u32 src[4], dst[4];
+			__u16 sport, dport;
+		} ipv6;
+	};
+};
+
+struct bpf_ct_opts {
+	__s32 netns, error;
+	__u8 proto, dir, reserved[2];
+};
+
+// The kernel's own, of which only this is looked at; where it is, the loader finds out.
+struct nf_conn {
+	unsigned long status;
+} __attribute__((preserve_access_index));
+
+#define HERE (-1) // netns: that of the packet's device
+#define NAT 0x30  // status: IPS_SRC_NAT | IPS_DST_NAT
+#define ENOENT 2
+
+struct nf_conn *bpf_skb_ct_lookup(struct packet *, struct bpf_sock_tuple *, __u32 size, struct bpf_ct_opts *, __u32 opts_size) SEC(".ksyms");
+void bpf_ct_release(struct nf_conn *) SEC(".ksyms");
+
+static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
+static long (*const store_bytes)(struct packet *, __u32 at, const void *from, __u32 len, __u64 flags) = (void *)9;
+static long (*const l4_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
+static long (*const load_bytes)(const struct packet *, __u32 at, void *to, __u32 len) = (void *)26;
+static long (*const pull_data)(struct packet *, __u32 len) = (void *)39;
+static long (*const fib_lookup)(struct packet *, struct bpf_fib_lookup *, __s32 size, __u32 flags) = (void *)69;
+static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *, __s32 size, __u64 flags) = (void *)152;
+static long (*const redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+
+enum { RECOMPUTE_CSUM = 1 };   // store_bytes
+enum { SKIP_NEIGH = 1 << 2 };  // fib_lookup: the next hop's link address is left to redirect_neigh
+enum { NEXT = -1 };            // TCX_NEXT: what is to happen without this program

@@ -1,0 +1,119 @@
+// Copyright The Fairlead Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package fastpath
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/fairlead/fairlead/model"
+)
+
+// naive is what the map ranges is to have, without any history.
+func naive(s *model.Snapshot, mtus map[netip.Prefix]int) map[netip.Prefix]uint32 {
+	all := make(map[netip.Prefix]uint32)
+	for _, n := range s.Nodes.All() {
+		for _, p := range n.PodCIDRs {
+			all[p] = handOn | uint32(mtus[p])<<mtuShift
+		}
+	}
+	for _, p := range s.PodCIDRs {
+		all[p] = handOn | uint32(mtus[p])<<mtuShift
+	}
+	answers := make(map[netip.Prefix]uint32)
+	for f := range s.Frontends.All() {
+		best := -1
+		for p, what := range all {
+			if p.Contains(f.Addr) && p.Bits() > best {
+				best = p.Bits()
+				answers[netip.PrefixFrom(f.Addr, f.Addr.BitLen())] = what&^whatMask | askServices
+			}
+		}
+	}
+	maps.Copy(all, answers)
+	return all
+}
+
+// TestRanges follows random histories of nodes, pods that end and Services that claim addresses of pods, and wants the map to end as if there had been none.
+func TestRanges(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range 20 {
+		b := model.NewBuilder(model.Config{Self: "n1", PassOn: true, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}[:r.IntN(2)]})
+		b.SetNode(node(1))
+		var book ranges
+		kernel := make(map[netip.Prefix]uint32)
+		mtus := make(map[netip.Prefix]int)
+		asked := 0
+		for step := range 200 {
+			moved := false
+			n, i := 1+r.IntN(4), 1+r.IntN(6)
+			switch r.IntN(8) {
+			case 0:
+				b.SetNode(node(n))
+			case 1:
+				if n > 1 {
+					b.DeleteNode(fmt.Sprintf("n%d", n))
+				}
+			case 2:
+				mtus, moved = maps.Clone(mtus), true
+				mtus[node(n).PodCIDRs[r.IntN(2)]] = []int{0, 1400, 1450}[r.IntN(3)]
+			case 3:
+				svc := web
+				if r.IntN(2) == 0 {
+					svc.Exposure = &model.Exposure{ExternalIPs: podAddrs(n, i)}
+				}
+				b.SetService(svc)
+			case 4:
+				b.DeleteService(web.Name)
+			case 5:
+				b.SetPod(model.Pod{Name: podName(1, i), Addrs: podAddrs(1, i), Terminating: r.IntN(2) == 0})
+			case 6:
+				b.DeletePod(podName(1, i))
+			case 7:
+				sl := model.Slice{Name: model.Name{Namespace: "default", Name: "web-v4"}, Service: "web", Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}}}
+				for range r.IntN(4) {
+					i := 1 + r.IntN(6)
+					sl.Endpoints = append(sl.Endpoints, model.Endpoint{Addr: podAddrs(1, i)[0], Ready: true, Serving: true, Node: "n1", Pod: podName(1, i)})
+				}
+				b.SetSlice(sl)
+			}
+			if r.IntN(4) == 0 {
+				b.Tick()
+			}
+			s := b.Build()
+			for p, what := range book.follow(s, mtus, moved) {
+				if kernel[p] == what {
+					t.Fatalf("step %d: %s is %d already", step, p, what)
+				}
+				if kernel[p] = what; what == 0 {
+					delete(kernel, p)
+				}
+				if what&whatMask == askServices {
+					asked++
+				}
+			}
+			if want := naive(s, mtus); !maps.Equal(kernel, want) {
+				t.Fatalf("step %d: the kernel has %v, want %v", step, kernel, want)
+			}
+		}
+		if asked == 0 {
+			t.Error("nothing ever answered at a pod's address")
+		}
+	}
+}
+
+// TestRangeKey: a key of the kernel's map says what it was made of.
+func TestRangeKey(t *testing.T) {
+	for _, s := range []string{"10.244.0.0/16", "10.244.1.5/32", "0.0.0.0/0", "fd00:244::/56", "fd00::1/128", "::/0"} {
+		if p := netip.MustParsePrefix(s); s != "::/0" && keyOf(p).prefix() != p || keyOf(p).Bits > 128 {
+			t.Errorf("%s became %s", p, keyOf(p).prefix())
+		}
+	}
+}
