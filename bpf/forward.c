@@ -8,10 +8,10 @@
 // hand on, and leaves everything else to it, each packet anew:
 //
 //   - IPv4 without options and in one piece, or IPv6 without extension headers; TCP;
-//   - from a pod's own address, or from a link and a pod's range; to a pod's range;
+//   - to this node's link address, from a pod's own address or from a link and another node's range, to a pod here or another node's range;
 //   - of a connection that no NAT has: those to Services are left to the node where they are translated, both ways;
 //   - no first packet to an address at which something answers for a Service: a pod that is ending, whose new connections may be passed on;
-//   - small enough for its way, which is the one that the routes say at this moment, and leads to a pod here, out of a link or into the tunnel.
+//   - small enough for its way.
 //
 // A connection that is opened through the tunnel is told the way's MTU, as the long way does.
 
@@ -19,7 +19,7 @@
 
 #define htons(x) __builtin_bswap16(x)
 
-enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, AF_INET = 2, AF_INET6 = 10 };
+enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, AF_INET = 2, AF_INET6 = 10, PACKET_HOST = 0 };
 enum { SYN = 2, ACK = 16, TCP_HLEN = 20, TCP_CHECK = 16 };
 
 struct ipv4 {
@@ -53,39 +53,40 @@ struct range {
 	struct addr addr;
 };
 
-// Where a device leads.
-enum { POD = 1, LINK = 2, TUNNEL = 3 };
+// What there is to know of an address: bits.
+enum {
+	ASK_SERVICES = 1, // something answers there for a Service, so the rules have to see the first packet of a connection
+	TUNNEL = 2,       // the way leads through the tunnel: its device takes any size, and the MTU is for connections to be told
+};
 
-// What is to be done with the first packet of a connection to an address: the lower half of what the map ranges has of it. The upper half is the MTU of the
-// way there through the tunnel, in bytes: when the kernel forwards it goes by the device's, which is as large as can be.
-enum { HAND_ON = 1, ASK_SERVICES = 2, WHAT = 0xffff, MTU = 16 };
+// A way to pods of another node. Without a device there is none.
+struct way {
+	__u32 what, mtu, ifindex, family;
+	struct addr hop; // the next hop, in its own family's form
+};
 
-// Pods' addresses.
+// A pod of this node.
+struct pod {
+	__u32 what, mtu, ifindex;
+};
+
+// Where pods' addresses come from, and the way there.
 struct {
 	uint(type, LPM_TRIE);
 	uint(map_flags, NO_PREALLOC);
 	uint(max_entries, 1 << 20);
 	type_of(key, struct range);
-	type_of(value, __u32);
+	type_of(value, struct way);
 } ranges SEC(".maps");
 
-// The addresses of this node's pods, and each one's device.
+// The addresses of this node's pods.
 struct {
 	uint(type, HASH);
 	uint(map_flags, NO_PREALLOC);
 	uint(max_entries, 1 << 16);
 	type_of(key, struct addr);
-	type_of(value, __u32);
+	type_of(value, struct pod);
 } pods SEC(".maps");
-
-// The devices that this program is on.
-struct {
-	uint(type, HASH);
-	uint(map_flags, NO_PREALLOC);
-	uint(max_entries, 1 << 16);
-	type_of(key, __u32);
-	type_of(value, __u32);
-} devices SEC(".maps");
 
 // How many packets went the short way: a packet that is to be segmented is one.
 struct {
@@ -95,46 +96,107 @@ struct {
 	type_of(value, __u64);
 } forwarded SEC(".maps");
 
+// A packet that may go the short way, if its addresses may.
+struct segment {
+	struct addr src, dst;
+	struct bpf_sock_tuple tuple;
+	__u32 ip;   // bytes of the IP header
+	__u16 len;  // of the packet on its way, in bytes: that of the largest segment, if it is to be segmented
+	__u8 is4;
+	__u8 flags; // TCP's
+};
+
 static inline_always void *headers(struct packet *p, __u32 len)
 {
 	void *data = (void *)(long)p->data;
 	return data + len <= (void *)(long)p->data_end ? data : 0;
 }
 
-static inline_always struct addr mapped(__u32 a)
+// What the headers of TCP say, behind an IP header of some size in a packet that has a length.
+static inline_always void read_tcp(struct packet *p, struct segment *s, const struct tcp *t, __u32 ip, __u16 len)
 {
-	struct addr m = {{0, 0, htons(0xffff) << 16, a}};
-	return m;
+	s->ip = ip;
+	s->flags = t->flags;
+	s->len = p->gso_size ? ip + (t->offset >> 4) * 4 + p->gso_size : len;
 }
 
-static inline_always struct addr copied(const __u32 *a)
+static inline_always int read4(struct packet *p, struct segment *s)
 {
-	struct addr c = {{a[0], a[1], a[2], a[3]}};
-	return c;
+	struct ipv4 *ip;
+	struct tcp *t;
+	const __u32 len = ETH_HLEN + sizeof *ip + sizeof *t;
+	void *data;
+	if (!headers(p, len))
+		pull_data(p, len);
+	data = headers(p, len);
+	if (!data)
+		return 0;
+	ip = data + ETH_HLEN;
+	t = (void *)(ip + 1);
+	if (ip->version_ihl != 0x45 || ip->proto != TCP || ip->frag & htons(0x3fff) || ip->ttl < 2)
+		return 0;
+	s->is4 = 1;
+	s->src.word[2] = s->dst.word[2] = htons(0xffff) << 16;
+	s->src.word[3] = s->tuple.ipv4.src = ip->src;
+	s->dst.word[3] = s->tuple.ipv4.dst = ip->dst;
+	s->tuple.ipv4.sport = t->sport;
+	s->tuple.ipv4.dport = t->dport;
+	read_tcp(p, s, t, sizeof *ip, htons(ip->len));
+	return 1;
 }
 
-static inline_always __u32 range_of(const struct addr *a)
+static inline_always int read6(struct packet *p, struct segment *s)
+{
+	struct ipv6 *ip;
+	struct tcp *t;
+	const __u32 len = ETH_HLEN + sizeof *ip + sizeof *t;
+	void *data;
+	if (!headers(p, len))
+		pull_data(p, len);
+	data = headers(p, len);
+	if (!data)
+		return 0;
+	ip = data + ETH_HLEN;
+	t = (void *)(ip + 1);
+	if (ip->next != TCP || ip->hops < 2)
+		return 0;
+	__builtin_memcpy(&s->src, ip->src, sizeof s->src);
+	__builtin_memcpy(&s->dst, ip->dst, sizeof s->dst);
+	__builtin_memcpy(s->tuple.ipv6.src, ip->src, sizeof ip->src);
+	__builtin_memcpy(s->tuple.ipv6.dst, ip->dst, sizeof ip->dst);
+	s->tuple.ipv6.sport = t->sport;
+	s->tuple.ipv6.dport = t->dport;
+	read_tcp(p, s, t, sizeof *ip, htons(ip->len) + sizeof *ip);
+	return 1;
+}
+
+static inline_always int read(struct packet *p, struct segment *s)
+{
+	if (p->vlan_present || p->pkt_type != PACKET_HOST)
+		return 0;
+	if (p->protocol == htons(IPV4))
+		return read4(p, s);
+	return p->protocol == htons(IPV6) && read6(p, s);
+}
+
+static inline_always struct way *way_to(const struct addr *a)
 {
 	struct range k = {.bits = 128, .addr = *a};
-	__u32 *v = map_lookup(&ranges, &k);
-	return v ? *v : 0;
+	return map_lookup(&ranges, &k);
 }
 
-// May the packet's source be what it says?
-static inline_always int genuine(struct packet *p, __u32 from, const struct addr *src)
+// Does it open a connection?
+static inline_always int opens(const struct segment *s)
 {
-	__u32 *device;
-	if (from != POD)
-		return range_of(src) != 0;
-	device = map_lookup(&pods, src);
-	return device && *device == p->ifindex;
+	return (s->flags & (SYN | ACK)) == SYN;
 }
 
 // Does NAT change the packet's connection, or is that not known?
-static inline_always int translated(struct packet *p, struct bpf_sock_tuple *tuple, __u32 size)
+static inline_always int translated(struct packet *p, struct segment *s)
 {
 	struct bpf_ct_opts o = {.netns = HERE, .proto = TCP};
-	struct nf_conn *ct = bpf_skb_ct_lookup(p, tuple, size, &o, sizeof o);
+	__u32 size = s->is4 ? sizeof s->tuple.ipv4 : sizeof s->tuple.ipv6;
+	struct nf_conn *ct = bpf_skb_ct_lookup(p, &s->tuple, size, &o, sizeof o);
 	unsigned long status;
 	if (!ct)
 		return o.error != -ENOENT;
@@ -143,32 +205,62 @@ static inline_always int translated(struct packet *p, struct bpf_sock_tuple *tup
 	return status & NAT;
 }
 
-// The packet's length on its way: that of the largest segment, if it is to be segmented.
-static inline_always __u16 longest(struct packet *p, __u16 len, __u32 ip, const struct tcp *t)
+// Is a pod still where it was? The routes know first.
+static inline_always int is_there(struct packet *p, const struct segment *s, const struct pod *to)
 {
-	return p->gso_size ? ip + (t->offset >> 4) * 4 + p->gso_size : len;
+	struct bpf_fib_lookup f = {.family = s->is4 ? AF_INET : AF_INET6, .l4_protocol = TCP, .ifindex = p->ifindex};
+	if (s->is4) {
+		f.src[0] = s->src.word[3];
+		f.dst[0] = s->dst.word[3];
+	} else {
+		__builtin_memcpy(f.src, &s->src, sizeof f.src);
+		__builtin_memcpy(f.dst, &s->dst, sizeof f.dst);
+	}
+	return !fib_lookup(p, &f, sizeof f, SKIP_NEIGH) && f.ifindex == to->ifindex;
 }
 
-// Where to, by the routes of this moment? 0: that is for the long way to say.
-static inline_always __u32 route(struct packet *p, struct bpf_fib_lookup *f)
+// Counts the packet, and takes one hop from it.
+static inline_always int pass(struct packet *p, const struct segment *s)
 {
-	__u32 *to;
-	f->l4_protocol = TCP;
-	f->ifindex = p->ifindex;
-	if (fib_lookup(p, f, sizeof *f, SKIP_NEIGH))
-		return 0;
-	to = map_lookup(&devices, &f->ifindex);
-	return to ? *to : 0;
+	__u32 zero = 0;
+	__u64 *count = map_lookup(&forwarded, &zero);
+	void *data;
+	if (count)
+		(*count)++;
+	if (s->is4) {
+		struct ipv4 *ip;
+		__u32 sum;
+		data = headers(p, ETH_HLEN + sizeof *ip);
+		if (!data)
+			return 0;
+		ip = data + ETH_HLEN;
+		sum = ip->check + htons(0x0100); // RFC 1141
+		ip->check = sum + (sum >= 0xffff);
+		ip->ttl--;
+	} else {
+		struct ipv6 *ip;
+		const __u32 at = ETH_HLEN + __builtin_offsetof(struct ipv6, hops);
+		__u8 hops;
+		data = headers(p, ETH_HLEN + sizeof *ip);
+		if (!data)
+			return 0;
+		ip = data + ETH_HLEN;
+		hops = ip->hops - 1;
+		// There is no checksum in the header, but one that the network card made may be over it.
+		return !store_bytes(p, at, &hops, sizeof hops, RECOMPUTE_CSUM);
+	}
+	return 1;
 }
 
-// Has TCP's first packet ask for segments that fit the way, if it asks for larger ones. tcp is where the header begins, ip the length of the one before.
-static inline_always void fit(struct packet *p, __u32 mtu, __u32 tcp, __u32 ip)
+// Has TCP's first packet ask for segments that fit the way, if it asks for larger ones.
+static inline_always void fit(struct packet *p, const struct segment *s, __u32 mtu)
 {
 	enum { END = 0, NOP = 1, MSS = 2, OPTIONS = 40 };
-	__u16 most = mtu - ip - TCP_HLEN, asked;
+	const __u32 tcp = ETH_HLEN + s->ip;
+	__u16 most = mtu - s->ip - TCP_HLEN, asked;
 	__u32 at = TCP_HLEN, end;
 	__u8 option[4], offset;
-	if (load_bytes(p, tcp + 12, &offset, sizeof offset))
+	if (load_bytes(p, tcp + __builtin_offsetof(struct tcp, offset), &offset, sizeof offset))
 		return;
 	end = (offset >> 4) * 4;
 	for (int i = 0; i < OPTIONS; i++) {
@@ -190,145 +282,61 @@ static inline_always void fit(struct packet *p, __u32 mtu, __u32 tcp, __u32 ip)
 	}
 }
 
-static inline_always int send(struct bpf_fib_lookup *f, __u32 to)
+// Into a pod of this node.
+static inline_always int deliver(struct packet *p, struct segment *s, const struct pod *to)
 {
-	struct bpf_redir_neigh n = {.family = f->family};
-	__u32 zero = 0;
-	__u64 *count = map_lookup(&forwarded, &zero);
-	if (count)
-		(*count)++;
-	if (to == POD)
-		return redirect_peer(f->ifindex, 0);
-	n.hop[0] = f->dst[0];
-	if (f->family == AF_INET6) {
-		n.hop[1] = f->dst[1];
-		n.hop[2] = f->dst[2];
-		n.hop[3] = f->dst[3];
-	}
-	return redirect_neigh(f->ifindex, &n, sizeof n, 0);
+	if (s->len > to->mtu || (opens(s) && (to->what & ASK_SERVICES || !is_there(p, s, to))) || translated(p, s) || !pass(p, s))
+		return NEXT;
+	return redirect_peer(to->ifindex, 0);
 }
 
-// Is the connection one that this way may have, of a packet that came from such a device? Then this is what there is to know of where it goes to.
-static inline_always __u32 ours(struct packet *p, __u32 from, const struct addr *src, const struct addr *dst, const struct tcp *t)
+// To another node.
+static inline_always int forward(struct packet *p, struct segment *s, const struct way *to)
 {
-	__u32 there = range_of(dst);
-	if (!there || ((there & WHAT) == ASK_SERVICES && (t->flags & (SYN | ACK)) == SYN))
-		return 0;
-	return genuine(p, from, src) ? there : 0;
+	struct bpf_redir_neigh n = {.family = to->family};
+	if ((s->len > to->mtu && !(to->what & TUNNEL)) || (opens(s) && to->what & ASK_SERVICES) || translated(p, s) || !pass(p, s))
+		return NEXT;
+	if (s->flags & SYN && to->what & TUNNEL)
+		fit(p, s, to->mtu);
+	__builtin_memcpy(n.hop, &to->hop, sizeof n.hop);
+	return redirect_neigh(to->ifindex, &n, sizeof n, 0);
 }
 
-static inline_always int forward4(struct packet *p, __u32 from)
+static inline_always int of_pod(struct packet *p, struct segment *s)
 {
-	const __u32 len = ETH_HLEN + sizeof(struct ipv4) + sizeof(struct tcp);
-	struct bpf_fib_lookup f = {.family = AF_INET};
-	struct bpf_sock_tuple tuple;
-	struct addr src, dst;
-	struct ipv4 *ip;
-	struct tcp *t;
-	__u32 to, there, sum;
-	void *data = headers(p, len);
-	if (!data)
+	struct pod *pod = map_lookup(&pods, &s->src);
+	struct way *way;
+	if (!pod || pod->ifindex != p->ifindex)
 		return NEXT;
-	ip = data + ETH_HLEN;
-	t = (void *)(ip + 1);
-	if (ip->version_ihl != 0x45 || ip->proto != TCP || ip->frag & htons(0x3fff) || ip->ttl < 2)
-		return NEXT;
-	src = mapped(ip->src);
-	dst = mapped(ip->dst);
-	there = ours(p, from, &src, &dst, t);
-	if (!there)
-		return NEXT;
-	tuple.ipv4.src = ip->src;
-	tuple.ipv4.dst = ip->dst;
-	tuple.ipv4.sport = t->sport;
-	tuple.ipv4.dport = t->dport;
-	f.tos = ip->tos;
-	f.tot_len = longest(p, htons(ip->len), sizeof *ip, t);
-	f.src[0] = ip->src;
-	f.dst[0] = ip->dst;
-	f.sport = t->sport;
-	f.dport = t->dport;
-	if (translated(p, &tuple, sizeof tuple.ipv4))
-		return NEXT;
-	to = route(p, &f);
-	if (!to || (from != POD && to != POD))
-		return NEXT;
-	// One hop less, which the checksum knows (RFC 1141).
-	sum = ip->check + htons(0x0100);
-	ip->check = sum + (sum >= 0xffff);
-	ip->ttl--;
-	if (to == TUNNEL && there >> MTU && t->flags & SYN)
-		fit(p, there >> MTU, ETH_HLEN + sizeof *ip, sizeof *ip);
-	return send(&f, to);
+	pod = map_lookup(&pods, &s->dst);
+	if (pod)
+		return deliver(p, s, pod);
+	way = way_to(&s->dst);
+	return way && way->ifindex ? forward(p, s, way) : NEXT;
 }
 
-static inline_always int forward6(struct packet *p, __u32 from)
+static inline_always int of_node(struct packet *p, struct segment *s)
 {
-	const __u32 len = ETH_HLEN + sizeof(struct ipv6) + sizeof(struct tcp);
-	struct bpf_fib_lookup f = {.family = AF_INET6};
-	struct bpf_sock_tuple tuple;
-	struct addr src, dst;
-	struct ipv6 *ip;
-	struct tcp *t;
-	__u32 to, there;
-	__u8 hops, opening;
-	void *data = headers(p, len);
-	if (!data)
+	struct pod *pod = map_lookup(&pods, &s->dst);
+	struct way *back;
+	if (!pod)
 		return NEXT;
-	ip = data + ETH_HLEN;
-	t = (void *)(ip + 1);
-	if (ip->next != TCP || ip->hops < 2)
-		return NEXT;
-	src = copied(ip->src);
-	dst = copied(ip->dst);
-	there = ours(p, from, &src, &dst, t);
-	if (!there)
-		return NEXT;
-	__builtin_memcpy(tuple.ipv6.src, src.word, sizeof tuple.ipv6.src);
-	__builtin_memcpy(tuple.ipv6.dst, dst.word, sizeof tuple.ipv6.dst);
-	tuple.ipv6.sport = t->sport;
-	tuple.ipv6.dport = t->dport;
-	f.tos = ip->flow & ~htons(0xf000); // without the version
-	f.tot_len = longest(p, htons(ip->len) + sizeof *ip, sizeof *ip, t);
-	__builtin_memcpy(f.src, src.word, sizeof f.src);
-	__builtin_memcpy(f.dst, dst.word, sizeof f.dst);
-	f.sport = t->sport;
-	f.dport = t->dport;
-	hops = ip->hops - 1;
-	if (translated(p, &tuple, sizeof tuple.ipv6))
-		return NEXT;
-	to = route(p, &f);
-	if (!to || (from != POD && to != POD))
-		return NEXT;
-	opening = t->flags & SYN;
-	// There is no checksum in the header, but one that the network card made may be over it.
-	if (store_bytes(p, ETH_HLEN + __builtin_offsetof(struct ipv6, hops), &hops, sizeof hops, RECOMPUTE_CSUM))
-		return NEXT;
-	if (to == TUNNEL && there >> MTU && opening)
-		fit(p, there >> MTU, ETH_HLEN + sizeof *ip, sizeof *ip);
-	return send(&f, to);
+	back = way_to(&s->src);
+	return back && back->ifindex ? deliver(p, s, pod) : NEXT;
 }
 
 SEC("tcx/ingress")
-int fairlead_pods(struct packet *p)
+int from_pod(struct packet *p)
 {
-	__u32 ifindex = p->ifindex, *from;
-	if (p->vlan_present)
-		return NEXT;
-	from = map_lookup(&devices, &ifindex);
-	if (!from)
-		return NEXT;
-	if (p->protocol == htons(IPV4)) {
-		if (!headers(p, ETH_HLEN + sizeof(struct ipv4) + sizeof(struct tcp)))
-			pull_data(p, ETH_HLEN + sizeof(struct ipv4) + sizeof(struct tcp));
-		return forward4(p, *from);
-	}
-	if (p->protocol == htons(IPV6)) {
-		if (!headers(p, ETH_HLEN + sizeof(struct ipv6) + sizeof(struct tcp)))
-			pull_data(p, ETH_HLEN + sizeof(struct ipv6) + sizeof(struct tcp));
-		return forward6(p, *from);
-	}
-	return NEXT;
+	struct segment s = {};
+	return read(p, &s) ? of_pod(p, &s) : NEXT;
+}
+
+SEC("tcx/ingress")
+int from_node(struct packet *p)
+{
+	struct segment s = {};
+	return read(p, &s) ? of_node(p, &s) : NEXT;
 }
 
 // What it calls of connection tracking is for programs under the licence of the kernel, under which this file may be used too.

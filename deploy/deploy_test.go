@@ -81,7 +81,7 @@ func renderings() map[string]map[string]any {
 				"upstreams": []any{"192.0.2.53", "192.0.2.54"}, "pods": "verified", "clients": []any{"198.51.100.0/24"}, "nodeSearch": []any{"corp.example"},
 				"searchCompletion": "on", "suppressAAAA": "on", "clientRate": "100:200", "log": "sample:100",
 			},
-			"network":  map[string]any{"tunnel": "never", "tunnelPort": 8472, "podFastPath": true, "nonMasqueradeCIDRs": []any{"198.51.100.0/24"}, "cniBinDir": "/usr/libexec/cni", "cniConfDir": "/var/lib/cni/conf"},
+			"network":  map[string]any{"tunnel": "never", "tunnelPort": 8472, "podFastPath": "sys-admin", "nonMasqueradeCIDRs": []any{"198.51.100.0/24"}, "cniBinDir": "/usr/libexec/cni", "cniConfDir": "/var/lib/cni/conf"},
 			"image":    map[string]any{"repository": "registry.example/fairlead", "digest": "sha256:" + strings.Repeat("0", 64), "pullPolicy": "Always", "pullSecrets": []any{"key"}},
 			"stateDir": "/var/lib/other", "startupTaint": "", "logLevel": "debug", "extraArgs": []any{"--conntrack-min=262144"},
 			"resources":    map[string]any{"limits": map[string]any{"memory": "256Mi"}},

@@ -20,35 +20,38 @@ import (
 	"github.com/fairlead/fairlead/nodenet"
 )
 
-// place brings the program to the devices of this node's pods and to the links, and the maps pods and devices to what is there. What is new in the maps comes
-// before the program is on its device, what is gone after it.
+// place brings the programs to the devices of this node's pods and to those that lead to other nodes, and the map pods to what is there. What is new in the map
+// comes before the program is on its device, what is gone before it is off it.
 func (t *Target) place(s *model.Snapshot, links *nodenet.Links) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink socket: %w", err)
+	}
+	defer h.Close()
 	found, err := podDevices(s, links)
 	if err != nil {
 		return err
 	}
-	want := make(map[int]kind, len(found)+len(links.Plain)+1)
+	devices := make(map[int]device)
 	for _, dev := range found {
-		want[dev] = toPod
+		devices[dev] = device{kind: toPod}
 	}
-	for _, dev := range links.Plain {
-		want[dev] = toNode
-	}
-	if links.Tunnel != 0 {
-		want[links.Tunnel] = toTunnel
-	}
-	for dev, a := range t.on {
-		if want[dev] == a.kind && attached(a.link) {
-			continue
+	for _, dev := range slices.Concat(links.Plain, []int{links.Tunnel}) {
+		if dev != 0 {
+			devices[dev] = device{kind: toNode}
 		}
-		a.link.Close()
-		delete(t.on, dev)
-		if err := ignoreMissing(t.objects.Devices.Delete(uint32(dev))); err != nil {
-			return fmt.Errorf("write devices: %w", err)
+	}
+	clear(t.left)
+	for dev, d := range devices {
+		if err := d.look(h, dev); err != nil {
+			return err
+		}
+		if devices[dev] = d; d.why != "" {
+			t.left[dev] = d.why
 		}
 	}
 	for addr := range t.pods {
-		if _, ok := found[addr]; ok {
+		if dev, ok := found[addr]; ok && devices[dev].why == "" {
 			continue
 		}
 		delete(t.pods, addr)
@@ -57,57 +60,54 @@ func (t *Target) place(s *model.Snapshot, links *nodenet.Links) error {
 		}
 	}
 	for addr, dev := range found {
-		if t.pods[addr] == dev {
-			continue
-		}
-		if err := t.objects.Pods.Put(addr.As16(), uint32(dev)); err != nil {
-			return fmt.Errorf("write pods: %w", err)
-		}
-		t.pods[addr] = dev
-	}
-	return t.attach(want)
-}
-
-// attach puts the program where it is not yet.
-func (t *Target) attach(want map[int]kind) error {
-	for dev := range t.left {
-		if _, ok := want[dev]; !ok {
-			delete(t.left, dev)
-		}
-	}
-	var h *netlink.Handle
-	for _, dev := range slices.Sorted(maps.Keys(want)) {
-		if _, ok := t.on[dev]; ok {
-			continue
-		}
-		if h == nil {
-			var err error
-			if h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-				return fmt.Errorf("open netlink socket: %w", err)
+		if d := devices[dev]; d.why == "" {
+			if err := t.setPod(addr, pod{t.ranges.what(addr), uint32(d.mtu), uint32(dev)}); err != nil {
+				return err
 			}
-			defer h.Close()
 		}
-		why, err := unfit(h, dev, want[dev])
-		if err != nil {
+	}
+	for dev, a := range t.on {
+		if d, ok := devices[dev]; !ok || d.why != "" || d.kind != a.kind || !attached(a.link) {
+			a.link.Close()
+			delete(t.on, dev)
+		}
+	}
+	for _, dev := range slices.Sorted(maps.Keys(devices)) {
+		if _, ok := t.on[dev]; ok || devices[dev].why != "" {
+			continue
+		}
+		if err := t.attach(h, dev, devices[dev].kind); err != nil {
 			return err
 		}
-		if why != "" {
-			t.left[dev] = why
-			continue
-		}
-		delete(t.left, dev)
-		if err := t.objects.Devices.Put(uint32(dev), uint32(want[dev])); err != nil {
-			return fmt.Errorf("write devices: %w", err)
-		}
-		l, err := link.AttachTCX(link.TCXOptions{Interface: dev, Program: t.objects.Program, Attach: ebpf.AttachTCXIngress})
-		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) && gone(h, dev) {
-			continue // it went meanwhile, and will be gone from the next snapshot
-		}
-		if err != nil {
-			return fmt.Errorf("attach eBPF program to device %d: %w", dev, err)
-		}
-		t.on[dev] = attachment{want[dev], l}
 	}
+	return nil
+}
+
+func (t *Target) setPod(a netip.Addr, p pod) error {
+	if t.pods[a] == p {
+		return nil
+	}
+	if err := t.objects.Pods.Put(a.As16(), p); err != nil {
+		return fmt.Errorf("write pods: %w", err)
+	}
+	t.pods[a] = p
+	return nil
+}
+
+// attach puts the program on a device.
+func (t *Target) attach(h *netlink.Handle, dev int, k kind) error {
+	program := t.objects.FromPod
+	if k == toNode {
+		program = t.objects.FromNode
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: dev, Program: program, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		if _, gone := h.LinkByIndex(dev); errors.As(gone, new(netlink.LinkNotFoundError)) {
+			return nil // it went meanwhile
+		}
+		return fmt.Errorf("attach eBPF program to device %d: %w", dev, err)
+	}
+	t.on[dev] = attachment{k, l}
 	return nil
 }
 
@@ -144,41 +144,46 @@ func podDevices(s *model.Snapshot, links *nodenet.Links) (map[netip.Addr]int, er
 	return found, nil
 }
 
-// unfit says why the program is not to be on a device; empty: it is.
-func unfit(h *netlink.Handle, dev int, k kind) (why string, err error) {
+// device is one that a program is to be on.
+type device struct {
+	kind kind
+	mtu  int    // bytes
+	why  string // why it is not to be; empty: it is
+}
+
+// look finds out the rest.
+func (d *device) look(h *netlink.Handle, dev int) error {
 	l, err := h.LinkByIndex(dev)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return fmt.Sprintf("device %d is gone", dev), nil
+		d.why = fmt.Sprintf("device %d is gone", dev)
+		return nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("look at device %d: %w", dev, err)
+		return fmt.Errorf("look at device %d: %w", dev, err)
 	}
 	name := l.Attrs().Name
-	if k != toPod {
+	d.mtu = l.Attrs().MTU
+	if d.kind == toNode {
 		if l.Attrs().EncapType != "ether" {
-			return name + " has no link addresses", nil
+			d.why = name + " has no link addresses"
 		}
-		return "", nil
+		return nil
 	}
 	if l.Type() != "veth" {
-		return fmt.Sprintf("%s is no veth but a %s", name, l.Type()), nil
+		d.why = fmt.Sprintf("%s is no veth but a %s", name, l.Type())
+		return nil
 	}
 	// What shapes a pod's traffic does so on this device, which the fast path goes past.
 	disciplines, err := linux.Dump(func() ([]netlink.Qdisc, error) { return h.QdiscList(l) })
 	if err != nil {
-		return "", fmt.Errorf("list queueing disciplines of %s: %w", name, err)
+		return fmt.Errorf("list queueing disciplines of %s: %w", name, err)
 	}
 	for _, q := range disciplines {
 		if q.Type() != "noqueue" {
-			return fmt.Sprintf("%s has the queueing discipline %s", name, q.Type()), nil
+			d.why = fmt.Sprintf("%s has the queueing discipline %s", name, q.Type())
 		}
 	}
-	return "", nil
-}
-
-func gone(h *netlink.Handle, dev int) bool {
-	_, err := h.LinkByIndex(dev)
-	return errors.As(err, new(netlink.LinkNotFoundError))
+	return nil
 }
 
 // attached reports whether a link still is: it loses its device when that is removed.

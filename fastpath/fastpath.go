@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/bpf"
+	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nodenet"
 )
@@ -55,41 +57,44 @@ type Target struct {
 	mu      sync.Mutex
 	objects *objects // nil: not loaded
 	off     string
-	never   bool // this kernel does not take the program
+	failed  int // how many times in a row it has not worked
+	pause   int // for how many calls of Verify it is not tried again
 	ranges  ranges
 	last    *model.Snapshot // of the last Apply, and the links
 	links   *nodenet.Links
-	pods    map[netip.Addr]int // devices by the pods' addresses, as the kernel's map has them
+	pods    map[netip.Addr]pod // as the kernel's map has them
 	on      map[int]attachment
 	left    map[int]string
 }
 
-// attachment is the program on a device.
+// attachment is a program on a device.
 type attachment struct {
 	kind kind
 	link link.Link
 }
 
-// kind is where a device leads: an enum of forward.c.
-type kind uint32
+// kind is where a device leads.
+type kind int
 
 const (
-	toPod    kind = 1
-	toNode   kind = 2
-	toTunnel kind = 3
+	toPod kind = iota
+	toNode
 )
+
+// pod is forward.c's struct pod: a pod of this node.
+type pod struct{ What, MTU, Dev uint32 }
 
 // objects are those of forward.c.
 type objects struct {
-	Program   *ebpf.Program `ebpf:"fairlead_pods"`
+	FromPod   *ebpf.Program `ebpf:"from_pod"`
+	FromNode  *ebpf.Program `ebpf:"from_node"`
 	Ranges    *ebpf.Map     `ebpf:"ranges"`
 	Pods      *ebpf.Map     `ebpf:"pods"`
-	Devices   *ebpf.Map     `ebpf:"devices"`
 	Forwarded *ebpf.Map     `ebpf:"forwarded"`
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.Program.Close(), o.Ranges.Close(), o.Pods.Close(), o.Devices.Close(), o.Forwarded.Close())
+	return errors.Join(o.FromPod.Close(), o.FromNode.Close(), o.Ranges.Close(), o.Pods.Close(), o.Forwarded.Close())
 }
 
 // New returns a target that has done nothing yet. log may be nil.
@@ -97,10 +102,11 @@ func New(log *slog.Logger) *Target {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Target{log: log, pods: make(map[netip.Addr]int), on: make(map[int]attachment), left: make(map[int]string)}
+	return &Target{log: log, pods: make(map[netip.Addr]pod), on: make(map[int]attachment), left: make(map[int]string)}
 }
 
-// Apply brings the fast path to a snapshot: its ranges of pods, and this node's pods. To be called when the routes are there and before the rules are changed: a pod that is to end is asked about before they know of it.
+// Apply brings the fast path to a snapshot: its ranges of pods, and this node's pods. To be called when the routes are there, and before the rules are changed: a
+// pod that is to end is asked about before they know of it. The first time the rules are to be there too, because they have the kernel load connection tracking.
 func (t *Target) Apply(s *model.Snapshot, links *nodenet.Links) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,17 +126,23 @@ func (t *Target) Verify(links *nodenet.Links) {
 
 func (t *Target) apply(s *model.Snapshot, links *nodenet.Links, anew bool) {
 	before := t.off
-	if t.never || t.off != "" && !anew {
+	if t.off != "" {
 		t.last, t.links = s, links
-		return
+		if !anew {
+			return
+		}
+		if t.pause--; t.pause > 0 {
+			return
+		}
 	}
 	err := t.bring(s, links, anew)
 	t.last, t.links = s, links
 	if err != nil {
 		t.unload()
-		t.off = err.Error()
+		t.off, t.failed = err.Error(), min(t.failed+1, mostFailures)
+		t.pause = 1 << t.failed
 	} else {
-		t.off = ""
+		t.off, t.failed = "", 0
 	}
 	switch {
 	case t.off == before:
@@ -148,19 +160,26 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 	if t.objects == nil {
 		var err error
 		if t.objects, err = load(); err != nil {
-			t.never = true
 			return err
 		}
 	}
-	for prefix, what := range t.ranges.follow(s, links.MTU, moved) {
-		var err error
-		if what == 0 {
-			err = ignoreMissing(t.objects.Ranges.Delete(keyOf(prefix)))
-		} else {
-			err = t.objects.Ranges.Put(keyOf(prefix), what)
-		}
-		if err != nil {
+	put, gone := t.ranges.follow(s, links.Ways, moved)
+	for prefix, way := range put {
+		if err := t.objects.Ranges.Put(keyOf(prefix), way); err != nil {
 			return fmt.Errorf("write ranges of pods: %w", err)
+		}
+	}
+	for _, prefix := range gone {
+		if err := ignoreMissing(t.objects.Ranges.Delete(keyOf(prefix))); err != nil {
+			return fmt.Errorf("write ranges of pods: %w", err)
+		}
+	}
+	for a, pod := range t.pods {
+		if what := t.ranges.what(a); what != pod.What {
+			pod.What = what
+			if err := t.setPod(a, pod); err != nil {
+				return err
+			}
 		}
 	}
 	if !anew {
@@ -169,18 +188,41 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 	return t.place(s, links)
 }
 
-// load puts the program into the kernel, on no device yet.
+// mostFailures bounds how long it takes until what does not work is tried again: two to the power of it, in calls of Verify.
+const mostFailures = 10
+
+// missing says which capabilities the program needs that this thread has not; empty: it has all. The kernel's own errors say it in many ways.
+func missing() string {
+	if linux.Capable(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN) {
+		return ""
+	}
+	if _, err := os.Stat("/sys/kernel/btf/nf_conntrack"); err == nil {
+		return "it needs the capabilities SYS_ADMIN and NET_ADMIN, because connection tracking is a module of this kernel"
+	}
+	if !linux.Capable(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN) {
+		return "it needs the capabilities BPF, PERFMON and NET_ADMIN"
+	}
+	return ""
+}
+
+// load puts the program into the kernel, on no device yet. Connection tracking has to be there.
+//
+// A connection may change between the long way and this one, so that connection tracking sees some of its packets and not others. What it then takes for out of
+// place is nothing to us, but a rule of another program may drop it: kube-proxy has one.
 func load() (*objects, error) {
 	spec, err := bpf.Forward()
 	if err != nil {
 		return nil, err
 	}
 	o := new(objects)
-	switch err := spec.LoadAndAssign(o, nil); {
-	case errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("load eBPF program: it needs the capabilities BPF, PERFMON and NET_ADMIN: %w", unix.EPERM)
-	case err != nil:
+	if err := spec.LoadAndAssign(o, nil); err != nil {
+		if missing := missing(); missing != "" {
+			return nil, fmt.Errorf("load eBPF program: %s: %w", missing, unix.EPERM)
+		}
 		return nil, fmt.Errorf("load eBPF program, which needs Linux 6.6 with connection tracking and BTF: %w", err)
+	}
+	if err := linux.WriteSysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1"); err != nil {
+		return nil, errors.Join(err, o.close())
 	}
 	return o, nil
 }
@@ -247,34 +289,40 @@ func (t *Target) Dump() (string, error) {
 		return "", fmt.Errorf("it is off: %s", cmp.Or(t.off, "nothing is programmed yet"))
 	}
 	var lines []string
-	var dev, what uint32
-	devices := t.objects.Devices.Iterate()
-	for devices.Next(&dev, &what) {
-		lines = append(lines, fmt.Sprintf("device %d leads to %s", dev, kind(what)))
+	for dev, a := range t.on {
+		lines = append(lines, fmt.Sprintf("device %d leads to %s", dev, a.kind))
 	}
 	var addr [16]byte
+	var pod pod
 	pods := t.objects.Pods.Iterate()
-	for pods.Next(&addr, &dev) {
-		lines = append(lines, fmt.Sprintf("pod %s device %d", netip.AddrFrom16(addr).Unmap(), dev))
+	for pods.Next(&addr, &pod) {
+		lines = append(lines, fmt.Sprintf("pod %s device %d mtu %d%s", netip.AddrFrom16(addr).Unmap(), pod.Dev, pod.MTU, asking(pod.What)))
 	}
 	var key rangeKey
+	var way way
 	ranges := t.objects.Ranges.Iterate()
-	for ranges.Next(&key, &what) {
-		line := fmt.Sprintf("range %s %s", key.prefix(), map[uint32]string{handOn: "hand on", askServices: "ask services"}[what&whatMask])
-		if mtu := what >> mtuShift; mtu != 0 {
-			line += fmt.Sprintf(" mtu %d", mtu)
+	for ranges.Next(&key, &way) {
+		line := fmt.Sprintf("range %s %s%s", key.prefix(), way, asking(way.What))
+		if way.Dev != 0 {
+			line += fmt.Sprintf(" device %d mtu %d", way.Dev, way.MTU)
 		}
 		lines = append(lines, line)
 	}
-	if err := errors.Join(devices.Err(), pods.Err(), ranges.Err()); err != nil {
+	if err := errors.Join(pods.Err(), ranges.Err()); err != nil {
 		return "", fmt.Errorf("read eBPF maps: %w", err)
 	}
 	slices.Sort(lines)
 	return strings.Join(append(lines, ""), "\n"), nil
 }
 
-func (k kind) String() string {
-	return map[kind]string{toPod: "a pod", toNode: "other nodes", toTunnel: "other nodes through the tunnel"}[k]
+func (k kind) String() string { return [...]string{"a pod", "other nodes"}[k] }
+
+// asking is what Dump says of an address at which something answers for a Service.
+func asking(what uint32) string {
+	if what&askServices != 0 {
+		return " (new connections ask services)"
+	}
+	return ""
 }
 
 // Collector is the metric of the packets that went by it.

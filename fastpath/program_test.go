@@ -33,6 +33,7 @@ type frame struct {
 	options      int    // bytes of them, of IPv4; or one IPv6 extension header, if not 0
 	payload, gso int
 	vlan         bool
+	elsewhere    bool // to the link address of another host
 }
 
 const (
@@ -88,9 +89,20 @@ func (x *island) judge(dev string, f frame) (fast bool) {
 	x.t.Helper()
 	const next, redirect = 0xffffffff, 7
 	in := f.bytes()
+	if !f.elsewhere {
+		link, err := x.Link.LinkByName(dev)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		copy(in, link.Attrs().HardwareAddr)
+	}
 	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256), Context: skb{Ifindex: uint32(x.Index(dev)), GSOSize: uint32(f.gso)}}
 	var verdict uint32
-	x.Do(func() (err error) { verdict, err = x.fast.objects.Program.Run(&opts); return err })
+	program := x.fast.objects.FromPod
+	if dev == "eth0" {
+		program = x.fast.objects.FromNode
+	}
+	x.Do(func() (err error) { verdict, err = program.Run(&opts); return err })
 	switch verdict {
 	case redirect:
 		if out := opts.DataOut; f.src.Addr().Is4() && (out[14+8] != f.hops-1 || checksum(out[14:34]) != 0) || f.src.Addr().Is6() && out[14+7] != f.hops-1 {
@@ -145,6 +157,8 @@ func TestPackets(t *testing.T) {
 			{"from one pod in another's name", "fl6", func(*frame) {}, false, ""},
 			{"from a pod in the name of one elsewhere", "fl5", func(f *frame) { f.src, f.dst = there, taken }, false, ""},
 			{"from a link in the name of nobody's pod", "eth0", func(f *frame) { f.src, f.dst = at("198.51.100.1", "2001:db8::1"), here }, false, ""},
+			{"from a link in the name of a pod of this node", "eth0", func(f *frame) { f.src, f.dst = taken, here }, false, ""},
+			{"to another host's link address", "eth0", func(f *frame) { f.src, f.dst, f.elsewhere = there, here, true }, false, ""},
 			{"from a link to another node's pod", "eth0", func(f *frame) { f.src, f.dst = pod(2, 9), there }, false, ""},
 			{"from no device of ours", "lo", func(*frame) {}, false, ""},
 			{"out of the cluster", "fl5", func(f *frame) { f.dst = at("198.51.100.1", "2001:db8::1") }, false, ""},

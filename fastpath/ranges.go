@@ -7,78 +7,111 @@ import (
 	"maps"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nodenet"
 )
 
-// What the map ranges has of an address: what is to be done with the first packet of a connection, and the MTU of the way there through the tunnel, in bytes. See
-// forward.c.
+// What there is to know of an address: bits of forward.c.
 const (
-	handOn      uint32 = 1
-	askServices uint32 = 2
-	whatMask    uint32 = 1<<mtuShift - 1
-	mtuShift           = 16
+	askServices uint32 = 1 << iota
+	tunnel
 )
 
-// ranges are where pods' addresses come from, and those among them at which something answers for a Service: pods that are ending, and what somebody has
-// declared an external address.
-type ranges struct {
-	last    *model.Snapshot
-	pods    map[netip.Prefix]uint32 // the ranges, and what is written for them
-	answers map[netip.Addr]int      // frontends at an address of a pod
-	have    map[netip.Prefix]uint32 // what was said to be written
+// way is forward.c's struct way: a way to pods of another node. Without a device there is none.
+type way struct {
+	What, MTU, Dev, Family uint32
+	Hop                    [16]byte // an IPv4 one in the first four
 }
 
-// follow returns what is to be written for a snapshot and the MTUs of the tunnel; 0 stands for what is to go. moved says that the MTUs may be others than before.
-func (r *ranges) follow(s *model.Snapshot, mtus map[netip.Prefix]int, moved bool) map[netip.Prefix]uint32 {
+func wayOf(w nodenet.Way) (k way) {
+	if w.Dev == 0 {
+		return k
+	}
+	k.MTU, k.Dev, k.Family = uint32(w.MTU), uint32(w.Dev), unix.AF_INET
+	if w.Via.Is6() {
+		k.Family = unix.AF_INET6
+	}
+	copy(k.Hop[:], w.Via.AsSlice())
+	if w.Tunnel {
+		k.What = tunnel
+	}
+	return k
+}
+
+// ranges are where pods' addresses come from and the ways there, and those addresses among them at which something answers for a Service: pods that are ending,
+// and what somebody has declared an external address.
+type ranges struct {
+	last    *model.Snapshot
+	pods    map[netip.Prefix]way
+	answers map[netip.Addr]int // frontends at an address of a pod
+	have    map[netip.Prefix]way
+}
+
+// follow returns what is to be written into the map ranges, and taken out, for a snapshot and the ways to other nodes' ranges. moved says that those may be others
+// than before.
+func (r *ranges) follow(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way, moved bool) (put map[netip.Prefix]way, gone []netip.Prefix) {
 	from, changed := r.last, false
 	if from == nil || from.Nodes != s.Nodes || moved {
 		// Which addresses are pods' says which frontends matter, so those are gone through again.
 		from, changed = new(model.Snapshot), true
-		r.pods, r.answers = podRanges(s, mtus), make(map[netip.Addr]int)
+		r.pods, r.answers = podRanges(s, ways), make(map[netip.Addr]int)
 	}
 	r.last = s
 	if from.Frontends != s.Frontends {
 		for f, c := range model.Diff(from.Frontends, s.Frontends) {
-			switch {
-			case c.HadOld == c.HasNew || r.rangeOf(f.Addr) == 0:
+			if c.HadOld == c.HasNew {
 				continue
-			case c.HasNew:
-				r.answers[f.Addr]++
-			default:
-				if r.answers[f.Addr]--; r.answers[f.Addr] == 0 {
-					delete(r.answers, f.Addr)
-				}
+			}
+			if _, isPod := r.rangeOf(f.Addr); !isPod {
+				continue
 			}
 			changed = true
+			if c.HasNew {
+				r.answers[f.Addr]++
+			} else if r.answers[f.Addr]--; r.answers[f.Addr] == 0 {
+				delete(r.answers, f.Addr)
+			}
 		}
 	}
 	if !changed {
-		return nil
+		return nil, nil
 	}
 	want := maps.Clone(r.pods)
 	for a := range r.answers {
-		want[netip.PrefixFrom(a, a.BitLen())] = r.rangeOf(a)&^whatMask | askServices
+		w, _ := r.rangeOf(a)
+		w.What |= askServices
+		want[netip.PrefixFrom(a, a.BitLen())] = w
 	}
-	write := make(map[netip.Prefix]uint32)
-	for p, what := range want {
-		if r.have[p] != what {
-			write[p] = what
+	put = make(map[netip.Prefix]way)
+	for p, w := range want {
+		if have, ok := r.have[p]; !ok || have != w {
+			put[p] = w
 		}
 	}
 	for p := range r.have {
 		if _, ok := want[p]; !ok {
-			write[p] = 0
+			gone = append(gone, p)
 		}
 	}
 	r.have = want
-	return write
+	return put, gone
 }
 
-func podRanges(s *model.Snapshot, mtus map[netip.Prefix]int) map[netip.Prefix]uint32 {
-	all := make(map[netip.Prefix]uint32)
+// what there is to know of an address of a pod of this node.
+func (r *ranges) what(a netip.Addr) uint32 {
+	if r.answers[a] > 0 {
+		return askServices
+	}
+	return 0
+}
+
+func podRanges(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way) map[netip.Prefix]way {
+	all := make(map[netip.Prefix]way)
 	add := func(list []netip.Prefix) {
 		for _, p := range list {
-			all[p.Masked()] = handOn | uint32(mtus[p.Masked()])<<mtuShift
+			all[p.Masked()] = wayOf(ways[p.Masked()])
 		}
 	}
 	for _, n := range s.Nodes.All() {
@@ -88,15 +121,13 @@ func podRanges(s *model.Snapshot, mtus map[netip.Prefix]int) map[netip.Prefix]ui
 	return all
 }
 
-// rangeOf is what is written for the smallest range that has an address; 0: none has. It looks for each length of prefix that there may be.
-func (r *ranges) rangeOf(a netip.Addr) uint32 {
-	for bits := a.BitLen(); bits >= 0; bits-- {
+// rangeOf is what is written for the smallest range that has an address. It looks for each length of prefix that there may be.
+func (r *ranges) rangeOf(a netip.Addr) (w way, ok bool) {
+	for bits := a.BitLen(); bits >= 0 && !ok; bits-- {
 		p, _ := a.Prefix(bits)
-		if what := r.pods[p]; what != 0 {
-			return what
-		}
+		w, ok = r.pods[p]
 	}
-	return 0
+	return w, ok
 }
 
 // rangeKey is a key of the map ranges: IPv4 as ::ffff:a.b.c.d.
@@ -112,4 +143,20 @@ func keyOf(p netip.Prefix) rangeKey {
 func (k rangeKey) prefix() netip.Prefix {
 	a := netip.AddrFrom16(k.Addr).Unmap()
 	return netip.PrefixFrom(a, int(k.Bits)-128+a.BitLen())
+}
+
+// String is a way as Dump prints it.
+func (k way) String() string {
+	if k.Dev == 0 {
+		return "no way"
+	}
+	hop := netip.AddrFrom16(k.Hop)
+	if k.Family == unix.AF_INET {
+		hop = netip.AddrFrom4([4]byte(k.Hop[:4]))
+	}
+	text := "via " + hop.String()
+	if k.What&tunnel != 0 {
+		text += " through the tunnel"
+	}
+	return text
 }

@@ -12,26 +12,28 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/nodenet"
 )
 
 // naive is what the map ranges is to have, without any history.
-func naive(s *model.Snapshot, mtus map[netip.Prefix]int) map[netip.Prefix]uint32 {
-	all := make(map[netip.Prefix]uint32)
+func naive(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way) map[netip.Prefix]way {
+	all := make(map[netip.Prefix]way)
 	for _, n := range s.Nodes.All() {
 		for _, p := range n.PodCIDRs {
-			all[p] = handOn | uint32(mtus[p])<<mtuShift
+			all[p] = wayOf(ways[p])
 		}
 	}
 	for _, p := range s.PodCIDRs {
-		all[p] = handOn | uint32(mtus[p])<<mtuShift
+		all[p] = wayOf(ways[p])
 	}
-	answers := make(map[netip.Prefix]uint32)
+	answers := make(map[netip.Prefix]way)
 	for f := range s.Frontends.All() {
 		best := -1
-		for p, what := range all {
+		for p, w := range all {
 			if p.Contains(f.Addr) && p.Bits() > best {
 				best = p.Bits()
-				answers[netip.PrefixFrom(f.Addr, f.Addr.BitLen())] = what&^whatMask | askServices
+				w.What |= askServices
+				answers[netip.PrefixFrom(f.Addr, f.Addr.BitLen())] = w
 			}
 		}
 	}
@@ -48,8 +50,8 @@ func TestRanges(t *testing.T) {
 		b := model.NewBuilder(model.Config{Self: "n1", PassOn: true, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}[:r.IntN(2)]})
 		b.SetNode(node(1))
 		var book ranges
-		kernel := make(map[netip.Prefix]uint32)
-		mtus := make(map[netip.Prefix]int)
+		kernel := make(map[netip.Prefix]way)
+		ways := make(map[netip.Prefix]nodenet.Way)
 		asked := 0
 		for step := range 200 {
 			moved := false
@@ -62,8 +64,9 @@ func TestRanges(t *testing.T) {
 					b.DeleteNode(fmt.Sprintf("n%d", n))
 				}
 			case 2:
-				mtus, moved = maps.Clone(mtus), true
-				mtus[node(n).PodCIDRs[r.IntN(2)]] = []int{0, 1400, 1450}[r.IntN(3)]
+				ways, moved = maps.Clone(ways), true
+				fam := r.IntN(2)
+				ways[node(n).PodCIDRs[fam]] = nodenet.Way{Dev: r.IntN(3), Via: nodeAddrs(n)[fam], MTU: 1400 + r.IntN(2), Tunnel: r.IntN(2) == 0}
 			case 3:
 				svc := web
 				if r.IntN(2) == 0 {
@@ -88,18 +91,27 @@ func TestRanges(t *testing.T) {
 				b.Tick()
 			}
 			s := b.Build()
-			for p, what := range book.follow(s, mtus, moved) {
-				if kernel[p] == what {
-					t.Fatalf("step %d: %s is %d already", step, p, what)
+			put, gone := book.follow(s, ways, moved)
+			for p, w := range put {
+				if have, ok := kernel[p]; ok && have == w {
+					t.Fatalf("step %d: %s is %v already", step, p, w)
 				}
-				if kernel[p] = what; what == 0 {
-					delete(kernel, p)
+				kernel[p] = w
+				asked += int(w.What & askServices)
+			}
+			for _, p := range gone {
+				if _, ok := kernel[p]; !ok {
+					t.Fatalf("step %d: %s is gone already", step, p)
 				}
-				if what&whatMask == askServices {
-					asked++
+				delete(kernel, p)
+			}
+			for i := range 6 {
+				a := podAddrs(1, 1+i)[0]
+				if w := kernel[netip.PrefixFrom(a, 32)]; w.What&askServices != book.what(a) {
+					t.Fatalf("step %d: %s is %v, and as a pod %d", step, a, w, book.what(a))
 				}
 			}
-			if want := naive(s, mtus); !maps.Equal(kernel, want) {
+			if want := naive(s, ways); !maps.Equal(kernel, want) {
 				t.Fatalf("step %d: the kernel has %v, want %v", step, kernel, want)
 			}
 		}

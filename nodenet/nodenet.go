@@ -448,18 +448,27 @@ func (t *Target) Reach() Reach {
 	return r
 }
 
-// Links are the devices by which other nodes' pods are reached.
+// Links are the devices by which other nodes' pods are reached, and the ways there.
 type Links struct {
 	// Plain are the numbers of those that lead to the nodes themselves, in order.
 	Plain []int
-	// Tunnel is the number of the tunnel's; 0: there is none. MTU has the ranges that are reached through it, each with the MTU of the way there in bytes.
+	// Tunnel is the number of the tunnel's; 0: there is none.
 	Tunnel int
-	MTU    map[netip.Prefix]int
+	// Ways are those to the ranges of other nodes that are reached.
+	Ways map[netip.Prefix]Way
+}
+
+// Way is a way to a range: the device's number, the next hop there, the MTU in bytes, and whether it is through the tunnel.
+type Way struct {
+	Dev    int
+	Via    netip.Addr
+	MTU    int
+	Tunnel bool
 }
 
 // Equal reports whether both are the same. It looks no further where they are one.
 func (l *Links) Equal(o *Links) bool {
-	return l == o || l != nil && o != nil && l.Tunnel == o.Tunnel && slices.Equal(l.Plain, o.Plain) && maps.Equal(l.MTU, o.MTU)
+	return l == o || l != nil && o != nil && l.Tunnel == o.Tunnel && slices.Equal(l.Plain, o.Plain) && maps.Equal(l.Ways, o.Ways)
 }
 
 // Links are those of the last snapshot. They are not to be changed.

@@ -53,7 +53,7 @@ func desired(s *model.Snapshot, c conditions) *want {
 	w := &want{
 		neighs: make(map[netip.Addr]mac), fdb: make(map[mac]netip.Addr),
 		rules: make(map[netip.Prefix]struct{}), admit: make(map[admission]struct{}),
-		links: Links{Tunnel: c.dev, MTU: make(map[netip.Prefix]int)},
+		links: Links{Tunnel: c.dev, Ways: make(map[netip.Prefix]Way)},
 	}
 	for _, vip := range s.DNS {
 		w.add("cluster DNS", route{kind: unix.RTN_LOCAL, dst: single(vip)})
@@ -106,12 +106,15 @@ func desired(s *model.Snapshot, c conditions) *want {
 	// Two nodes beyond the tunnel may have one address: one of their own making that moves between them, say. The first has it.
 	w.routes = slices.CompactFunc(w.routes, func(a, b wish) bool { return a.key() == b.key() })
 	for _, r := range w.routes {
-		at, found := slices.BinarySearch(w.links.Plain, r.dev)
-		switch {
-		case r.kind != unix.RTN_UNICAST || r.pods:
-		case r.dev == c.dev:
-			w.links.MTU[r.dst] = r.mtu
-		case !found:
+		if r.kind != unix.RTN_UNICAST || r.pods {
+			continue
+		}
+		if r.dev == c.dev {
+			w.links.Ways[r.dst] = Way{Dev: r.dev, Via: r.via, MTU: r.mtu, Tunnel: true}
+			continue
+		}
+		w.links.Ways[r.dst] = Way{Dev: r.dev, Via: r.via, MTU: c.way(r.via).mtu}
+		if at, found := slices.BinarySearch(w.links.Plain, r.dev); !found {
 			w.links.Plain = slices.Insert(w.links.Plain, at, r.dev)
 		}
 	}

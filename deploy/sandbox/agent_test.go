@@ -129,7 +129,7 @@ func testAgent(t *testing.T, edit func(*specs.Spec)) {
 // rest, and says why it is off.
 func TestFastPath(t *testing.T) {
 	with := values()
-	with["network"] = map[string]any{"podFastPath": true}
+	with["network"] = map[string]any{"podFastPath": "on"}
 	o := rendered(t, with)
 	c := startCluster(t, o.role)
 	img := unpack(t)

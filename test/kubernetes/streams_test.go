@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -30,8 +31,8 @@ const (
 	connections = 2000
 )
 
-// switched: from plain routes to tunnels, to another version of the agent, back to plain routes and to the first version, under streams and new connections.
-// None of them breaks.
+// switched: from plain routes to tunnels, to another version of the agent, back to plain routes and to the first version, then through
+// tunnels on the pods' fast path, and off both again, under streams and new connections. None of them breaks.
 func switched(t *testing.T, w *world) {
 	first := w.image()
 	load := drive(t, w, false, connections)
@@ -49,16 +50,20 @@ func switched(t *testing.T, w *world) {
 		all = append(all, transfer(t, from, to, at[to], bulkStreams/2))
 	}
 	for _, step := range []struct {
-		name string
-		args []string
+		name          string
+		how           func() []string
+		tunnels, fast bool
 	}{
-		{"to tunnels", []string{"patch", "daemonset", "fairlead", "--type=json", "-p", w.tunnelPatch("always")}},
-		{"to another version", []string{"set", "image", "daemonset/fairlead", "agent=" + next}},
-		{"to plain routes", []string{"patch", "daemonset", "fairlead", "--type=json", "-p", w.tunnelPatch("auto")}},
-		{"to the first version", []string{"set", "image", "daemonset/fairlead", "agent=" + first}},
+		{"to tunnels", func() []string { return w.patch([]string{"--tunnel=always"}) }, true, false},
+		{"to another version", func() []string { return []string{"set", "image", "daemonset/fairlead", "agent=" + next} }, true, false},
+		{"to plain routes", func() []string { return w.patch([]string{"--tunnel=auto"}) }, false, false},
+		{"to the first version", func() []string { return []string{"set", "image", "daemonset/fairlead", "agent=" + first} }, false, false},
+		{"to tunnels and the fast path", func() []string { return w.patch([]string{"--tunnel=always", "--pod-fast-path=true"}, "BPF", "PERFMON") }, true, true},
+		{"to plain routes on the fast path", func() []string { return w.patch([]string{"--tunnel=auto"}) }, false, true},
+		{"off the fast path", func() []string { return w.patch([]string{"--pod-fast-path=false"}) }, false, false},
 	} {
 		begin := time.Now()
-		w.kubectl(append([]string{"-n", "kube-system"}, step.args...)...)
+		w.kubectl(append([]string{"-n", "kube-system"}, step.how()...)...)
 		if err := w.RolledOut(interrupted); err != nil {
 			t.Fatal(err)
 		}
@@ -67,12 +72,15 @@ func switched(t *testing.T, w *world) {
 			b.goesOn(t)
 		}
 		t.Logf("%s: %.1f s", step.name, time.Since(begin).Seconds())
-		sent := w.tunnelled()
+		sent, past := w.tunnelled(), w.past(step.fast)
 		for _, b := range all {
 			b.goesOn(t)
 		}
-		if through := w.tunnelled() > sent; through != (step.name == "to tunnels" || step.name == "to another version") {
+		if through := w.tunnelled() > sent; through != step.tunnels {
 			t.Errorf("%s: packets go through the tunnel: %t", step.name, through)
+		}
+		if n := w.past(step.fast) - past; step.fast && n < bulkStreams {
+			t.Errorf("%s: %d packets went past netfilter", step.name, n)
 		}
 	}
 	for _, b := range all {
@@ -81,19 +89,48 @@ func switched(t *testing.T, w *world) {
 	load.stop()
 }
 
-// tunnelPatch is a patch of the DaemonSet that sets the agents' --tunnel.
-func (w *world) tunnelPatch(mode string) string {
+// patch is kubectl's arguments to give the agents flags with other values, and further capabilities.
+func (w *world) patch(flags []string, capabilities ...corev1.Capability) []string {
 	w.t.Helper()
 	ds, err := w.Kube.AppsV1().DaemonSets("kube-system").Get(interrupted, "fairlead", metav1.GetOptions{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	args := slices.DeleteFunc(ds.Spec.Template.Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--tunnel=") })
-	patch, err := json.Marshal([]map[string]any{{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": append(args, "--tunnel="+mode)}})
+	const at = "/spec/template/spec/containers/0/"
+	c := ds.Spec.Template.Spec.Containers[0]
+	args := c.Args
+	for _, f := range flags {
+		name, _, _ := strings.Cut(f, "=")
+		args = append(slices.DeleteFunc(args, func(a string) bool { return strings.HasPrefix(a, name+"=") }), f)
+	}
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "replace", "path": at + "args", "value": args},
+		{"op": "replace", "path": at + "securityContext/capabilities/add", "value": append(c.SecurityContext.Capabilities.Add, capabilities...)},
+	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return string(patch)
+	return []string{"patch", "daemonset", "fairlead", "--type=json", "-p", string(patch)}
+}
+
+// past is how many packets went past netfilter, if they are to.
+func (w *world) past(expected bool) (sum uint64) {
+	w.t.Helper()
+	if !expected {
+		return 0
+	}
+	for node, pod := range w.settled() {
+		text, err := w.Kubectl(interrupted, "", "-n", "kube-system", "exec", pod.Name, "--", "fairlead", "status", "--json")
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		fast, err := fastPath(text)
+		if err != nil {
+			w.t.Errorf("%s: %v", node, err)
+		}
+		sum += fast.Packets
+	}
+	return sum
 }
 
 // tunnelled is how many packets the nodes have sent through tunnels.

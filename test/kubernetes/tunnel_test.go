@@ -4,11 +4,15 @@
 package kubernetes
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/fairlead/fairlead/nodenet"
+	"github.com/fairlead/fairlead/status"
 	"github.com/fairlead/fairlead/test/kubernetes/bed"
 )
 
@@ -21,6 +25,35 @@ func TestWalkThroughTunnels(t *testing.T) {
 			t.Errorf("%s sent %d packets through the tunnel", n.Name, sent)
 		}
 	}
+}
+
+// TestWalkOnTheFastPath is TestWalk with TCP going from pod to pod past netfilter.
+func TestWalkOnTheFastPath(t *testing.T) {
+	w := enter(t, bed.Options{Nodes: 3, AgentArgs: []string{"--pod-fast-path"}})
+	walk(t, w)
+	for _, n := range w.Nodes {
+		text, err := n.Output(interrupted, own+"/fairlead", "status", "--json", "--socket", "/var/lib/fairlead/agent/agent.sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fast, err := fastPath(text); err != nil || fast.Pods < 2 || fast.Links < 2 || fast.Packets < 100 {
+			t.Errorf("%s: %+v, %v", n.Name, fast, err)
+		}
+	}
+}
+
+// fastPath reads an agent's status of its pods' fast path, which is to have nothing to complain of.
+func fastPath(text string) (status.FastPath, error) {
+	var reports []status.Report
+	if err := json.Unmarshal([]byte(text), &reports); err != nil || len(reports) != 1 || reports[0].PodNetwork.FastPath == nil {
+		return status.FastPath{}, fmt.Errorf("parse status: %w: %s", err, text)
+	}
+	for _, s := range reports[0].Off {
+		if strings.Contains(s, "fast path") {
+			return *reports[0].PodNetwork.FastPath, errors.New(s)
+		}
+	}
+	return *reports[0].PodNetwork.FastPath, nil
 }
 
 // tunnelPackets is how many packets a node has sent through its tunnel; 0 if it has none.
