@@ -175,42 +175,56 @@ func confineOne(pid, cpu int) error {
 }
 
 // memory is what a process, and those it has started, hold, in bytes. The contenders are static programs that share pages with nobody but other instances of
-// themselves, of which there are several here and one on a node: what is resident is what the proportional set size would be there. The agent is two processes
-// of one program, so that what is resident counts their common pages twice.
+// themselves, of which there are several here and one on a node.
 type memory struct {
-	RSS  float64
-	PSS  float64
+	RSS  float64 // the agent is two processes of one program, so this counts their common pages twice
+	PSS  float64 // what the proportional set sizes would sum up to on a node of their own: common pages once
 	Peak float64 // the most that was resident at a time
 }
 
-func memoryOf(pid int) (sum memory, err error) {
-	err = ofFamily(pid, func(member int) error {
+func memoryOf(pid int) (memory, error) {
+	var members []resident
+	err := ofFamily(pid, func(member int) error {
 		m, err := memoryOfOne(member)
-		sum = memory{sum.RSS + m.RSS, sum.PSS + m.PSS, sum.Peak + m.Peak}
+		members = append(members, m)
 		return err
 	})
-	return sum, err
+	return together(members), err
 }
 
-func memoryOfOne(pid int) (memory, error) {
+// resident is what one process holds, in bytes: all, its own of it, and the most that all has been.
+type resident struct{ all, own, peak float64 }
+
+// together is what processes of one program hold: what is not their own are pages of that program.
+func together(members []resident) (sum memory) {
+	var program float64
+	for _, m := range members {
+		sum.RSS, sum.PSS, sum.Peak = sum.RSS+m.all, sum.PSS+m.own, sum.Peak+m.peak
+		program = max(program, m.all-m.own)
+	}
+	sum.PSS += program
+	return sum
+}
+
+func memoryOfOne(pid int) (resident, error) {
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		return memory{}, fmt.Errorf("read memory of %d: %w", pid, err)
+		return resident{}, fmt.Errorf("read memory of %d: %w", pid, err)
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return memory{}, fmt.Errorf("read memory of %d: %w", pid, err)
+		return resident{}, fmt.Errorf("read memory of %d: %w", pid, err)
 	}
 	rss, err := kilobytes(rollup, "Rss:")
 	if err != nil {
-		return memory{}, err
+		return resident{}, err
 	}
-	pss, err := kilobytes(rollup, "Pss:")
+	own, err := kilobytes(rollup, "Anonymous:")
 	if err != nil {
-		return memory{}, err
+		return resident{}, err
 	}
 	peak, err := kilobytes(status, "VmHWM:")
-	return memory{rss, pss, peak}, err
+	return resident{rss, own, peak}, err
 }
 
 // kilobytes reads a line such as "Rss:  1234 kB", in bytes.

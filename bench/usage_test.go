@@ -78,7 +78,7 @@ func TestFamilyOf(t *testing.T) {
 	}
 	both, err := memoryOf(os.Getpid())
 	own, err2 := memoryOfOne(os.Getpid())
-	if err != nil || err2 != nil || both.RSS <= own.RSS {
+	if err != nil || err2 != nil || both.RSS <= own.all {
 		t.Errorf("memory of all %+v, %v, of this process %+v, %v", both, err, own, err2)
 	}
 	end()
@@ -170,5 +170,15 @@ func TestMachineTime(t *testing.T) {
 	}
 	if now, err := readMachineTime(); err != nil || now.total <= now.idle {
 		t.Errorf("this machine: %+v, %v", now, err)
+	}
+}
+
+// What two processes share of their program counts twice in what is resident, and once in what they hold together.
+func TestTogether(t *testing.T) {
+	if got, want := together([]resident{{10, 4, 12}, {7, 1, 8}}), (memory{RSS: 17, PSS: 5 + 6, Peak: 20}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got, want := together([]resident{{10, 4, 12}}), (memory{RSS: 10, PSS: 10, Peak: 12}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
