@@ -11,7 +11,7 @@
 //   - to this node's link address, from a pod's own address or from a link and another node's range, to a pod here or another node's range;
 //   - of a connection that no NAT has: those to Services are left to the node where they are translated, both ways;
 //   - no first packet to an address at which something answers for a Service: a pod that is ending, whose new connections may be passed on;
-//   - small enough for its way.
+//   - small enough for the device that it leaves by.
 //
 // A connection that is opened through the tunnel is told the way's MTU, as the long way does.
 
@@ -56,10 +56,10 @@ struct range {
 // What there is to know of an address: bits.
 enum {
 	ASK_SERVICES = 1, // something answers there for a Service, so the rules have to see the first packet of a connection
-	TUNNEL = 2,       // the way leads through the tunnel: its device takes any size, and the MTU is for connections to be told
+	TUNNEL = 2,       // the way leads through the tunnel
 };
 
-// A way to pods of another node. Without a device there is none.
+// A way to pods of another node. Without a device there is none. The MTU, in bytes, is of use only through the tunnel, whose device takes any size.
 struct way {
 	__u32 what, mtu, ifindex, family;
 	struct addr hop; // the next hop, in its own family's form
@@ -67,7 +67,7 @@ struct way {
 
 // A pod of this node.
 struct pod {
-	__u32 what, mtu, ifindex;
+	__u32 what, ifindex;
 };
 
 // Where pods' addresses come from, and the way there.
@@ -100,8 +100,7 @@ struct {
 struct segment {
 	struct addr src, dst;
 	struct bpf_sock_tuple tuple;
-	__u32 ip;   // bytes of the IP header
-	__u16 len;  // of the packet on its way, in bytes: that of the largest segment, if it is to be segmented
+	__u32 ip; // bytes of the IP header
 	__u8 is4;
 	__u8 flags; // TCP's
 };
@@ -110,14 +109,6 @@ static inline_always void *headers(struct packet *p, __u32 len)
 {
 	void *data = (void *)(long)p->data;
 	return data + len <= (void *)(long)p->data_end ? data : 0;
-}
-
-// What the headers of TCP say, behind an IP header of some size in a packet that has a length.
-static inline_always void read_tcp(struct packet *p, struct segment *s, const struct tcp *t, __u32 ip, __u16 len)
-{
-	s->ip = ip;
-	s->flags = t->flags;
-	s->len = p->gso_size ? ip + (t->offset >> 4) * 4 + p->gso_size : len;
 }
 
 static inline_always int read4(struct packet *p, struct segment *s)
@@ -141,7 +132,8 @@ static inline_always int read4(struct packet *p, struct segment *s)
 	s->dst.word[3] = s->tuple.ipv4.dst = ip->dst;
 	s->tuple.ipv4.sport = t->sport;
 	s->tuple.ipv4.dport = t->dport;
-	read_tcp(p, s, t, sizeof *ip, htons(ip->len));
+	s->ip = sizeof *ip;
+	s->flags = t->flags;
 	return 1;
 }
 
@@ -166,7 +158,8 @@ static inline_always int read6(struct packet *p, struct segment *s)
 	__builtin_memcpy(s->tuple.ipv6.dst, ip->dst, sizeof ip->dst);
 	s->tuple.ipv6.sport = t->sport;
 	s->tuple.ipv6.dport = t->dport;
-	read_tcp(p, s, t, sizeof *ip, htons(ip->len) + sizeof *ip);
+	s->ip = sizeof *ip;
+	s->flags = t->flags;
 	return 1;
 }
 
@@ -189,6 +182,13 @@ static inline_always struct way *way_to(const struct addr *a)
 static inline_always int opens(const struct segment *s)
 {
 	return (s->flags & (SYN | ACK)) == SYN;
+}
+
+// Is the packet small enough for a device at this moment?
+static inline_always int fits(struct packet *p, __u32 ifindex)
+{
+	__u32 mtu = 0;
+	return !check_mtu(p, ifindex, &mtu, 0, CHECK_SEGMENTS);
 }
 
 // Does NAT change the packet's connection, or is that not known?
@@ -285,7 +285,7 @@ static inline_always void fit(struct packet *p, const struct segment *s, __u32 m
 // Into a pod of this node.
 static inline_always int deliver(struct packet *p, struct segment *s, const struct pod *to)
 {
-	if (s->len > to->mtu || (opens(s) && (to->what & ASK_SERVICES || !is_there(p, s, to))) || translated(p, s) || !pass(p, s))
+	if (!fits(p, to->ifindex) || (opens(s) && (to->what & ASK_SERVICES || !is_there(p, s, to))) || translated(p, s) || !pass(p, s))
 		return NEXT;
 	return redirect_peer(to->ifindex, 0);
 }
@@ -294,7 +294,7 @@ static inline_always int deliver(struct packet *p, struct segment *s, const stru
 static inline_always int forward(struct packet *p, struct segment *s, const struct way *to)
 {
 	struct bpf_redir_neigh n = {.family = to->family};
-	if ((s->len > to->mtu && !(to->what & TUNNEL)) || (opens(s) && to->what & ASK_SERVICES) || translated(p, s) || !pass(p, s))
+	if (!fits(p, to->ifindex) || (opens(s) && to->what & ASK_SERVICES) || translated(p, s) || !pass(p, s))
 		return NEXT;
 	if (s->flags & SYN && to->what & TUNNEL)
 		fit(p, s, to->mtu);

@@ -21,14 +21,10 @@ typedef unsigned long long __u64;
 enum { HASH = 1, PERCPU_ARRAY = 6, LPM_TRIE = 11 };
 enum { NO_PREALLOC = 1 };
 
-// struct __sk_buff.
+// struct __sk_buff, as far as it is used.
 struct packet {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid,
-		data, data_end, napi_id, family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4], remote_port, local_port, data_meta;
-	__u64 flow_keys, tstamp;
-	__u32 wire_len, gso_segs;
-	__u64 sk;
-	__u32 gso_size;
+		data, data_end;
 };
 
 struct bpf_fib_lookup {
@@ -84,7 +80,9 @@ static long (*const pull_data)(struct packet *, __u32 len) = (void *)39;
 static long (*const fib_lookup)(struct packet *, struct bpf_fib_lookup *, __s32 size, __u32 flags) = (void *)69;
 static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *, __s32 size, __u64 flags) = (void *)152;
 static long (*const redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+static long (*const check_mtu)(struct packet *, __u32 ifindex, __u32 *mtu, __s32 more, __u64 flags) = (void *)163;
 
 enum { RECOMPUTE_CSUM = 1 };   // store_bytes
 enum { SKIP_NEIGH = 1 << 2 };  // fib_lookup: the next hop's link address is left to redirect_neigh
+enum { CHECK_SEGMENTS = 1 };   // check_mtu: of a packet that is to be segmented, the segments
 enum { NEXT = -1 };            // TCX_NEXT: what is to happen without this program

@@ -20,38 +20,44 @@ import (
 	"github.com/fairlead/fairlead/nodenet"
 )
 
-// place brings the programs to the devices of this node's pods and to those that lead to other nodes, and the map pods to what is there. What is new in the map
-// comes before the program is on its device, what is gone before it is off it.
-func (t *Target) place(s *model.Snapshot, links *nodenet.Links) error {
+// place brings the programs to the devices of this node's pods and to those that lead to other nodes, and the map pods to what is there: what has changed since the
+// last snapshot, or all of it anew. What is new in the map comes before the program is on its device, what is gone before it is off it.
+func (t *Target) place(s *model.Snapshot, links *nodenet.Links, anew bool) error {
+	if anew {
+		clear(t.devices)
+	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink socket: %w", err)
 	}
 	defer h.Close()
-	found, err := podDevices(s, links)
+	found, err := t.podDevices(s, links, anew)
 	if err != nil {
 		return err
 	}
-	devices := make(map[int]device)
+	wanted := make(map[int]kind)
 	for _, dev := range found {
-		devices[dev] = device{kind: toPod}
+		wanted[dev] = toPod
 	}
 	for _, dev := range slices.Concat(links.Plain, []int{links.Tunnel}) {
 		if dev != 0 {
-			devices[dev] = device{kind: toNode}
+			wanted[dev] = toNode
 		}
 	}
-	clear(t.left)
-	for dev, d := range devices {
-		if err := d.look(h, dev); err != nil {
-			return err
+	for dev, k := range wanted {
+		if d, known := t.devices[dev]; !known || d.kind != k {
+			if t.devices[dev], err = look(h, dev, k); err != nil {
+				return err
+			}
 		}
-		if devices[dev] = d; d.why != "" {
-			t.left[dev] = d.why
+	}
+	for dev := range t.devices {
+		if _, ok := wanted[dev]; !ok {
+			delete(t.devices, dev)
 		}
 	}
 	for addr := range t.pods {
-		if dev, ok := found[addr]; ok && devices[dev].why == "" {
+		if dev, ok := found[addr]; ok && t.devices[dev].why == "" {
 			continue
 		}
 		delete(t.pods, addr)
@@ -60,23 +66,23 @@ func (t *Target) place(s *model.Snapshot, links *nodenet.Links) error {
 		}
 	}
 	for addr, dev := range found {
-		if d := devices[dev]; d.why == "" {
-			if err := t.setPod(addr, pod{t.ranges.what(addr), uint32(d.mtu), uint32(dev)}); err != nil {
+		if d := t.devices[dev]; d.why == "" {
+			if err := t.setPod(addr, pod{t.ranges.what(addr), uint32(dev)}); err != nil {
 				return err
 			}
 		}
 	}
 	for dev, a := range t.on {
-		if d, ok := devices[dev]; !ok || d.why != "" || d.kind != a.kind || !attached(a.link) {
+		if d, ok := t.devices[dev]; !ok || d.why != "" || d.kind != a.kind || anew && !attached(a.link) {
 			a.link.Close()
 			delete(t.on, dev)
 		}
 	}
-	for _, dev := range slices.Sorted(maps.Keys(devices)) {
-		if _, ok := t.on[dev]; ok || devices[dev].why != "" {
+	for _, dev := range slices.Sorted(maps.Keys(t.devices)) {
+		if _, ok := t.on[dev]; ok || t.devices[dev].why != "" {
 			continue
 		}
-		if err := t.attach(h, dev, devices[dev].kind); err != nil {
+		if err := t.attach(h, dev, t.devices[dev].kind); err != nil {
 			return err
 		}
 	}
@@ -111,34 +117,55 @@ func (t *Target) attach(h *netlink.Handle, dev int, k kind) error {
 	return nil
 }
 
-// podDevices are the devices by which the kernel reaches this node's pods, by the pods' addresses.
-func podDevices(s *model.Snapshot, links *nodenet.Links) (map[netip.Addr]int, error) {
-	var addrs []netip.Addr
-	for _, p := range s.Pods.All() {
-		if !p.HostNetwork {
-			addrs = append(addrs, p.Addrs...)
+// podDevices are the devices by which the kernel reaches this node's pods, by the pods' addresses. It is asked about those that are not known, or have another
+// pod than in the last snapshot; anew about all.
+func (t *Target) podDevices(s *model.Snapshot, links *nodenet.Links, anew bool) (map[netip.Addr]int, error) {
+	touched := make(map[netip.Addr]struct{})
+	if !anew {
+		for _, c := range model.Diff(t.last.Pods, s.Pods) {
+			for _, p := range []*model.Pod{c.Old, c.New} {
+				if p != nil {
+					for _, a := range p.Addrs {
+						touched[a] = struct{}{}
+					}
+				}
+			}
 		}
 	}
-	if len(addrs) == 0 {
-		return nil, nil
+	found := make(map[netip.Addr]int)
+	var ask []netip.Addr
+	for _, p := range s.Pods.All() {
+		if p.HostNetwork {
+			continue
+		}
+		for _, a := range p.Addrs {
+			_, again := touched[a]
+			if known, ok := t.pods[a]; ok && !again && !anew {
+				found[a] = int(known.Dev)
+			} else {
+				ask = append(ask, a)
+			}
+		}
+	}
+	if len(ask) == 0 {
+		return found, nil
 	}
 	b, err := linux.NewBatch()
 	if err != nil {
 		return nil, err
 	}
 	defer b.Close()
-	ways := make([]linux.Found, len(addrs))
-	for i, a := range addrs {
+	ways := make([]linux.Found, len(ask))
+	for i, a := range ask {
 		b.RouteGet(a, &ways[i])
 	}
 	if err := b.Send(); err != nil {
 		return nil, fmt.Errorf("look up routes to pods: %w", err)
 	}
-	found := make(map[netip.Addr]int, len(addrs))
 	for i, w := range ways {
 		// A pod that is not there any more, or not yet, is reached as anything else is.
 		if w.Index > 0 && !w.Local && !w.Via && w.Index != links.Tunnel && !slices.Contains(links.Plain, w.Index) {
-			found[addrs[i]] = w.Index
+			found[ask[i]] = w.Index
 		}
 	}
 	return found, nil
@@ -147,43 +174,42 @@ func podDevices(s *model.Snapshot, links *nodenet.Links) (map[netip.Addr]int, er
 // device is one that a program is to be on.
 type device struct {
 	kind kind
-	mtu  int    // bytes
 	why  string // why it is not to be; empty: it is
 }
 
-// look finds out the rest.
-func (d *device) look(h *netlink.Handle, dev int) error {
+// look finds out what there is to know of a device.
+func look(h *netlink.Handle, dev int, k kind) (device, error) {
+	d := device{kind: k}
 	l, err := h.LinkByIndex(dev)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		d.why = fmt.Sprintf("device %d is gone", dev)
-		return nil
+		return d, nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at device %d: %w", dev, err)
+		return d, fmt.Errorf("look at device %d: %w", dev, err)
 	}
 	name := l.Attrs().Name
-	d.mtu = l.Attrs().MTU
-	if d.kind == toNode {
+	if k == toNode {
 		if l.Attrs().EncapType != "ether" {
 			d.why = name + " has no link addresses"
 		}
-		return nil
+		return d, nil
 	}
 	if l.Type() != "veth" {
 		d.why = fmt.Sprintf("%s is no veth but a %s", name, l.Type())
-		return nil
+		return d, nil
 	}
 	// What shapes a pod's traffic does so on this device, which the fast path goes past.
 	disciplines, err := linux.Dump(func() ([]netlink.Qdisc, error) { return h.QdiscList(l) })
 	if err != nil {
-		return fmt.Errorf("list queueing disciplines of %s: %w", name, err)
+		return d, fmt.Errorf("list queueing disciplines of %s: %w", name, err)
 	}
 	for _, q := range disciplines {
 		if q.Type() != "noqueue" {
 			d.why = fmt.Sprintf("%s has the queueing discipline %s", name, q.Type())
 		}
 	}
-	return nil
+	return d, nil
 }
 
 // attached reports whether a link still is: it loses its device when that is removed.

@@ -1,15 +1,15 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fastpath leads TCP from pod to pod past this node's netfilter and stack, by an eBPF program where packets enter the node: on its end of the pods'
-// veth pairs and on the links to other nodes.
+// Package fastpath leads TCP from pod to pod past this node's netfilter and stack, by eBPF programs where packets enter the node: on its end of the pods' veth
+// pairs, on the links to other nodes and on the tunnel.
 //
-// It is a short cut and nothing else. What goes there is what the long way would only hand on; where it goes to, the routes say at that moment; and every
-// packet that the program is not certain about goes the long way. So nothing depends on it: without it, or while its agent is away, everything works as it
-// did. What it takes is not seen by any rule of netfilter, of whichever program: that is for who runs the cluster to want.
+// It is a short cut and nothing else. What goes there is what the long way would only hand on; where it goes to is where package nodenet's routes lead; and every
+// packet that a program is not certain about goes the long way. So nothing depends on it: without it, or while its agent is away, everything works as it did.
+// What it takes is not seen by any rule of netfilter, of whichever program: that is for who runs the cluster to want.
 //
-// The invariant: the program is on a device only while this process lives and [Target.Apply] was last told of a pod or a link there. No packet of a
-// connection that NAT changes goes by it, and no first packet to an address at which anything answers for a Service.
+// The invariant: a program is on a device only while this process lives and [Target.Apply] was last told of a pod or a way there. No packet of a connection that
+// NAT changes goes by it, and no first packet to an address at which anything answers for a Service.
 //
 // The one way in is [Target.Apply], which cannot fail: what does not work is off, and [Target.Report] says why. It works in the network namespace of the
 // calling thread. docs/network.md is for who runs it, docs/design/0010-pods-past-netfilter.md has the reasons.
@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -64,7 +63,7 @@ type Target struct {
 	links   *nodenet.Links
 	pods    map[netip.Addr]pod // as the kernel's map has them
 	on      map[int]attachment
-	left    map[int]string
+	devices map[int]device // those of pods and ways, as far as they were looked at
 }
 
 // attachment is a program on a device.
@@ -82,7 +81,7 @@ const (
 )
 
 // pod is forward.c's struct pod: a pod of this node.
-type pod struct{ What, MTU, Dev uint32 }
+type pod struct{ What, Dev uint32 }
 
 // objects are those of forward.c.
 type objects struct {
@@ -102,7 +101,7 @@ func New(log *slog.Logger) *Target {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Target{log: log, pods: make(map[netip.Addr]pod), on: make(map[int]attachment), left: make(map[int]string)}
+	return &Target{log: log, pods: make(map[netip.Addr]pod), on: make(map[int]attachment), devices: make(map[int]device)}
 }
 
 // Apply brings the fast path to a snapshot: its ranges of pods, and this node's pods. To be called when the routes are there, and before the rules are changed: a
@@ -156,8 +155,8 @@ func (t *Target) apply(s *model.Snapshot, links *nodenet.Links, anew bool) {
 // bring does what Apply is to do; after an error everything is to be taken away. anew has it look at every device again, whatever is known.
 func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error {
 	moved := !links.Equal(t.links)
-	anew = anew || t.objects == nil || s.Pods != t.last.Pods || moved
 	if t.objects == nil {
+		anew = true
 		var err error
 		if t.objects, err = load(); err != nil {
 			return err
@@ -182,16 +181,16 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 			}
 		}
 	}
-	if !anew {
+	if !anew && !moved && s.Pods == t.last.Pods {
 		return nil
 	}
-	return t.place(s, links)
+	return t.place(s, links, anew)
 }
 
 // mostFailures bounds how long it takes until what does not work is tried again: two to the power of it, in calls of Verify.
 const mostFailures = 10
 
-// missing says which capabilities the program needs that this thread has not; empty: it has all. The kernel's own errors say it in many ways.
+// missing says which capabilities the programs need that this thread has not; empty: it has all. The kernel's own errors say it in many ways.
 func missing() string {
 	if linux.Capable(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN) {
 		return ""
@@ -205,7 +204,7 @@ func missing() string {
 	return ""
 }
 
-// load puts the program into the kernel, on no device yet. Connection tracking has to be there.
+// load puts the programs into the kernel, on no device yet. Connection tracking has to be there.
 //
 // A connection may change between the long way and this one, so that connection tracking sees some of its packets and not others. What it then takes for out of
 // place is nothing to us, but a rule of another program may drop it: kube-proxy has one.
@@ -227,14 +226,14 @@ func load() (*objects, error) {
 	return o, nil
 }
 
-// unload takes the program off every device.
+// unload takes the programs off every device.
 func (t *Target) unload() {
 	for _, a := range t.on {
 		a.link.Close()
 	}
 	clear(t.on)
 	clear(t.pods)
-	clear(t.left)
+	clear(t.devices)
 	t.ranges = ranges{}
 	if t.objects != nil {
 		t.objects.close()
@@ -242,7 +241,7 @@ func (t *Target) unload() {
 	}
 }
 
-// Close takes the program off every device: packets go the long way again.
+// Close takes the programs off every device: packets go the long way again.
 func (t *Target) Close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -262,7 +261,12 @@ func (t *Target) Report() Report {
 			r.Links++
 		}
 	}
-	r.Left = slices.Sorted(maps.Values(t.left))
+	for _, d := range t.devices {
+		if d.why != "" {
+			r.Left = append(r.Left, d.why)
+		}
+	}
+	slices.Sort(r.Left)
 	if t.objects != nil {
 		var each []uint64
 		if err := t.objects.Forwarded.Lookup(uint32(0), &each); err == nil {
@@ -296,7 +300,7 @@ func (t *Target) Dump() (string, error) {
 	var pod pod
 	pods := t.objects.Pods.Iterate()
 	for pods.Next(&addr, &pod) {
-		lines = append(lines, fmt.Sprintf("pod %s device %d mtu %d%s", netip.AddrFrom16(addr).Unmap(), pod.Dev, pod.MTU, asking(pod.What)))
+		lines = append(lines, fmt.Sprintf("pod %s device %d%s", netip.AddrFrom16(addr).Unmap(), pod.Dev, asking(pod.What)))
 	}
 	var key rangeKey
 	var way way

@@ -78,16 +78,16 @@ func testWho(t *testing.T, mode nodenet.Mode) {
 	want := map[nodenet.Mode]string{nodenet.Never: `device 2 leads to other nodes
 device 3 leads to a pod
 device 4 leads to other nodes
-pod 10.244.2.5 device 3 mtu 1500
-pod fd00:244:0:2::5 device 3 mtu 1500
+pod 10.244.2.5 device 3
+pod fd00:244:0:2::5 device 3
 range 10.244.1.0/24 via 172.30.0.11 device 2 mtu 1500
 range 10.244.2.0/24 no way
 range fd00:244:0:1::/64 via fd00:30::11 device 2 mtu 1500
 range fd00:244:0:2::/64 no way
 `, nodenet.Always: `device 3 leads to a pod
 device 4 leads to other nodes
-pod 10.244.2.5 device 3 mtu 1500
-pod fd00:244:0:2::5 device 3 mtu 1500
+pod 10.244.2.5 device 3
+pod fd00:244:0:2::5 device 3
 range 10.244.1.0/24 via 10.244.1.0 through the tunnel device 4 mtu 1450
 range 10.244.2.0/24 no way
 range fd00:244:0:1::/64 via fe80::28bf:12ff:fe74:3ce7 through the tunnel device 4 mtu 1450
