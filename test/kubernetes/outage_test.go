@@ -4,10 +4,12 @@
 package kubernetes
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fairlead/fairlead/status"
 	"github.com/fairlead/fairlead/test/kubernetes/bed"
 )
 
@@ -86,6 +89,8 @@ func TestAPIServerAway(t *testing.T) {
 			t.Errorf("from %s, without an API server: %d of %d requests failed", from, s.Failed, s.Sent)
 		}
 	}
+
+	eventually(t, bound, "the state on the disk of "+struck.Name, func() error { return kept(struck) })
 
 	// The load runs on the nodes, for kubectl exec goes through the API server.
 	loads := map[*bed.Node]*load{}
@@ -257,6 +262,34 @@ func (w *world) replaced(before map[string]*corev1.Pod, on *bed.Node) error {
 	}
 	if found != len(before) {
 		return errors.New("some are missing")
+	}
+	return nil
+}
+
+// kept reports whether a node has everything on its disk that its kernel has: it is written there at most every ten seconds, and a loss of power takes the rest.
+func kept(n *bed.Node) error {
+	text, err := n.Output(interrupted, own+"/fairlead", "status", "--json", "--socket", "/var/lib/fairlead/agent/agent.sock")
+	if err != nil {
+		return err
+	}
+	var reports []status.Report
+	if err := json.Unmarshal([]byte(text), &reports); err != nil || len(reports) != 1 {
+		return fmt.Errorf("parse status: %w: %s", err, text)
+	}
+	metrics, err := n.Output(interrupted, "curl", "-sf", "http://127.0.0.1:10249/metrics")
+	if err != nil {
+		return err
+	}
+	// When the write began, after which it takes in what there is.
+	_, rest, _ := strings.Cut(metrics, "\nfairlead_checkpoint_timestamp_seconds ")
+	value, _, _ := strings.Cut(rest, "\n")
+	seconds, err := strconv.ParseFloat(value, 64)
+	if err != nil {
+		return fmt.Errorf("parse metrics: %w", err)
+	}
+	p := reports[0].Progress
+	if at := time.UnixMicro(int64(seconds * 1e6)); at.Before(p.At) || p.Arrived != p.Acknowledged {
+		return fmt.Errorf("written at %s, acknowledged at %s", at, p.At)
 	}
 	return nil
 }
