@@ -32,11 +32,11 @@ func (c *Checkpoint) Collectors() []prometheus.Collector {
 }
 
 // Found says that a state of a time was on disk at the start.
-func (c *Checkpoint) Found(at time.Time) { c.timestamp.Set(float64(at.Unix())) }
+func (c *Checkpoint) Found(at time.Time) { c.timestamp.Set(float64(at.UnixMicro()) / 1e6) }
 
 // Wrote says that the state was written, in so many bytes.
 func (c *Checkpoint) Wrote(at time.Time, size int64) {
-	c.timestamp.Set(float64(at.Unix()))
+	c.timestamp.Set(float64(at.UnixMicro()) / 1e6)
 	c.size.Set(float64(size))
 	c.writes.Inc()
 }
