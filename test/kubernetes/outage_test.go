@@ -64,15 +64,16 @@ func TestAPIServerAway(t *testing.T) {
 	})
 	clients, killed, steady := w.wait("app=client"), w.wait("app=killed"), w.wait("app=steady")
 	w.wait("app=struck")
-	works := func(what string, limit time.Duration, apps ...string) {
+	works := func(what string, limit time.Duration, from []*bed.Node, apps ...string) {
 		t.Helper()
-		for _, c := range clients {
+		for _, n := range from {
+			c := clients[n.Name]
 			for _, app := range apps {
 				eventually(t, limit, what+app+" from "+c.Name, func() error { return w.many(c, app, 10) })
 			}
 		}
 	}
-	works("", bound, "steady", "killed", "struck")
+	works("", bound, w.Nodes, "steady", "killed", "struck")
 	eventually(t, bound, "steady from "+visitor, func() error { return w.manyInPod(struck, visitor, "steady", 10) })
 	t.Cleanup(func() {
 		if w.APIServer.Gone() != nil {
@@ -151,10 +152,10 @@ func TestAPIServerAway(t *testing.T) {
 	// The controllers and the kubelets take their own time; then it is Fairlead's turn again.
 	eventually(t, 2*time.Minute, "addresses of the replaced pods in the Service's slices", func() error { return w.replaced(killed, victim) })
 	slices := time.Since(back)
-	works("", bound, "killed", "steady")
+	works("", bound, spared, "killed", "steady")
 	whole := time.Since(back)
-	works("after all, ", 2*time.Minute, "struck", "steady", "news")
-	t.Logf("API server away for %.0f s; after its return a new Service works from every node after %.1f s, the slices of the killed pods are right after %.1f s, and every request to these succeeds from every node after %.1f s",
+	works("after all, ", 2*time.Minute, w.Nodes, "struck", "steady", "killed", "news")
+	t.Logf("API server away for %.0f s; after its return a new Service works from every node after %.1f s, the slices of the killed pods are right after %.1f s, and every request to these succeeds from the nodes that stayed after %.1f s",
 		back.Sub(begin).Seconds(), own.Seconds(), slices.Seconds(), whole.Seconds())
 	t.Logf("the pods of %s are back, and every request to them succeeds from every node, after %.1f s", struck.Name, time.Since(back).Seconds())
 	for _, n := range w.Nodes {
