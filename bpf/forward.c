@@ -19,7 +19,7 @@
 
 #define htons(x) __builtin_bswap16(x)
 
-enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, AF_INET = 2, AF_INET6 = 10, PACKET_HOST = 0 };
+enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, PACKET_HOST = 0 };
 enum { SYN = 2, ACK = 16, TCP_HLEN = 20, TCP_CHECK = 16 };
 
 struct ipv4 {
@@ -184,7 +184,7 @@ static inline_always int opens(const struct segment *s)
 	return (s->flags & (SYN | ACK)) == SYN;
 }
 
-// Is the packet small enough for a device at this moment?
+// Is the packet small enough for a device at this moment? Not for one that is gone: an address that a pod had has to refuse at once.
 static inline_always int fits(struct packet *p, __u32 ifindex)
 {
 	__u32 mtu = 0;
@@ -203,20 +203,6 @@ static inline_always int translated(struct packet *p, struct segment *s)
 	status = ct->status;
 	bpf_ct_release(ct);
 	return status & NAT;
-}
-
-// Is a pod still where it was? The routes know first.
-static inline_always int is_there(struct packet *p, const struct segment *s, const struct pod *to)
-{
-	struct bpf_fib_lookup f = {.family = s->is4 ? AF_INET : AF_INET6, .l4_protocol = TCP, .ifindex = p->ifindex};
-	if (s->is4) {
-		f.src[0] = s->src.word[3];
-		f.dst[0] = s->dst.word[3];
-	} else {
-		__builtin_memcpy(f.src, &s->src, sizeof f.src);
-		__builtin_memcpy(f.dst, &s->dst, sizeof f.dst);
-	}
-	return !fib_lookup(p, &f, sizeof f, SKIP_NEIGH) && f.ifindex == to->ifindex;
 }
 
 // Counts the packet, and takes one hop from it.
@@ -285,7 +271,7 @@ static inline_always void fit(struct packet *p, const struct segment *s, __u32 m
 // Into a pod of this node.
 static inline_always int deliver(struct packet *p, struct segment *s, const struct pod *to)
 {
-	if (!fits(p, to->ifindex) || (opens(s) && (to->what & ASK_SERVICES || !is_there(p, s, to))) || translated(p, s) || !pass(p, s))
+	if (!fits(p, to->ifindex) || (opens(s) && to->what & ASK_SERVICES) || translated(p, s) || !pass(p, s))
 		return NEXT;
 	return redirect_peer(to->ifindex, 0);
 }

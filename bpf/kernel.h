@@ -27,17 +27,6 @@ struct packet {
 		data, data_end;
 };
 
-struct bpf_fib_lookup {
-	__u8 family, l4_protocol;
-	__u16 sport, dport;
-	__u16 tot_len; // in: bytes of the packet; out: the way's MTU
-	__u32 ifindex; // in: where the packet came from; out: where it is to go
-	__u32 tos;     // or IPv6's flow information
-	__u32 src[4], dst[4]; // dst is the next hop's afterwards
-	__u16 vlan[2];
-	__u8 smac[6], dmac[6];
-};
-
 struct bpf_redir_neigh {
 	__u32 family, hop[4];
 };
@@ -77,12 +66,10 @@ static long (*const store_bytes)(struct packet *, __u32 at, const void *from, __
 static long (*const l4_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
 static long (*const load_bytes)(const struct packet *, __u32 at, void *to, __u32 len) = (void *)26;
 static long (*const pull_data)(struct packet *, __u32 len) = (void *)39;
-static long (*const fib_lookup)(struct packet *, struct bpf_fib_lookup *, __s32 size, __u32 flags) = (void *)69;
 static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *, __s32 size, __u64 flags) = (void *)152;
 static long (*const redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const check_mtu)(struct packet *, __u32 ifindex, __u32 *mtu, __s32 more, __u64 flags) = (void *)163;
 
 enum { RECOMPUTE_CSUM = 1 };   // store_bytes
-enum { SKIP_NEIGH = 1 << 2 };  // fib_lookup: the next hop's link address is left to redirect_neigh
 enum { CHECK_SEGMENTS = 1 };   // check_mtu: of a packet that is to be segmented, the segments
 enum { NEXT = -1 };            // TCX_NEXT: what is to happen without this program

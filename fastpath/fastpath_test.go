@@ -259,19 +259,19 @@ func TestSizes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s.transfer([2]int{1460, 1440}) // both ends think that they may
+		s.transfer([2]int{1460, 1440}, [2]int{1400 - 40, 1400 - 60}) // at first both ends think that they may
 	})
 	t.Run("the tunnel", func(t *testing.T) {
 		s := newScene(t, nodenet.Always)
 		for _, x := range s.nodes[1:] {
 			x.tool(x.pods[5], "nft", "table inet deaf { chain in { type filter hook input priority 0; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }")
 		}
-		s.transfer([2]int{1450 - 40, 1450 - 60})
+		s.transfer([2]int{1450 - 40, 1450 - 60}, [2]int{1450 - 40, 1450 - 60})
 	})
 }
 
-// transfer sends megabytes from a pod of node 1 to one of node 2, in segments that are at first of a size.
-func (s *scene) transfer(segment [2]int) {
+// transfer sends megabytes from a pod of node 1 to one of node 2, in segments that have one size at first and one in the end, by the family.
+func (s *scene) transfer(first, last [2]int) {
 	s.t.Helper()
 	one, two := s.nodes[1], s.nodes[2]
 	for i := range vips {
@@ -294,14 +294,17 @@ func (s *scene) transfer(segment [2]int) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		if n := segments(s.t, conn); n != segment[i] {
-			s.t.Errorf("segments of %d bytes, want %d", n, segment[i])
+		if n := segments(s.t, conn); n != first[i] {
+			s.t.Errorf("segments of %d bytes at first, want %d", n, first[i])
 		}
 		data := make([]byte, size)
 		_, _ = rand.Read(data)
 		before := two.fast.Report().Packets
 		if _, err := conn.Write(data); err != nil {
 			s.t.Error(err)
+		}
+		if n := segments(s.t, conn); n != last[i] {
+			s.t.Errorf("segments of %d bytes in the end, want %d", n, last[i])
 		}
 		conn.Close()
 		select {

@@ -6,6 +6,7 @@ package fastpath
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -120,11 +121,11 @@ func (x *island) judge(dev string, f frame) (fast bool) {
 // TestPackets is the table of what goes the fast way, judged by the program in the kernel.
 func TestPackets(t *testing.T) {
 	s := newScene(t, nodenet.Never)
-	// 2-5 is ending, and pod 1-6 has an address that somebody claims for a Service.
+	// Somebody claims the addresses of a pod here and of one on the other node for a Service.
 	s.lead(nil, [2]int{1, 5}, [2]int{2, 5})
 	claimed := web
 	claimed.Name.Name, claimed.ClusterIPs, claimed.Ports = "claimed", []netip.Addr{addr("10.96.0.2"), addr("fd00:96::2")}, []model.Port{{Protocol: model.TCP, Port: 8080}}
-	claimed.Exposure = &model.Exposure{ExternalIPs: podAddrs(1, 6)}
+	claimed.Exposure = &model.Exposure{ExternalIPs: slices.Concat(podAddrs(1, 6), podAddrs(2, 6))}
 	one := s.nodes[1]
 	one.b.SetService(claimed)
 	s.apply()
@@ -151,6 +152,8 @@ func TestPackets(t *testing.T) {
 			{"back", "eth0", func(f *frame) { f.src, f.dst = there, here }, true, ""},
 			{"to an address that somebody claims", "fl5", func(f *frame) { f.dst = taken }, true, ""},
 			{"a first packet there", "fl5", func(f *frame) { f.dst, f.flags = taken, syn }, false, ""},
+			{"a first packet to such an address on another node", "fl5", func(f *frame) { f.dst, f.flags = pod(2, 6), syn }, false, ""},
+			{"a later one", "fl5", func(f *frame) { f.dst = pod(2, 6) }, true, ""},
 			{"an answer from there", "fl6", func(f *frame) { f.src, f.dst, f.flags = taken, here, syn|ack }, true, ""},
 			{"from one pod in another's name", "fl6", func(*frame) {}, false, ""},
 			{"from a pod in the name of one elsewhere", "fl5", func(f *frame) { f.src, f.dst = there, taken }, false, ""},
