@@ -105,9 +105,14 @@ struct segment {
 	__u8 flags; // TCP's
 };
 
+// The first bytes of a packet, which may have to be brought together; 0: it has fewer.
 static inline_always void *headers(struct packet *p, __u32 len)
 {
 	void *data = (void *)(long)p->data;
+	if (data + len <= (void *)(long)p->data_end)
+		return data;
+	pull_data(p, len);
+	data = (void *)(long)p->data;
 	return data + len <= (void *)(long)p->data_end ? data : 0;
 }
 
@@ -116,10 +121,7 @@ static inline_always int read4(struct packet *p, struct segment *s)
 	struct ipv4 *ip;
 	struct tcp *t;
 	const __u32 len = ETH_HLEN + sizeof *ip + sizeof *t;
-	void *data;
-	if (!headers(p, len))
-		pull_data(p, len);
-	data = headers(p, len);
+	void *data = headers(p, len);
 	if (!data)
 		return 0;
 	ip = data + ETH_HLEN;
@@ -142,10 +144,7 @@ static inline_always int read6(struct packet *p, struct segment *s)
 	struct ipv6 *ip;
 	struct tcp *t;
 	const __u32 len = ETH_HLEN + sizeof *ip + sizeof *t;
-	void *data;
-	if (!headers(p, len))
-		pull_data(p, len);
-	data = headers(p, len);
+	void *data = headers(p, len);
 	if (!data)
 		return 0;
 	ip = data + ETH_HLEN;

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 
 // What the programs use of the kernel's interface to them (include/uapi/linux/bpf.h), so that they compile the same on every machine, whatever headers it has.
-// None of it ever changes: it is the kernel's ABI.
+// None of it ever changes: it is the kernel's ABI; but for the functions of connection tracking, which the loader looks up in the kernel's own types, and compares.
 
 typedef unsigned char __u8;
 typedef unsigned short __u16;

@@ -54,9 +54,11 @@ type ranges struct {
 func (r *ranges) follow(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way, moved bool) (put map[netip.Prefix]way, gone []netip.Prefix) {
 	from, changed := r.last, false
 	if from == nil || from.Nodes != s.Nodes || moved {
-		// Which addresses are pods' says which frontends matter, so those are gone through again.
-		from, changed = new(model.Snapshot), true
-		r.pods, r.answers = podRanges(s, ways), make(map[netip.Addr]int)
+		// Which addresses are pods' says which frontends matter: if that has changed, they are gone through again.
+		if pods := podRanges(s, ways); from == nil || !maps.Equal(pods, r.pods) {
+			from, changed = new(model.Snapshot), true
+			r.pods, r.answers = pods, make(map[netip.Addr]int)
+		}
 	}
 	r.last = s
 	if from.Frontends != s.Frontends {

@@ -79,6 +79,11 @@ func newScene(t *testing.T, mode nodenet.Mode) *scene {
 	s.pod(1, 6)
 	s.pod(2, 5)
 	s.apply()
+	for _, x := range s.nodes[1:] { // or what the fast path is to leave alone would prove nothing
+		if r := x.fast.Report(); r.Off != "" || r.Pods != len(x.pods) {
+			t.Fatalf("%s: %+v", x.Name, r)
+		}
+	}
 	return s
 }
 

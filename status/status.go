@@ -78,7 +78,7 @@ type FastPath struct {
 	// Pods and Links are how many pods and links to other nodes it leads from.
 	Pods  int `json:"pods"`
 	Links int `json:"links"`
-	// Packets is how many went by it since the agent's start; one that is to be segmented is one.
+	// Packets is how many went by it since it was loaded, at the agent's start as a rule; one that is to be segmented is one.
 	Packets uint64 `json:"packets"`
 }
 
