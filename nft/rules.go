@@ -268,7 +268,7 @@ func (f *family) serviceChain() chain {
 			payload(reg0, f.daddr, 1, expr.PayloadBaseNetworkHeader), equal(reg0, 127), drop())})
 	}
 	c.rule = append(c.rule, rule{"not this node's", join(&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: []byte{unix.RTN_LOCAL, 0, 0, 0}}, &expr.Verdict{Kind: expr.VerdictReturn})})
+		notEqual(reg0, unix.RTN_LOCAL, 0, 0, 0), &expr.Verdict{Kind: expr.VerdictReturn})})
 	if f == v6 {
 		c.rule = append(c.rule, rule{"nothing leaves from ::1", join(f.only(), f.load(reg0, f.saddr), equal(reg0, f.loopback.AsSlice()...),
 			&expr.Verdict{Kind: expr.VerdictReturn})})
@@ -327,7 +327,7 @@ func fromHere() []any {
 }
 
 func notFromHere() []any {
-	return []any{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)}}
+	return []any{&expr.Meta{Key: expr.MetaKeyIIF, Register: reg0}, notEqual(reg0, 0, 0, 0, 0)}
 }
 
 // dnats are rules that rewrite the destination to what a look-up finds, one for each protocol: the nft tool wants to know the protocol
@@ -400,7 +400,7 @@ const dynsetDelete = 2 // NFT_DYNSET_OP_DELETE
 // masqueradeChain is asked once for a connection, after the destination is chosen and the route is known. model.Snapshot.Masquerade gives the reasons.
 func (f *family) masqueradeChain() chain {
 	translated := []any{&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0}, mask(reg0, ctDNAT),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)}}
+		notEqual(reg0, 0, 0, 0, 0)}
 	return chain{name: f.chainMasquerade(), rule: []rule{
 		{"pod to itself", join(f.only(), f.load(reg0, f.saddr), f.load(f.behind(), f.daddr), f.in(hairpin), &expr.Masq{})},
 		{"from a pod", join(f.only(), f.load(reg0, f.saddr), f.in(pods), jump(f.chainFromPod()))},
