@@ -5,7 +5,10 @@ package linux
 
 import (
 	"errors"
+	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestCgroup2Mount(t *testing.T) {
@@ -43,16 +46,25 @@ func TestUnescapeMount(t *testing.T) {
 }
 
 func TestCapabilities(t *testing.T) {
-	for status, ok := range map[string]bool{
-		"Name:\tx\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n": true,
-		"Name:\tx\nCapEff:\t0000000000201000\n":             true,
-		"Name:\tx\nCapEff:\t0000000000200000\n":             false,
-		"Name:\tx\nCapEff:\t0000000000001000\n":             false,
-		"Name:\tx\nCapEff:\t\n":                             false,
-		"":                                                  false,
-	} {
-		if err := hasCapabilities(status); (err == nil) != ok {
-			t.Errorf("%q: %v", status, err)
+	if os.Geteuid() != 0 {
+		t.Skip("needs capabilities to give up")
+	}
+	for _, gone := range []int{-1, unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN} {
+		err := onDoomedThread(func() error {
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var have [2]unix.CapUserData
+			err := unix.Capget(&header, &have[0])
+			if gone >= 0 {
+				have[0].Effective &^= 1 << gone
+				err = errors.Join(err, unix.Capset(&header, &have[0]))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			return tryCapabilities()
+		})
+		if (err == nil) != (gone < 0) || err != nil && !errors.Is(err, unix.EPERM) {
+			t.Errorf("without %d: %v", gone, err)
 		}
 	}
 }

@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -105,26 +103,11 @@ func Check(ctx context.Context) error {
 }
 
 func tryCapabilities() error {
-	status, err := os.ReadFile("/proc/thread-self/status")
-	if err != nil {
-		return err
-	}
-	return hasCapabilities(string(status))
-}
-
-// hasCapabilities reads the CapEff line of /proc/PID/status.
-func hasCapabilities(status string) error {
-	_, rest, ok := strings.Cut(status, "\nCapEff:")
-	text, _, _ := strings.Cut(rest, "\n")
-	effective, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)
-	if !ok || err != nil {
-		return fmt.Errorf("no CapEff line in /proc/thread-self/status")
-	}
 	for _, need := range []struct {
 		bit  int
 		name string
 	}{{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}} {
-		if effective&(1<<need.bit) == 0 {
+		if !Capable(need.bit) {
 			return fmt.Errorf("%s is missing: %w", need.name, unix.EPERM)
 		}
 	}
