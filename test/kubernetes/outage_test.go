@@ -4,7 +4,6 @@
 package kubernetes
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/fairlead/fairlead/status"
 	"github.com/fairlead/fairlead/test/kubernetes/bed"
 )
 
@@ -273,9 +271,9 @@ func kept(n *bed.Node) error {
 	if err != nil {
 		return err
 	}
-	var reports []status.Report
-	if err := json.Unmarshal([]byte(text), &reports); err != nil || len(reports) != 1 {
-		return fmt.Errorf("parse status: %w: %s", err, text)
+	report, err := parseReport(text)
+	if err != nil {
+		return err
 	}
 	metrics, err := n.Output(interrupted, "curl", "-sf", "http://127.0.0.1:10249/metrics")
 	if err != nil {
@@ -288,7 +286,7 @@ func kept(n *bed.Node) error {
 	if err != nil {
 		return fmt.Errorf("parse metrics: %w", err)
 	}
-	p := reports[0].Progress
+	p := report.Progress
 	if at := time.UnixMicro(int64(seconds * 1e6)); at.Before(p.At) || p.Arrived != p.Acknowledged {
 		return fmt.Errorf("written at %s, acknowledged at %s", at, p.At)
 	}

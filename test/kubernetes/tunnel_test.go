@@ -42,18 +42,27 @@ func TestWalkOnTheFastPath(t *testing.T) {
 	}
 }
 
+// parseReport reads what "status --json" says of one agent.
+func parseReport(text string) (*status.Report, error) {
+	var reports []*status.Report
+	if err := json.Unmarshal([]byte(text), &reports); err != nil || len(reports) != 1 {
+		return nil, fmt.Errorf("parse status: %w: %s", err, text)
+	}
+	return reports[0], nil
+}
+
 // fastPath reads an agent's status of its pods' fast path, which is to have nothing to complain of.
 func fastPath(text string) (status.FastPath, error) {
-	var reports []status.Report
-	if err := json.Unmarshal([]byte(text), &reports); err != nil || len(reports) != 1 || reports[0].PodNetwork.FastPath == nil {
-		return status.FastPath{}, fmt.Errorf("parse status: %w: %s", err, text)
+	r, err := parseReport(text)
+	if err != nil || r.PodNetwork.FastPath == nil {
+		return status.FastPath{}, fmt.Errorf("no fast path: %w: %s", err, text)
 	}
-	for _, s := range reports[0].Off {
+	for _, s := range r.Off {
 		if strings.Contains(s, "fast path") {
-			return *reports[0].PodNetwork.FastPath, errors.New(s)
+			return *r.PodNetwork.FastPath, errors.New(s)
 		}
 	}
-	return *reports[0].PodNetwork.FastPath, nil
+	return *r.PodNetwork.FastPath, nil
 }
 
 // tunnelPackets is how many packets a node has sent through its tunnel; 0 if it has none.
