@@ -236,6 +236,13 @@ func (n *Node) explainer() *explain.Explainer {
 			r, err := nodenet.LookupFromPod(dst)
 			return explain.Route{Dev: r.Dev, Via: r.Via, Src: r.Src, MTU: r.MTU, Tunnel: r.Tunnel}, err
 		},
+		Fast: func(pod, to netip.Addr) (string, error) {
+			if n.fast == nil {
+				return "", nil
+			}
+			course, err := n.fast.Course(pod, to)
+			return string(course), err
+		},
 	}
 	for _, a := range n.cfg.DNS {
 		e.DNS = append(e.DNS, netip.AddrPortFrom(a, model.DNSPort))

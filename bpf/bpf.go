@@ -3,9 +3,9 @@
 
 // Package bpf has the programs that run in the kernel: their C, and what the compiler makes of it.
 //
-//	program    where                                               maps                     from Linux
-//	from_pod   TCX ingress of the node's end of pods' veth pairs   ranges, pods, forwarded  6.6
-//	from_node  TCX ingress of links to other nodes and the tunnel  the same                 6.6
+//	program    where                                               maps                                  from Linux
+//	from_pod   TCX ingress of the node's end of pods' veth pairs   ranges, pods, established, forwarded  6.6
+//	from_node  TCX ingress of links to other nodes and the tunnel  the same                              6.6
 //
 // The objects are committed, so that nobody needs a compiler to build Fairlead. They are made by clang 14 from the sources beside them and no header of the
 // system; make generate makes them again, and make check fails if that changes them.

@@ -9,7 +9,7 @@
 //
 //   - IPv4 without options and in one piece, or IPv6 without extension headers; TCP;
 //   - to this node's link address, from a pod's own address or from a link and another node's range, to a pod here or another node's range;
-//   - of a connection that no NAT has: those to Services are left to the node where they are translated, both ways;
+//   - of a connection that no NAT changes, or that is established and to a Service: on the node that translates it the packet is changed as conntrack's entry says;
 //   - no first packet to an address at which something answers for a Service: a pod that is ending, whose new connections may be passed on;
 //   - small enough for the device that it leaves by.
 //
@@ -20,7 +20,7 @@
 #define htons(x) __builtin_bswap16(x)
 
 enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, PACKET_HOST = 0 };
-enum { SYN = 2, ACK = 16, TCP_HLEN = 20, TCP_CHECK = 16 };
+enum { FIN = 1, SYN = 2, RST = 4, ACK = 16, TCP_HLEN = 20, TCP_CHECK = 16 };
 
 struct ipv4 {
 	__u8 version_ihl, tos;
@@ -57,6 +57,7 @@ struct range {
 enum {
 	ASK_SERVICES = 1, // something answers there for a Service, so the rules have to see the first packet of a connection
 	TUNNEL = 2,       // the way leads through the tunnel
+	SERVICES = 4,     // Services have their virtual addresses there
 };
 
 // A way to pods of another node. Without a device there is none. The MTU, in bytes, is of use only through the tunnel, whose device takes any size.
@@ -70,7 +71,7 @@ struct pod {
 	__u32 what, ifindex;
 };
 
-// Where pods' addresses come from, and the way there.
+// Where pods' addresses come from, and the way there; and where Services' do.
 struct {
 	uint(type, LPM_TRIE);
 	uint(map_flags, NO_PREALLOC);
@@ -88,6 +89,14 @@ struct {
 	type_of(value, struct pod);
 } pods SEC(".maps");
 
+// For how long conntrack is to keep a connection that is established without a packet of it, in milliseconds.
+struct {
+	uint(type, ARRAY);
+	uint(max_entries, 1);
+	type_of(key, __u32);
+	type_of(value, __u32);
+} established SEC(".maps");
+
 // How many packets went the short way: a packet that is to be segmented is one.
 struct {
 	uint(type, PERCPU_ARRAY);
@@ -96,13 +105,19 @@ struct {
 	type_of(value, __u64);
 } forwarded SEC(".maps");
 
+// What NAT is to do to a packet: nothing, give it another source or another destination, or something that is left to the long way.
+enum nat { NOTHING, SOURCE, DESTINATION, OTHER };
+
 // A packet that may go the short way, if its addresses may.
 struct segment {
 	struct addr src, dst;
-	struct bpf_sock_tuple tuple;
+	__u16 sport, dport;
 	__u32 ip; // bytes of the IP header
 	__u8 is4;
 	__u8 flags; // TCP's
+	enum nat nat;
+	struct addr addr; // what it is to have for its source or destination, by nat
+	__u16 port;
 };
 
 // The first bytes of a packet, which may have to be brought together; 0: it has fewer.
@@ -130,10 +145,10 @@ static inline_always int read4(struct packet *p, struct segment *s)
 		return 0;
 	s->is4 = 1;
 	s->src.word[2] = s->dst.word[2] = htons(0xffff) << 16;
-	s->src.word[3] = s->tuple.ipv4.src = ip->src;
-	s->dst.word[3] = s->tuple.ipv4.dst = ip->dst;
-	s->tuple.ipv4.sport = t->sport;
-	s->tuple.ipv4.dport = t->dport;
+	s->src.word[3] = ip->src;
+	s->dst.word[3] = ip->dst;
+	s->sport = t->sport;
+	s->dport = t->dport;
 	s->ip = sizeof *ip;
 	s->flags = t->flags;
 	return 1;
@@ -153,10 +168,8 @@ static inline_always int read6(struct packet *p, struct segment *s)
 		return 0;
 	__builtin_memcpy(&s->src, ip->src, sizeof s->src);
 	__builtin_memcpy(&s->dst, ip->dst, sizeof s->dst);
-	__builtin_memcpy(s->tuple.ipv6.src, ip->src, sizeof ip->src);
-	__builtin_memcpy(s->tuple.ipv6.dst, ip->dst, sizeof ip->dst);
-	s->tuple.ipv6.sport = t->sport;
-	s->tuple.ipv6.dport = t->dport;
+	s->sport = t->sport;
+	s->dport = t->dport;
 	s->ip = sizeof *ip;
 	s->flags = t->flags;
 	return 1;
@@ -190,21 +203,106 @@ static inline_always int fits(struct packet *p, __u32 ifindex)
 	return !check_mtu(p, ifindex, &mtu, 0, CHECK_SEGMENTS);
 }
 
-// Does NAT change the packet's connection, or is that not known?
-static inline_always int translated(struct packet *p, struct segment *s)
+// Looks a connection up in conntrack, by a packet from one end to the other. What is found is to be released.
+static inline_always struct nf_conn *find(struct packet *p, struct bpf_ct_opts *o, int is4, const struct addr *src, __u16 sport, const struct addr *dst, __u16 dport)
 {
-	struct bpf_ct_opts o = {.netns = HERE, .proto = TCP};
-	__u32 size = s->is4 ? sizeof s->tuple.ipv4 : sizeof s->tuple.ipv6;
-	struct nf_conn *ct = bpf_skb_ct_lookup(p, &s->tuple, size, &o, sizeof o);
-	unsigned long status;
-	if (!ct)
-		return o.error != -ENOENT;
-	status = ct->status;
-	bpf_ct_release(ct);
-	return status & NAT;
+	struct bpf_sock_tuple t = {};
+	if (is4) {
+		t.ipv4.src = src->word[3];
+		t.ipv4.dst = dst->word[3];
+		t.ipv4.sport = sport;
+		t.ipv4.dport = dport;
+	} else {
+		__builtin_memcpy(t.ipv6.src, src, sizeof *src);
+		__builtin_memcpy(t.ipv6.dst, dst, sizeof *dst);
+		t.ipv6.sport = sport;
+		t.ipv6.dport = dport;
+	}
+	o->netns = HERE;
+	o->proto = TCP;
+	return bpf_skb_ct_lookup(p, &t, is4 ? sizeof t.ipv4 : sizeof t.ipv6, o, sizeof *o);
 }
 
-// Counts the packet, and takes one hop from it.
+// Is there a connection to a Service that to its endpoint has the ends of the one that this packet opens? The pod may have opened it from the same port.
+static inline_always int taken(struct packet *p, struct segment *s)
+{
+	struct bpf_ct_opts o = {};
+	struct nf_conn *ct = find(p, &o, s->is4, &s->dst, s->dport, &s->src, s->sport);
+	int nat;
+	if (!ct)
+		return o.error != -ENOENT;
+	nat = !!(ct->status & (SRC_NAT | DST_NAT));
+	bpf_ct_release(ct);
+	return nat;
+}
+
+// Asks conntrack what NAT is to do to the packet.
+//
+// A connection to a Service is conntrack's until it is established, and again from the first FIN: that is when its state changes. In between only its time has to
+// be kept. A reset ends a connection, but conntrack, which has not seen what came before, would take it for an attempt: so its time is set here. So is that of
+// a connection without NAT of which conntrack has seen the beginning, and will not see the end.
+//
+// If the first packet of one to a Service is not answered but acknowledged, its endpoint has a connection of the same ends already, which the pod has opened to it the short way and
+// conntrack has not seen. Then conntrack is to forget the later one and to see this packet, of the earlier one: when the first packet of the later one is sent
+// again, NAT gives it another port.
+static never_inline enum nat translation(struct packet *p, struct segment *s)
+{
+	enum { WANT = DST_NAT | ASSURED, BITS = WANT | SRC_NAT | SEQ_ADJUST | DYING | HELPER | OFFLOAD, END_MS = 10000 };
+	struct bpf_ct_opts o = {};
+	struct nf_conn *ct = find(p, &o, s->is4, &s->src, s->sport, &s->dst, s->dport);
+	enum nat nat = OTHER;
+	if (!ct)
+		return o.error == -ENOENT ? NOTHING : OTHER;
+	if (!(ct->status & (SRC_NAT | DST_NAT))) {
+		nat = NOTHING;
+		if (s->flags & (FIN | RST))
+			bpf_ct_change_timeout(ct, END_MS);
+	} else if ((ct->status & BITS) == WANT && ct->proto.tcp.state == ESTABLISHED && !(s->flags & (SYN | FIN))) {
+		const __u32 zero = 0, *keep_ms = map_lookup(&established, &zero);
+		union nf_inet_addr *end;
+		if (o.dir == ORIGINAL) {
+			nat = DESTINATION;
+			end = &ct->tuplehash[REPLY].tuple.src.u3;
+			s->port = ct->tuplehash[REPLY].tuple.src.u.all;
+		} else {
+			nat = SOURCE;
+			end = &ct->tuplehash[ORIGINAL].tuple.dst.u3;
+			s->port = ct->tuplehash[ORIGINAL].tuple.dst.u.all;
+		}
+		if (s->is4) {
+			s->addr.word[2] = htons(0xffff) << 16;
+			s->addr.word[3] = end->all[0];
+		} else {
+			for (int i = 0; i < 4; i++)
+				s->addr.word[i] = end->all[i];
+		}
+		if (keep_ms)
+			bpf_ct_change_timeout(ct, s->flags & RST ? END_MS : *keep_ms);
+	} else if (ct->proto.tcp.state == SYN_SENT && o.dir == REPLY && (s->flags & (SYN | RST | ACK)) == ACK) {
+		bpf_ct_change_timeout(ct, 0);
+	}
+	bpf_ct_release(ct);
+	return nat;
+}
+
+// Gives the packet another source or destination; 0: it has not become that, nor is it what it was.
+static inline_always int translate(struct packet *p, const struct segment *s)
+{
+	const __u32 tcp = ETH_HLEN + s->ip, check = tcp + TCP_CHECK, is_dst = s->nat == DESTINATION;
+	const struct addr *from = is_dst ? &s->dst : &s->src;
+	const __u32 size = s->is4 ? sizeof(__u32) : sizeof(struct addr);
+	const __u32 at = ETH_HLEN + s->ip - (is_dst ? 1 : 2) * size; // both headers end with the source and the destination
+	const __s32 diff = csum_diff(from, sizeof *from, &s->addr, sizeof s->addr, 0);
+	const __u16 port = is_dst ? s->dport : s->sport;
+	// As for the hops: what is over the whole of an IPv4 packet does not change, since its header has a checksum.
+	if (s->is4 ? store_bytes(p, at, &s->addr.word[3], size, 0) || l3_csum_replace(p, ETH_HLEN + __builtin_offsetof(struct ipv4, check), 0, diff, 0)
+		   : store_bytes(p, at, &s->addr, size, RECOMPUTE_CSUM))
+		return 0;
+	return !l4_csum_replace(p, check, 0, diff, PSEUDO_HDR) && !l4_csum_replace(p, check, port, s->port, sizeof port) &&
+	       !store_bytes(p, tcp + is_dst * sizeof port, &s->port, sizeof port, 0);
+}
+
+// Counts the packet, translates it if need be, and takes one hop from it; 0: it is not what it was, nor what it is to be.
 static inline_always int pass(struct packet *p, const struct segment *s)
 {
 	__u32 zero = 0;
@@ -212,6 +310,8 @@ static inline_always int pass(struct packet *p, const struct segment *s)
 	void *data;
 	if (count)
 		(*count)++;
+	if (s->nat != NOTHING && !translate(p, s))
+		return 0;
 	if (s->is4) {
 		struct ipv4 *ip;
 		__u32 sum;
@@ -267,37 +367,49 @@ static inline_always void fit(struct packet *p, const struct segment *s, __u32 m
 	}
 }
 
-// Into a pod of this node.
-static inline_always int deliver(struct packet *p, struct segment *s, const struct pod *to)
+// Sends the packet into a pod of this node or, without one, the way to another, if it may go there.
+static inline_always int hand_on(struct packet *p, struct segment *s, const struct pod *pod, const struct way *way)
 {
-	if (!fits(p, to->ifindex) || (opens(s) && to->what & ASK_SERVICES) || translated(p, s) || !pass(p, s))
+	const __u32 ifindex = pod ? pod->ifindex : way->ifindex, what = pod ? pod->what : way->what;
+	struct bpf_redir_neigh n = {};
+	if (!fits(p, ifindex) || (opens(s) && (what & ASK_SERVICES || taken(p, s))))
 		return NEXT;
-	return redirect_peer(to->ifindex, 0);
-}
-
-// To another node.
-static inline_always int forward(struct packet *p, struct segment *s, const struct way *to)
-{
-	struct bpf_redir_neigh n = {.family = to->family};
-	if (!fits(p, to->ifindex) || (opens(s) && to->what & ASK_SERVICES) || translated(p, s) || !pass(p, s))
-		return NEXT;
-	if (s->flags & SYN && to->what & TUNNEL)
-		fit(p, s, to->mtu);
-	__builtin_memcpy(n.hop, &to->hop, sizeof n.hop);
-	return redirect_neigh(to->ifindex, &n, sizeof n, 0);
+	if (s->nat != DESTINATION) { // else this is the way to the new one
+		s->nat = translation(p, s);
+		if (s->nat >= DESTINATION)
+			return NEXT;
+	}
+	if (!pass(p, s))
+		return DROP;
+	if (pod)
+		return redirect_peer(ifindex, 0);
+	if (s->flags & SYN && what & TUNNEL)
+		fit(p, s, way->mtu);
+	n.family = way->family;
+	__builtin_memcpy(n.hop, &way->hop, sizeof n.hop);
+	return redirect_neigh(ifindex, &n, sizeof n, 0);
 }
 
 static inline_always int of_pod(struct packet *p, struct segment *s)
 {
 	struct pod *pod = map_lookup(&pods, &s->src);
-	struct way *way;
+	struct way *way = 0;
 	if (!pod || pod->ifindex != p->ifindex)
 		return NEXT;
 	pod = map_lookup(&pods, &s->dst);
-	if (pod)
-		return deliver(p, s, pod);
-	way = way_to(&s->dst);
-	return way && way->ifindex ? forward(p, s, way) : NEXT;
+	if (!pod)
+		way = way_to(&s->dst);
+	if (way && way->what & SERVICES) {
+		if (opens(s))
+			return NEXT;
+		s->nat = translation(p, s);
+		if (s->nat != DESTINATION)
+			return NEXT;
+		pod = map_lookup(&pods, &s->addr);
+		if (!pod)
+			way = way_to(&s->addr);
+	}
+	return pod || (way && way->ifindex) ? hand_on(p, s, pod, way) : NEXT;
 }
 
 static inline_always int of_node(struct packet *p, struct segment *s)
@@ -307,7 +419,7 @@ static inline_always int of_node(struct packet *p, struct segment *s)
 	if (!pod)
 		return NEXT;
 	back = way_to(&s->src);
-	return back && back->ifindex ? deliver(p, s, pod) : NEXT;
+	return back && back->ifindex ? hand_on(p, s, pod, 0) : NEXT;
 }
 
 SEC("tcx/ingress")

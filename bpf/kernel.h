@@ -13,12 +13,13 @@ typedef unsigned long long __u64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define inline_always inline __attribute__((always_inline))
+#define never_inline __attribute__((noinline))
 
 // A map's definition is in the types of its members, which the loader reads (BTF).
 #define uint(name, value) int(*name)[value]
 #define type_of(name, type) type *name
 
-enum { HASH = 1, PERCPU_ARRAY = 6, LPM_TRIE = 11 };
+enum { HASH = 1, ARRAY = 2, PERCPU_ARRAY = 6, LPM_TRIE = 11 };
 enum { NO_PREALLOC = 1 };
 
 // struct __sk_buff, as far as it is used.
@@ -50,26 +51,75 @@ struct bpf_ct_opts {
 };
 
 // The kernel's own, of which only this is looked at; where it is, the loader finds out.
-struct nf_conn {
-	unsigned long status;
-} __attribute__((preserve_access_index));
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
-#define HERE (-1) // netns: that of the packet's device
-#define NAT 0x30  // status: IPS_SRC_NAT | IPS_DST_NAT
-#define ENOENT 2
+union nf_inet_addr {
+	__u32 all[4]; // an IPv4 one in the first, and nothing in the others
+};
+
+union nf_conntrack_man_proto {
+	__u16 all;
+};
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
+};
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+		union {
+			__u16 all;
+		} u;
+	} dst;
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+};
+
+struct ip_ct_tcp {
+	__u8 state;
+};
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+};
+
+struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	unsigned long status;
+	union nf_conntrack_proto proto;
+};
+
+#pragma clang attribute pop
+
+enum { HERE = -1 }; // netns: that of the packet's device
+enum { ORIGINAL, REPLY };
+enum { SYN_SENT = 1, ESTABLISHED = 3 }; // TCP_CONNTRACK_*
+enum { ENOENT = 2 };
+
+// Bits of status, IPS_*.
+enum { ASSURED = 1 << 2, SRC_NAT = 1 << 4, DST_NAT = 1 << 5, SEQ_ADJUST = 1 << 6, DYING = 1 << 9, HELPER = 1 << 13, OFFLOAD = 1 << 14 };
 
 struct nf_conn *bpf_skb_ct_lookup(struct packet *, struct bpf_sock_tuple *, __u32 size, struct bpf_ct_opts *, __u32 opts_size) SEC(".ksyms");
+int bpf_ct_change_timeout(struct nf_conn *, __u32 ms) SEC(".ksyms");
 void bpf_ct_release(struct nf_conn *) SEC(".ksyms");
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
 static long (*const store_bytes)(struct packet *, __u32 at, const void *from, __u32 len, __u64 flags) = (void *)9;
+static long (*const l3_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)10;
 static long (*const l4_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
 static long (*const load_bytes)(const struct packet *, __u32 at, void *to, __u32 len) = (void *)26;
+static __s32 (*const csum_diff)(const void *from, __u32 from_len, const void *to, __u32 to_len, __u32 seed) = (void *)28;
 static long (*const pull_data)(struct packet *, __u32 len) = (void *)39;
 static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *, __s32 size, __u64 flags) = (void *)152;
 static long (*const redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const check_mtu)(struct packet *, __u32 ifindex, __u32 *mtu, __s32 more, __u64 flags) = (void *)163;
 
 enum { RECOMPUTE_CSUM = 1 };   // store_bytes
+enum { PSEUDO_HDR = 1 << 4 };  // l4_csum_replace: of what the checksum is over, but the segment does not have
 enum { CHECK_SEGMENTS = 1 };   // check_mtu: of a packet that is to be segmented, the segments
-enum { NEXT = -1 };            // TCX_NEXT: what is to happen without this program
+enum { NEXT = -1, DROP = 2 };  // TCX_NEXT: what is to happen without this program; TCX_DROP

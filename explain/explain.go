@@ -103,6 +103,8 @@ type Explainer struct {
 	Entry func(model.Frontend) (e Entry, ok bool, err error)
 	// Route asks the kernel for the route to an address.
 	Route func(netip.Addr) (Route, error)
+	// Fast reads from the kernel what of a TCP connection from a pod to an address goes past netfilter, in the words of [Way.FastPath].
+	Fast func(pod, to netip.Addr) (string, error)
 }
 
 // Walk is the way of a connection, step by step.
@@ -185,6 +187,8 @@ type Way struct {
 	InKernel bool       `json:"inKernel"`
 	Chain    string     `json:"chain,omitempty"`
 	Backends []Endpoint `json:"backends,omitempty"`
+	// FastPath is what of the connection goes past netfilter on this node: "whole"; "established", which is without its first and last packets; or nothing.
+	FastPath string `json:"fastPath,omitempty"`
 	// Route leads to the address itself when no Service stands before it.
 	Route *Route `json:"route,omitempty"`
 }
@@ -368,6 +372,7 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		}
 		way.Route = e.route(w, addr)
 		e.headless(w, &way, snap, target)
+		e.fast(w, &way, source)
 		return way
 	}
 	way.Service, way.PortName, way.Kind, way.Affinity = v.Service.Name.String(), v.Port.Name, v.Kind.String(), v.Affinity.Seconds()
@@ -389,6 +394,8 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		w.find("connections to %s are refused: %s", at, v.Why)
 	case model.Drop:
 		w.find("connections to %s get no answer: %s", at, v.Why)
+	default:
+		e.fast(w, &way, source)
 	}
 	return way
 }
@@ -492,6 +499,17 @@ func (e *Explainer) port(snap *model.Snapshot, addr netip.Addr, t Target) uint16
 		}
 	}
 	return 0
+}
+
+// fast says what of a connection goes past netfilter.
+func (e *Explainer) fast(w *Walk, way *Way, source netip.Addr) {
+	if way.Protocol != model.TCP.String() || !source.IsValid() {
+		return
+	}
+	var err error
+	if way.FastPath, err = e.Fast(source, way.Address.Addr()); err != nil {
+		w.find("the fast path to %s cannot be read: %v", way.Address, err)
+	}
 }
 
 func (e *Explainer) route(w *Walk, dst netip.Addr) *Route {

@@ -87,6 +87,32 @@ func bed(t *testing.T) *Explainer {
 		Route: func(netip.Addr) (Route, error) {
 			return Route{Dev: "eth0", Via: netip.MustParseAddr("172.30.0.12"), MTU: 1500}, nil
 		},
+		Fast: func(_, _ netip.Addr) (string, error) { return "", nil },
+	}
+}
+
+// TestFastPath: what goes past netfilter is said, of TCP, and nothing of what does not.
+func TestFastPath(t *testing.T) {
+	e := bed(t)
+	e.Fast = func(pod, to netip.Addr) (string, error) {
+		switch to {
+		case orders:
+			return "established", nil
+		case netip.MustParseAddr("10.244.1.5"):
+			return "whole", nil
+		}
+		return "", errors.New("no map")
+	}
+	for target, want := range map[string]string{
+		"orders:80":         "fast path  while it is established",
+		"10.244.1.5:80":     "fast path  all of",
+		"10.244.1.5:80/udp": "",
+		"orders:81":         "", // refused
+		"10.244.1.6:80":     "finding: the fast path to 10.244.1.6:80 cannot be read: no map",
+	} {
+		if _, text := walk(t, e, target); !strings.Contains(text, want) || want == "" && strings.Contains(text, "fast path") {
+			t.Errorf("%s: want %q:\n%s", target, want, text)
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ func (w *Walk) Print(out io.Writer) {
 			if way.Route != nil {
 				line("route", "%s", way.Route)
 			}
+			way.printFast(line)
 			continue
 		}
 		if h := way.HostPort; h != nil {
@@ -50,6 +51,7 @@ func (w *Walk) Print(out io.Writer) {
 		for _, b := range way.Backends {
 			line("endpoint", "%s", b.describe())
 		}
+		way.printFast(line)
 	}
 	if w.Probe != nil && w.Probe.Error == "" {
 		line("probe", "%s", w.Probe)
@@ -64,6 +66,15 @@ func (w *Walk) Print(out io.Writer) {
 	}
 	for _, f := range w.Findings {
 		fmt.Fprintf(out, "finding: %s\n", f)
+	}
+}
+
+func (w *Way) printFast(line func(title, format string, args ...any)) {
+	switch w.FastPath {
+	case "whole":
+		line("fast path", "all of the connection goes past netfilter on this node (read from the kernel)")
+	case "established":
+		line("fast path", "while it is established the connection goes past netfilter on this node, unless its source is replaced (read from the kernel)")
 	}
 }
 

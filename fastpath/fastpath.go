@@ -1,15 +1,15 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fastpath leads TCP from pod to pod past this node's netfilter and stack, by eBPF programs where packets enter the node: on its end of the pods' veth
-// pairs, on the links to other nodes and on the tunnel.
+// Package fastpath leads TCP from pod to pod, and from pods to Services and back, past this node's netfilter and stack, by eBPF programs where packets enter the
+// node: on its end of the pods' veth pairs, on the links to other nodes and on the tunnel.
 //
 // It is a short cut and nothing else. What goes there is what the long way would only hand on; where it goes to is where package nodenet's routes lead; and every
 // packet that a program is not certain about goes the long way. So nothing depends on it: without it, or while its agent is away, everything works as it did.
 // What it takes is not seen by any rule of netfilter, of whichever program: that is for who runs the cluster to want.
 //
-// The invariant: a program is on a device only while this process lives and [Target.Apply] was last told of a pod or a way there. No packet of a connection that
-// NAT changes goes by it, and no first packet to an address at which anything answers for a Service.
+// The invariant: a program is on a device only while this process lives and [Target.Apply] was last told of a pod or a way there. Which endpoint a connection to
+// a Service has is conntrack's to say: its first packets and its last ones go the long way, and in between the programs do what its entry says.
 //
 // The one way in is [Target.Apply], which cannot fail: what does not work is off, and [Target.Report] says why. It works in the network namespace of the
 // calling thread. docs/network.md is for who runs it, docs/design/0010-pods-past-netfilter.md has the reasons.
@@ -20,9 +20,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -85,15 +87,16 @@ type pod struct{ What, Dev uint32 }
 
 // objects are those of forward.c.
 type objects struct {
-	FromPod   *ebpf.Program `ebpf:"from_pod"`
-	FromNode  *ebpf.Program `ebpf:"from_node"`
-	Ranges    *ebpf.Map     `ebpf:"ranges"`
-	Pods      *ebpf.Map     `ebpf:"pods"`
-	Forwarded *ebpf.Map     `ebpf:"forwarded"`
+	FromPod     *ebpf.Program `ebpf:"from_pod"`
+	FromNode    *ebpf.Program `ebpf:"from_node"`
+	Ranges      *ebpf.Map     `ebpf:"ranges"`
+	Pods        *ebpf.Map     `ebpf:"pods"`
+	Established *ebpf.Map     `ebpf:"established"`
+	Forwarded   *ebpf.Map     `ebpf:"forwarded"`
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.FromPod.Close(), o.FromNode.Close(), o.Ranges.Close(), o.Pods.Close(), o.Forwarded.Close())
+	return errors.Join(o.FromPod.Close(), o.FromNode.Close(), o.Ranges.Close(), o.Pods.Close(), o.Established.Close(), o.Forwarded.Close())
 }
 
 // New returns a target that has done nothing yet. log may be nil.
@@ -162,6 +165,11 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 			return err
 		}
 	}
+	if anew {
+		if err := t.objects.keep(); err != nil {
+			return err
+		}
+	}
 	put, gone := t.ranges.follow(s, links.Ways, moved)
 	for prefix, way := range put {
 		if err := t.objects.Ranges.Put(keyOf(prefix), way); err != nil {
@@ -206,8 +214,8 @@ func missing() string {
 
 // load puts the programs into the kernel, on no device yet. Connection tracking has to be there.
 //
-// A connection may change between the long way and this one, so that connection tracking sees some of its packets and not others. What it then takes for out of
-// place is nothing to us, but a rule of another program may drop it: kube-proxy has one.
+// A connection may change between the long way and this one, so that connection tracking sees some of its packets and not others. What it then took for out of
+// place it would not translate, and a rule of another program may drop it: kube-proxy has one.
 func load() (*objects, error) {
 	spec, err := bpf.Forward()
 	if err != nil {
@@ -220,10 +228,29 @@ func load() (*objects, error) {
 		}
 		return nil, fmt.Errorf("load eBPF program, which needs Linux 6.6 with connection tracking and BTF: %w", err)
 	}
-	if err := linux.WriteSysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1"); err != nil {
-		return nil, errors.Join(err, o.close())
+	for _, lenient := range []string{"be_liberal", "ignore_invalid_rst"} {
+		if err := linux.WriteSysctl("net/netfilter/nf_conntrack_tcp_"+lenient, "1"); err != nil {
+			return nil, errors.Join(err, o.close())
+		}
 	}
 	return o, nil
+}
+
+// keep tells the programs for how long connection tracking keeps a connection that nothing is heard of. The kernel's function takes 24 days at most.
+func (o *objects) keep() error {
+	const key = "net/netfilter/nf_conntrack_tcp_timeout_established"
+	value, err := linux.ReadSysctl(key)
+	if err != nil {
+		return err
+	}
+	seconds, err := strconv.ParseUint(value, 10, 32)
+	if err != nil {
+		return fmt.Errorf("read sysctl %s: %w", key, err)
+	}
+	if err := o.Established.Put(uint32(0), uint32(min(seconds*1000, math.MaxInt32))); err != nil {
+		return fmt.Errorf("write the time of established connections: %w", err)
+	}
+	return nil
 }
 
 // unload takes the programs off every device.
@@ -285,6 +312,49 @@ func ignoreMissing(err error) error {
 	return err
 }
 
+// Course is how much of a TCP connection goes the fast way on this node.
+type Course string
+
+const (
+	// LongWay: nothing of it, or what its first packet decides.
+	LongWay Course = ""
+	// Established: what is between its first packets and its last ones, unless its source is replaced.
+	Established Course = "established"
+	// Whole: all of it.
+	Whole Course = "whole"
+)
+
+// Course reads from the kernel how a connection from one address to another goes.
+func (t *Target) Course(src, dst netip.Addr) (Course, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.objects == nil {
+		return LongWay, nil
+	}
+	var from, to pod
+	if err := t.objects.Pods.Lookup(src.As16(), &from); err != nil {
+		return LongWay, ignoreMissing(err)
+	}
+	if _, ok := t.on[int(from.Dev)]; !ok {
+		return LongWay, nil
+	}
+	err := t.objects.Pods.Lookup(dst.As16(), &to)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		var w way
+		err = t.objects.Ranges.Lookup(keyOf(netip.PrefixFrom(dst, dst.BitLen())), &w)
+		to = pod{w.What, w.Dev}
+	}
+	switch {
+	case err != nil:
+		return LongWay, ignoreMissing(err)
+	case to.What&services != 0:
+		return Established, nil
+	case to.What&askServices != 0 || to.Dev == 0:
+		return LongWay, nil
+	}
+	return Whole, nil
+}
+
 // Dump prints what the kernel has: the devices, the pods and the ranges, a line each.
 func (t *Target) Dump() (string, error) {
 	t.mu.Lock()
@@ -333,6 +403,6 @@ func asking(what uint32) string {
 func (t *Target) Collector() prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "fairlead_pod_fast_path_packets_total",
-		Help: "Packets of TCP that went from pod to pod past netfilter; one that is to be segmented is one.",
+		Help: "Packets of TCP that went from pod to pod, or between pods and Services, past netfilter; one that is to be segmented is one.",
 	}, func() float64 { return float64(t.Report().Packets) })
 }

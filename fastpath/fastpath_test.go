@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/model"
@@ -25,8 +26,8 @@ import (
 	"github.com/fairlead/fairlead/testnet"
 )
 
-// TestWho: TCP from pod to pod goes the fast way, on both nodes and both ways, by a link and through the tunnel, and nothing else does; whichever way it goes,
-// everything arrives from whom it should. What went the fast way, connection tracking has not seen.
+// TestWho: TCP from pod to pod and to Services goes the fast way, on both nodes, by a link and through the tunnel, and nothing else does; whichever way it goes,
+// everything arrives from whom it should. What went from pod to pod, connection tracking has not seen.
 func TestWho(t *testing.T) {
 	for _, mode := range []nodenet.Mode{nodenet.Never, nodenet.Always} {
 		t.Run(mode.String(), func(t *testing.T) { testWho(t, mode) })
@@ -52,10 +53,12 @@ func testWho(t *testing.T, mode nodenet.Mode) {
 			{"from another node", two.pods[5], "tcp", netip.AddrPortFrom(here, 8080), "p1-5", there, [3]bool{1: true, 2: true}},
 			{"on the node", one.pods[5], "tcp", netip.AddrPortFrom(beside, 8080), "p1-6", here, [3]bool{1: true}},
 			{"by UDP", one.pods[5], "udp", netip.AddrPortFrom(there, 8081), "p2-5", here, [3]bool{}},
-			// The node where it is translated sees all of it; to the other one it is a connection from pod to pod.
-			{"to a Service", one.pods[5], "tcp", netip.AddrPortFrom(vips[i], 80), "p2-5", here, [3]bool{2: true}},
-			{"to a Service with an endpoint on the node", two.pods[5], "tcp", netip.AddrPortFrom(vips[i], 80), "p2-5", netip.Addr{}, [3]bool{}},
-			{"to a node port", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(1)[i], 30080), "p2-5", here, [3]bool{2: true}},
+			{"to a Service", one.pods[5], "tcp", netip.AddrPortFrom(vips[i], 80), "p2-5", here, [3]bool{1: true, 2: true}},
+			{"to a Service of which the pod is the endpoint", two.pods[5], "tcp", netip.AddrPortFrom(vips[i], 80), "p2-5", netip.Addr{}, [3]bool{}},
+			{"to a Service by UDP", one.pods[5], "udp", netip.AddrPortFrom(vips[i], 5060), "p2-5", here, [3]bool{}},
+			// Only what comes back: the way to it is none of pods' or Services'.
+			{"to a node port", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(1)[i], 30080), "p2-5", here, [3]bool{1: true, 2: true}},
+			{"to a node port of another node", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(2)[i], 30080), "p2-5", here, [3]bool{2: true}},
 			{"from the node itself", one.Host, "tcp", netip.AddrPortFrom(here, 8080), "p1-5", netip.Addr{}, [3]bool{}},
 			{"from the other node", two.Host, "tcp", netip.AddrPortFrom(here, 8080), "p1-5", netip.Addr{}, [3]bool{}},
 		} {
@@ -70,6 +73,23 @@ func testWho(t *testing.T, mode nodenet.Mode) {
 			})
 		}
 	}
+	for i := range vips {
+		for _, tt := range []struct {
+			from, to netip.Addr
+			want     Course
+		}{
+			{podAddrs(1, 5)[i], podAddrs(2, 5)[i], Whole},
+			{podAddrs(1, 5)[i], podAddrs(1, 6)[i], Whole},
+			{podAddrs(1, 5)[i], vips[i], Established},
+			{podAddrs(1, 5)[i], nodeAddrs(1)[i], LongWay},
+			{podAddrs(1, 5)[i], podAddrs(1, 7)[i], LongWay},
+			{podAddrs(1, 7)[i], podAddrs(1, 5)[i], LongWay},
+		} {
+			if got, err := one.fast.Course(tt.from, tt.to); got != tt.want || err != nil {
+				t.Errorf("from %s to %s: %q %v, want %q", tt.from, tt.to, got, err, tt.want)
+			}
+		}
+	}
 	for _, x := range s.nodes[1:] {
 		if r := x.fast.Report(); r.Off != "" || r.Left != nil || r.Links != map[nodenet.Mode]int{nodenet.Never: 2, nodenet.Always: 1}[mode] || r.Pods != len(x.pods) {
 			t.Errorf("%s: %+v", x.Name, r)
@@ -82,16 +102,20 @@ pod 10.244.2.5 device 3
 pod fd00:244:0:2::5 device 3
 range 10.244.1.0/24 via 172.30.0.11 device 2 mtu 1500
 range 10.244.2.0/24 no way
+range 10.96.0.0/16 of services
 range fd00:244:0:1::/64 via fd00:30::11 device 2 mtu 1500
 range fd00:244:0:2::/64 no way
+range fd00:96::/112 of services
 `, nodenet.Always: `device 3 leads to a pod
 device 4 leads to other nodes
 pod 10.244.2.5 device 3
 pod fd00:244:0:2::5 device 3
 range 10.244.1.0/24 via 10.244.1.0 through the tunnel device 4 mtu 1450
 range 10.244.2.0/24 no way
+range 10.96.0.0/16 of services
 range fd00:244:0:1::/64 via fe80::28bf:12ff:fe74:3ce7 through the tunnel device 4 mtu 1450
 range fd00:244:0:2::/64 no way
+range fd00:96::/112 of services
 `}[mode]
 	if text, err := two.fast.Dump(); text != want || err != nil {
 		t.Errorf("node 2 has, %v:\n%s", err, text)
@@ -215,6 +239,34 @@ func TestSwitched(t *testing.T) {
 	}
 }
 
+// TestLongWayFirst: what was opened on the long way has an entry in conntrack, which sees nothing more of it on the fast one; when the connection ends, so does
+// the entry.
+func TestLongWayFirst(t *testing.T) {
+	s := newScene(t, nodenet.Never)
+	one := s.nodes[1]
+	for i := range vips {
+		for _, reset := range []bool{false, true} {
+			one.fast.Close()
+			to := netip.AddrPortFrom(podAddrs(2, 5)[i], 8080)
+			c := s.call(one.pods[5], to, "p2-5")
+			one.start()
+			one.apply()
+			c.again("on the fast path")
+			if f := one.flow(local(c), to); f == nil || f.TimeOut < 200 {
+				t.Fatalf("while it is open conntrack has %v", f)
+			}
+			if reset {
+				if err := c.conn.(*net.TCPConn).SetLinger(0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			from := local(c)
+			c.conn.Close()
+			one.becomes(t, "when it has ended conntrack has", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut <= 10 })
+		}
+	}
+}
+
 // TestHairpin: a pod that is its Service's endpoint is answered by itself.
 func TestHairpin(t *testing.T) {
 	s := newScene(t, nodenet.Never)
@@ -259,23 +311,31 @@ func TestSizes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s.transfer([2]int{1460, 1440}, [2]int{1400 - 40, 1400 - 60}) // at first both ends think that they may
+		s.transfer([2]int{1460, 1440}, [2]int{1400 - 40, 1400 - 60}, false) // at first both ends think that they may
+		s.transfer([2]int{1460, 1440}, [2]int{1400 - 40, 1400 - 60}, true)
 	})
 	t.Run("the tunnel", func(t *testing.T) {
 		s := newScene(t, nodenet.Always)
 		for _, x := range s.nodes[1:] {
 			x.tool(x.pods[5], "nft", "table inet deaf { chain in { type filter hook input priority 0; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }")
 		}
-		s.transfer([2]int{1450 - 40, 1450 - 60}, [2]int{1450 - 40, 1450 - 60})
+		s.transfer([2]int{1450 - 40, 1450 - 60}, [2]int{1450 - 40, 1450 - 60}, false)
+		s.transfer([2]int{1450 - 40, 1450 - 60}, [2]int{1450 - 40, 1450 - 60}, true)
 	})
 }
 
-// transfer sends megabytes from a pod of node 1 to one of node 2, in segments that have one size at first and one in the end, by the family.
-func (s *scene) transfer(first, last [2]int) {
+// transfer sends megabytes from a pod of node 1 to one of node 2, at its own address or by a Service, in segments that have one size at first and one in the
+// end, by the family.
+func (s *scene) transfer(first, last [2]int, service bool) {
 	s.t.Helper()
 	one, two := s.nodes[1], s.nodes[2]
+	s.lead(nil, [2]int{2, 5})
 	for i := range vips {
 		const size = 4 << 20
+		to := netip.AddrPortFrom(podAddrs(2, 5)[i], 9000)
+		if service {
+			to = netip.AddrPortFrom(vips[i], 90)
+		}
 		l, err := two.pods[5].NS.Listen("tcp", netip.AddrPortFrom(podAddrs(2, 5)[i], 9000).String())
 		if err != nil {
 			s.t.Fatal(err)
@@ -290,7 +350,7 @@ func (s *scene) transfer(first, last [2]int) {
 			}
 			sum <- [32]byte(h.Sum(nil))
 		}()
-		conn, err := one.pods[5].Dial(s.t.Context(), "tcp", "", netip.AddrPortFrom(podAddrs(2, 5)[i], 9000))
+		conn, err := one.pods[5].Dial(s.t.Context(), "tcp", "", to)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -299,7 +359,10 @@ func (s *scene) transfer(first, last [2]int) {
 		}
 		data := make([]byte, size)
 		_, _ = rand.Read(data)
-		before := two.fast.Report().Packets
+		var before [3]uint64
+		for n, x := range s.nodes[1:] {
+			before[n+1] = x.fast.Report().Packets
+		}
 		if _, err := conn.Write(data); err != nil {
 			s.t.Error(err)
 		}
@@ -315,8 +378,10 @@ func (s *scene) transfer(first, last [2]int) {
 		case <-time.After(20 * time.Second):
 			s.t.Fatal("the transfer has not ended")
 		}
-		if n := two.fast.Report().Packets - before; n < 20 {
-			s.t.Errorf("%d packets went the fast way", n)
+		for n, x := range s.nodes[1:] {
+			if n := x.fast.Report().Packets - before[n+1]; n < 20 {
+				s.t.Errorf("%d packets went the fast way of %s", n, x.Name)
+			}
 		}
 	}
 }

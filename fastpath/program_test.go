@@ -50,6 +50,7 @@ func (f frame) bytes() []byte {
 	binary.BigEndian.PutUint16(tail, f.src.Port())
 	binary.BigEndian.PutUint16(tail[2:], f.dst.Port())
 	tail[12], tail[13] = 5<<4, f.flags
+	binary.BigEndian.PutUint16(tail[16:], checksum(pseudo(f.src.Addr(), f.dst.Addr(), len(tail)), tail))
 	if f.src.Addr().Is4() {
 		ip := make([]byte, 20+f.options)
 		ip[0], ip[8], ip[9] = 0x40|byte(len(ip)/4), f.hops, f.proto
@@ -72,10 +73,22 @@ func (f frame) bytes() []byte {
 	return append(append(append(b, 0x86, 0xdd), ip...), tail...)
 }
 
-func checksum(b []byte) uint16 {
+// pseudo is what TCP's checksum is over beside the segment.
+func pseudo(src, dst netip.Addr, size int) []byte {
+	return append(slices.Concat(src.AsSlice(), dst.AsSlice()), 0, tcp, byte(size>>8), byte(size))
+}
+
+// checksum is that of the Internet, RFC 1071, over all of the parts; 0 over what has a right one. Only the last may have an odd length.
+func checksum(parts ...[]byte) uint16 {
 	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	for _, b := range parts {
+		for len(b) > 1 {
+			sum += uint32(binary.BigEndian.Uint16(b))
+			b = b[2:]
+		}
+		if len(b) > 0 {
+			sum += uint32(b[0]) << 8
+		}
 	}
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
@@ -83,8 +96,30 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// judge has the kernel run the program for a frame that came from a device of a node.
-func (x *island) judge(dev string, f frame) (fast bool) {
+// ends are the source and the destination of a frame of TCP that went the fast way. It is to be whole, and to have one hop less.
+func ends(t *testing.T, b []byte, hops byte) (src, dst netip.AddrPort) {
+	t.Helper()
+	ip := b[14:]
+	left, size, header := ip[8], 4, 20
+	if ip[0]>>4 == 6 {
+		left, size, header = ip[7], 16, 40
+	} else if checksum(ip[:header]) != 0 {
+		t.Errorf("checksum of the header: % x", ip[:header])
+	}
+	from, _ := netip.AddrFromSlice(ip[header-2*size : header-size])
+	to, _ := netip.AddrFromSlice(ip[header-size : header])
+	segment := ip[header:]
+	if left != hops-1 {
+		t.Errorf("%d hops became %d", hops, left)
+	}
+	if checksum(pseudo(from, to, len(segment)), segment) != 0 {
+		t.Errorf("checksum of the segment: % x", segment[:20])
+	}
+	return netip.AddrPortFrom(from, binary.BigEndian.Uint16(segment)), netip.AddrPortFrom(to, binary.BigEndian.Uint16(segment[2:]))
+}
+
+// judge has the kernel run the program for a frame that came from a device of a node. If it goes the fast way, its source and destination are returned.
+func (x *island) judge(dev string, f frame) (fast bool, src, dst netip.AddrPort) {
 	x.t.Helper()
 	const next, redirect = 0xffffffff, 7
 	in := f.bytes()
@@ -98,24 +133,22 @@ func (x *island) judge(dev string, f frame) (fast bool) {
 	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256), Context: skb{Ifindex: uint32(x.Index(dev))}}
 	var verdict uint32
 	program := x.fast.objects.FromPod
-	if dev == "eth0" {
+	if dev == "eth0" || dev == nodenet.Device {
 		program = x.fast.objects.FromNode
 	}
 	x.Do(func() (err error) { verdict, err = program.Run(&opts); return err })
 	switch verdict {
 	case redirect:
-		if out := opts.DataOut; f.src.Addr().Is4() && (out[14+8] != f.hops-1 || checksum(out[14:34]) != 0) || f.src.Addr().Is6() && out[14+7] != f.hops-1 {
-			x.t.Errorf("what goes the fast way: % x", out[:54])
-		}
-		return true
+		src, dst = ends(x.t, opts.DataOut[:len(in)], f.hops)
+		return true, src, dst
 	case next:
 		if string(opts.DataOut[:len(in)]) != string(in) {
 			x.t.Errorf("what is left to the long way was changed: % x became % x", in, opts.DataOut)
 		}
-		return false
+		return false, f.src, f.dst
 	}
 	x.t.Errorf("verdict %d", int32(verdict))
-	return false
+	return false, f.src, f.dst
 }
 
 // TestPackets is the table of what goes the fast way, judged by the program in the kernel.
@@ -183,8 +216,8 @@ func TestPackets(t *testing.T) {
 			if tt.edit(&f); tt.only != "" && tt.only != family {
 				continue
 			}
-			if fast := one.judge(tt.dev, f); fast != tt.fast {
-				t.Errorf("%s %s: fast %t, want %t", family, tt.what, fast, tt.fast)
+			if fast, src, dst := one.judge(tt.dev, f); fast != tt.fast || src != f.src || dst != f.dst {
+				t.Errorf("%s %s: fast %t, want %t; from %s to %s, was %s and %s", family, tt.what, fast, tt.fast, src, dst, f.src, f.dst)
 			}
 		}
 	}

@@ -6,6 +6,7 @@ package fastpath
 import (
 	"maps"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -17,9 +18,10 @@ import (
 const (
 	askServices uint32 = 1 << iota
 	tunnel
+	services
 )
 
-// way is forward.c's struct way: a way to pods of another node. Without a device there is none.
+// way is forward.c's struct way: a way to pods of another node. Without a device there is none, which a range of Services has not either.
 type way struct {
 	What, MTU, Dev, Family uint32
 	Hop                    [16]byte // an IPv4 one in the first four
@@ -41,7 +43,7 @@ func wayOf(w nodenet.Way) (k way) {
 }
 
 // ranges are where pods' addresses come from and the ways there, and those addresses among them at which something answers for a Service: pods that are ending,
-// and what somebody has declared an external address.
+// and what somebody has declared an external address. Beside them are the ranges of Services' virtual addresses.
 type ranges struct {
 	last    *model.Snapshot
 	pods    map[netip.Prefix]way
@@ -60,6 +62,7 @@ func (r *ranges) follow(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way, mo
 			r.pods, r.answers = pods, make(map[netip.Addr]int)
 		}
 	}
+	changed = changed || !slices.Equal(from.ServiceCIDRs, s.ServiceCIDRs)
 	r.last = s
 	if from.Frontends != s.Frontends {
 		for f, c := range model.Diff(from.Frontends, s.Frontends) {
@@ -80,7 +83,11 @@ func (r *ranges) follow(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way, mo
 	if !changed {
 		return nil, nil
 	}
-	want := maps.Clone(r.pods)
+	want := make(map[netip.Prefix]way)
+	for _, p := range s.ServiceCIDRs {
+		want[p.Masked()] = way{What: services}
+	}
+	maps.Copy(want, r.pods)
 	for a := range r.answers {
 		w, _ := r.rangeOf(a)
 		w.What |= askServices
@@ -149,6 +156,9 @@ func (k rangeKey) prefix() netip.Prefix {
 
 // String is a way as Dump prints it.
 func (k way) String() string {
+	if k.What&services != 0 {
+		return "of services"
+	}
 	if k.Dev == 0 {
 		return "no way"
 	}

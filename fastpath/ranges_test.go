@@ -17,7 +17,7 @@ import (
 
 // naive is what the map ranges is to have, without any history.
 func naive(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way) map[netip.Prefix]way {
-	all := make(map[netip.Prefix]way)
+	all := make(map[netip.Prefix]way) // of pods
 	for _, n := range s.Nodes.All() {
 		for _, p := range n.PodCIDRs {
 			all[p] = wayOf(ways[p])
@@ -38,6 +38,11 @@ func naive(s *model.Snapshot, ways map[netip.Prefix]nodenet.Way) map[netip.Prefi
 		}
 	}
 	maps.Copy(all, answers)
+	for _, p := range s.ServiceCIDRs {
+		if _, isPods := all[p]; !isPods {
+			all[p] = way{What: services}
+		}
+	}
 	return all
 }
 
@@ -56,7 +61,7 @@ func TestRanges(t *testing.T) {
 		for step := range 200 {
 			moved := false
 			n, i := 1+r.IntN(4), 1+r.IntN(6)
-			switch r.IntN(8) {
+			switch r.IntN(10) {
 			case 0:
 				b.SetNode(node(n))
 			case 1:
@@ -79,7 +84,11 @@ func TestRanges(t *testing.T) {
 				b.SetPod(model.Pod{Name: podName(1, i), Addrs: podAddrs(1, i), Terminating: r.IntN(2) == 0})
 			case 6:
 				b.DeletePod(podName(1, i))
-			case 7:
+			case 7: // beside pods, and what nobody should have: the same range
+				b.SetServiceCIDR("more", [][]netip.Prefix{{netip.MustParsePrefix("10.96.0.0/16")}, {netip.MustParsePrefix("fd00:96::/112"), netip.MustParsePrefix("10.244.1.0/24")}}[r.IntN(2)])
+			case 8:
+				b.DeleteServiceCIDR("more")
+			case 9:
 				sl := model.Slice{Name: model.Name{Namespace: "default", Name: "web-v4"}, Service: "web", Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}}}
 				for range r.IntN(4) {
 					i := 1 + r.IntN(6)

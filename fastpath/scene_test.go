@@ -62,11 +62,12 @@ func node(n int) model.Node {
 		netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd00:244:0:%d::/64", n))}}
 }
 
-// vips are the addresses of the Service web, which leads port 80 to ports 8080.
+// vips are the addresses of the Service web, which leads port 80 to ports 8080, and 90 to 9000, where nobody listens.
 var vips = []netip.Addr{addr("10.96.0.1"), addr("fd00:96::1")}
 
 var web = model.ServiceSpec{Name: model.Name{Namespace: "default", Name: "web"}, ClusterIPs: vips,
-	Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080}, {Name: "sip", Protocol: model.UDP, Port: 5060}}}
+	Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 80, NodePort: 30080},
+		{Name: "bulk", Protocol: model.TCP, Port: 90}, {Name: "sip", Protocol: model.UDP, Port: 5060}}}
 
 func newScene(t *testing.T, mode nodenet.Mode) *scene {
 	s := &scene{t: t, world: testnet.New(t)}
@@ -138,7 +139,8 @@ func (s *scene) lead(mood func(*model.Endpoint), pods ...[2]int) {
 	for _, x := range s.nodes[1:] {
 		for fam, suffix := range []string{"v4", "v6"} {
 			sl := model.Slice{Name: model.Name{Namespace: "default", Name: "web-" + suffix}, Service: "web",
-				Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}, {Name: "sip", Protocol: model.UDP, Port: 8081}}}
+				Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}, {Name: "bulk", Protocol: model.TCP, Port: 9000},
+					{Name: "sip", Protocol: model.UDP, Port: 8081}}}
 			for _, p := range pods {
 				e := model.Endpoint{Addr: podAddrs(p[0], p[1])[fam], Ready: true, Serving: true, Node: fmt.Sprintf("n%d", p[0]), Pod: podName(p[0], p[1])}
 				if mood != nil {

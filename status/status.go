@@ -73,7 +73,7 @@ type PodNetwork struct {
 	FastPath *FastPath `json:"fastPath,omitempty"`
 }
 
-// FastPath is the way of TCP from pod to pod past netfilter.
+// FastPath is the way of TCP from pod to pod, and between pods and Services, past netfilter.
 type FastPath struct {
 	// Pods and Links are how many pods and links to other nodes it leads from.
 	Pods  int `json:"pods"`
