@@ -363,8 +363,11 @@ func (s *scene) transfer(first, last [2]int, service bool) {
 		for n, x := range s.nodes[1:] {
 			before[n+1] = x.fast.Report().Packets
 		}
+		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			s.t.Fatal(err)
+		}
 		if _, err := conn.Write(data); err != nil {
-			s.t.Error(err)
+			s.t.Fatal(err)
 		}
 		if n := segments(s.t, conn); n != last[i] {
 			s.t.Errorf("segments of %d bytes in the end, want %d", n, last[i])

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -133,6 +134,37 @@ func TestServices(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestChecksums: what is translated arrives where checksums are looked at: sockets leave them to the device, and here the device leaves them to the kernel.
+func TestChecksums(t *testing.T) {
+	s := newScene(t, nodenet.Never)
+	for _, x := range s.nodes[1:] {
+		x.Do(func() error { return computeChecksums("eth0") })
+	}
+	s.transfer([2]int{1460, 1440}, [2]int{1460, 1440}, true)
+}
+
+// computeChecksums has the kernel compute the checksums of TCP that leaves by a device of the thread's namespace (ethtool -K DEVICE tx off).
+func computeChecksums(device string) error {
+	const siocethtool, setTxChecksums = 0x8946, 0x17
+	value := struct{ cmd, data uint32 }{cmd: setTxChecksums}
+	var request struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(request.name[:], device)
+	request.data = unsafe.Pointer(&value)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), siocethtool, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return fmt.Errorf("set %s to compute checksums: %w", device, errno)
+	}
+	return nil
 }
 
 // TestGoneService: what is established goes on when its Service has none of its endpoint any more, or is gone, as it does on the long way; nothing new comes.
