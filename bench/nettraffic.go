@@ -16,6 +16,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/fairlead/fairlead/status"
 )
@@ -25,6 +29,7 @@ type pair struct {
 	name           string
 	client, server *host
 	addr           string // of the server
+	vip            string // of a Service that has the server for its endpoint; empty: there is none
 	closers        []func()
 }
 
@@ -122,6 +127,9 @@ func fairleadPair(flags ...string) func(context.Context, *suite, *pair) error {
 				return err
 			}
 		}
+		if p.vip, err = w.lead(ctx, "server", addrs[1]); err != nil {
+			return err
+		}
 		if !slices.Contains(flags, podFastPath) {
 			return nil
 		}
@@ -132,6 +140,34 @@ func fairleadPair(flags ...string) func(context.Context, *suite, *pair) error {
 		}
 		return nil
 	}
+}
+
+// lead makes a Service of a sink, with the same ports, and returns its address.
+func (n *network) lead(ctx context.Context, name, target string) (vip string, err error) {
+	var ports []corev1.ServicePort
+	var targets []discoveryv1.EndpointPort
+	for _, at := range []struct {
+		protocol corev1.Protocol
+		port     int32
+	}{{corev1.ProtocolTCP, targetPort}, {corev1.ProtocolTCP, pingPort}, {corev1.ProtocolUDP, pingPort}, {corev1.ProtocolTCP, streamPort}} {
+		of := strings.ToLower(fmt.Sprint(at.protocol, "-", at.port))
+		ports = append(ports, corev1.ServicePort{Name: of, Protocol: at.protocol, Port: at.port})
+		targets = append(targets, discoveryv1.EndpointPort{Name: ptr.To(of), Protocol: ptr.To(at.protocol), Port: ptr.To(at.port)})
+	}
+	service, err := n.client.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports}}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("create service %s: %w", name, err)
+	}
+	_, err = n.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: targets,
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{target}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("create slice %s: %w", name, err)
+	}
+	return service.Spec.ClusterIP, nil
 }
 
 const podFastPath = "--pod-fast-path"
@@ -238,6 +274,9 @@ const (
 	fastVXLANPair  = "VXLAN, fast path"
 )
 
+// byService is added to the name of a pair for what it carries by its Service.
+const byService = ", by a Service"
+
 // traffic measures what pods on two nodes can send each other, beside the nodes themselves.
 func traffic(ctx context.Context, s *suite) error {
 	makers := []struct {
@@ -267,12 +306,20 @@ func traffic(ctx context.Context, s *suite) error {
 		}
 		p.later(server.stop)
 		names, pairs[m.name] = append(names, m.name), p
-		err = server.until(ctx, 10*time.Second, 20*time.Millisecond, func() error {
-			_, err := p.carry(ctx, s, "ping", time.Millisecond)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+		ways := []*pair{p}
+		if p.vip != "" && strings.HasPrefix(m.name, "host-gw") {
+			name := m.name + byService
+			way := &pair{name: name, client: p.client, addr: p.vip}
+			names, pairs[name], ways = append(names, name), way, append(ways, way)
+		}
+		for _, way := range ways {
+			err = server.until(ctx, 10*time.Second, 20*time.Millisecond, func() error {
+				_, err := way.carry(ctx, s, "ping", time.Millisecond)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", way.name, err)
+			}
 		}
 	}
 	taken, err := takeTurns(ctx, pick(s, 13, 3), names, func(name string) (r passed, err error) {
@@ -321,6 +368,8 @@ func (s *suite) reportTraffic(taken map[string][]passed) {
 	}{
 		{"host-gw", []string{barePairName, bridgePairName}, [3]*goal{atLeast(0.95), atLeast(0.95), atLeast(0.92)}},
 		{fastPair, []string{barePairName, bridgePairName, "host-gw"}, [3]*goal{atLeast(0.95), atLeast(0.95), atLeast(0.92)}},
+		{"host-gw" + byService, []string{"host-gw"}, [3]*goal{}},
+		{fastPair + byService, []string{fastPair, "host-gw" + byService}, [3]*goal{}},
 		{"VXLAN", []string{vxlanPairName, barePairName, "host-gw"}, [3]*goal{atLeast(0.95)}},
 		{fastVXLANPair, []string{vxlanPairName, barePairName, "VXLAN"}, [3]*goal{atLeast(0.95)}},
 	} {
