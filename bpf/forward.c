@@ -9,7 +9,7 @@
 //
 //   - IPv4 without options and in one piece, or IPv6 without extension headers; TCP;
 //   - to this node's link address, from a pod's own address or from a link and another node's range, to a pod here or another node's range;
-//   - of a connection that no NAT changes, or that is established and to a Service: on the node that translates it the packet is changed as conntrack's entry says;
+//   - of a connection that no NAT changes, or that is established and to a cluster IP: on the node that translates it the packet is changed as conntrack's entry says;
 //   - no first packet to an address at which something answers for a Service: a pod that is ending, whose new connections may be passed on;
 //   - small enough for the device that it leaves by.
 //
@@ -90,11 +90,15 @@ struct {
 } pods SEC(".maps");
 
 // For how long conntrack is to keep a connection that is established without a packet of it, in milliseconds.
+struct times {
+	__u32 idle, unacknowledged; // by whether the last packet was data
+};
+
 struct {
 	uint(type, ARRAY);
 	uint(max_entries, 1);
 	type_of(key, __u32);
-	type_of(value, __u32);
+	type_of(value, struct times);
 } established SEC(".maps");
 
 // How many packets went the short way: a packet that is to be segmented is one.
@@ -115,6 +119,7 @@ struct segment {
 	__u32 ip; // bytes of the IP header
 	__u8 is4;
 	__u8 flags; // TCP's
+	__u8 data;  // has it any?
 	enum nat nat;
 	struct addr addr; // what it is to have for its source or destination, by nat
 	__u16 port;
@@ -151,6 +156,7 @@ static inline_always int read4(struct packet *p, struct segment *s)
 	s->dport = t->dport;
 	s->ip = sizeof *ip;
 	s->flags = t->flags;
+	s->data = htons(ip->len) != sizeof *ip + (t->offset >> 4) * 4;
 	return 1;
 }
 
@@ -172,6 +178,7 @@ static inline_always int read6(struct packet *p, struct segment *s)
 	s->dport = t->dport;
 	s->ip = sizeof *ip;
 	s->flags = t->flags;
+	s->data = htons(ip->len) != (t->offset >> 4) * 4;
 	return 1;
 }
 
@@ -190,6 +197,11 @@ static inline_always struct way *way_to(const struct addr *a)
 	return map_lookup(&ranges, &k);
 }
 
+static inline_always int is_services(const struct way *way)
+{
+	return way && way->what & SERVICES;
+}
+
 // Does it open a connection?
 static inline_always int opens(const struct segment *s)
 {
@@ -201,6 +213,17 @@ static inline_always int fits(struct packet *p, __u32 ifindex)
 {
 	__u32 mtu = 0;
 	return !check_mtu(p, ifindex, &mtu, 0, CHECK_SEGMENTS);
+}
+
+static inline_always void copy(struct addr *to, const union nf_inet_addr *from, int is4)
+{
+	if (is4) {
+		to->word[2] = htons(0xffff) << 16;
+		to->word[3] = from->all[0];
+		return;
+	}
+	for (int i = 0; i < 4; i++)
+		to->word[i] = from->all[i];
 }
 
 // Looks a connection up in conntrack, by a packet from one end to the other. What is found is to be released.
@@ -239,7 +262,7 @@ static inline_always int taken(struct packet *p, struct segment *s)
 // Asks conntrack what NAT is to do to the packet.
 //
 // A connection to a Service is conntrack's until it is established, and again from the first FIN: that is when its state changes. In between only its time has to
-// be kept. A reset ends a connection, but conntrack, which has not seen what came before, would take it for an attempt: so its time is set here. So is that of
+// be kept, as conntrack would: not as long while there is data that nobody has acknowledged. A reset ends a connection, but conntrack, which has not seen what came before, would take it for an attempt: so its time is set here. So is that of
 // a connection without NAT of which conntrack has seen the beginning, and will not see the end.
 //
 // If the first packet of one to a Service is not answered but acknowledged, its endpoint has a connection of the same ends already, which the pod has opened to it the short way and
@@ -258,26 +281,22 @@ static never_inline enum nat translation(struct packet *p, struct segment *s)
 		if (s->flags & (FIN | RST))
 			bpf_ct_change_timeout(ct, END_MS);
 	} else if ((ct->status & BITS) == WANT && ct->proto.tcp.state == ESTABLISHED && !(s->flags & (SYN | FIN))) {
-		const __u32 zero = 0, *keep_ms = map_lookup(&established, &zero);
-		union nf_inet_addr *end;
+		const __u32 zero = 0;
+		const struct times *keep = map_lookup(&established, &zero);
 		if (o.dir == ORIGINAL) {
 			nat = DESTINATION;
-			end = &ct->tuplehash[REPLY].tuple.src.u3;
 			s->port = ct->tuplehash[REPLY].tuple.src.u.all;
+			copy(&s->addr, &ct->tuplehash[REPLY].tuple.src.u3, s->is4);
 		} else {
 			nat = SOURCE;
-			end = &ct->tuplehash[ORIGINAL].tuple.dst.u3;
 			s->port = ct->tuplehash[ORIGINAL].tuple.dst.u.all;
+			copy(&s->addr, &ct->tuplehash[ORIGINAL].tuple.dst.u3, s->is4);
 		}
-		if (s->is4) {
-			s->addr.word[2] = htons(0xffff) << 16;
-			s->addr.word[3] = end->all[0];
-		} else {
-			for (int i = 0; i < 4; i++)
-				s->addr.word[i] = end->all[i];
-		}
-		if (keep_ms)
-			bpf_ct_change_timeout(ct, s->flags & RST ? END_MS : *keep_ms);
+		// One direction alone would not do: conntrack would wait for what acknowledges the data that it sees, and keep the entry no longer than that.
+		if (nat == SOURCE && !is_services(way_to(&s->addr)))
+			nat = OTHER;
+		else if (keep)
+			bpf_ct_change_timeout(ct, s->flags & RST ? END_MS : s->data ? keep->unacknowledged : keep->idle);
 	} else if (ct->proto.tcp.state == SYN_SENT && o.dir == REPLY && (s->flags & (SYN | RST | ACK)) == ACK) {
 		bpf_ct_change_timeout(ct, 0);
 	}
@@ -399,7 +418,7 @@ static inline_always int of_pod(struct packet *p, struct segment *s)
 	pod = map_lookup(&pods, &s->dst);
 	if (!pod)
 		way = way_to(&s->dst);
-	if (way && way->what & SERVICES) {
+	if (is_services(way)) {
 		if (opens(s))
 			return NEXT;
 		s->nat = translation(p, s);

@@ -372,7 +372,7 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		}
 		way.Route = e.route(w, addr)
 		e.headless(w, &way, snap, target)
-		e.fast(w, &way, source)
+		way.FastPath = e.fast(w, way.Protocol, source, at)
 		return way
 	}
 	way.Service, way.PortName, way.Kind, way.Affinity = v.Service.Name.String(), v.Port.Name, v.Kind.String(), v.Affinity.Seconds()
@@ -395,7 +395,12 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 	case model.Drop:
 		w.find("connections to %s get no answer: %s", at, v.Why)
 	default:
-		e.fast(w, &way, source)
+		// What is to be translated can go past netfilter only where the endpoint's own connections can.
+		for _, b := range way.Backends {
+			if b.In && way.FastPath == "" && e.fast(w, way.Protocol, source, b.Address) != "" {
+				way.FastPath = e.fast(w, way.Protocol, source, at)
+			}
+		}
 	}
 	return way
 }
@@ -501,15 +506,16 @@ func (e *Explainer) port(snap *model.Snapshot, addr netip.Addr, t Target) uint16
 	return 0
 }
 
-// fast says what of a connection goes past netfilter.
-func (e *Explainer) fast(w *Walk, way *Way, source netip.Addr) {
-	if way.Protocol != model.TCP.String() || !source.IsValid() {
-		return
+// fast is what of a connection goes past netfilter.
+func (e *Explainer) fast(w *Walk, protocol string, source netip.Addr, to netip.AddrPort) string {
+	if protocol != model.TCP.String() || !source.IsValid() {
+		return ""
 	}
-	var err error
-	if way.FastPath, err = e.Fast(source, way.Address.Addr()); err != nil {
-		w.find("the fast path to %s cannot be read: %v", way.Address, err)
+	course, err := e.Fast(source, to.Addr())
+	if err != nil {
+		w.find("the fast path to %s cannot be read: %v", to, err)
 	}
+	return course
 }
 
 func (e *Explainer) route(w *Walk, dst netip.Addr) *Route {

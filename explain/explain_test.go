@@ -94,6 +94,10 @@ func bed(t *testing.T) *Explainer {
 // TestFastPath: what goes past netfilter is said, of TCP, and nothing of what does not.
 func TestFastPath(t *testing.T) {
 	e := bed(t)
+	e.Fast = func(_, to netip.Addr) (string, error) { return map[bool]string{true: "established"}[to == orders], nil }
+	if _, text := walk(t, e, "orders:80"); strings.Contains(text, "fast path") {
+		t.Errorf("to a Service whose endpoints are no pods:\n%s", text)
+	}
 	e.Fast = func(pod, to netip.Addr) (string, error) {
 		switch to {
 		case orders:
@@ -104,7 +108,7 @@ func TestFastPath(t *testing.T) {
 		return "", errors.New("no map")
 	}
 	for target, want := range map[string]string{
-		"orders:80":         "fast path  while it is established",
+		"orders:80":         "fast path  while it is established", // its one endpoint is a pod
 		"10.244.1.5:80":     "fast path  all of",
 		"10.244.1.5:80/udp": "",
 		"orders:81":         "", // refused

@@ -228,7 +228,7 @@ func load() (*objects, error) {
 		}
 		return nil, fmt.Errorf("load eBPF program, which needs Linux 6.6 with connection tracking and BTF: %w", err)
 	}
-	for _, lenient := range []string{"be_liberal", "ignore_invalid_rst"} {
+	for _, lenient := range []string{"be_liberal", "ignore_invalid_rst", "loose"} {
 		if err := linux.WriteSysctl("net/netfilter/nf_conntrack_tcp_"+lenient, "1"); err != nil {
 			return nil, errors.Join(err, o.close())
 		}
@@ -236,21 +236,37 @@ func load() (*objects, error) {
 	return o, nil
 }
 
-// keep tells the programs for how long connection tracking keeps a connection that nothing is heard of. The kernel's function takes 24 days at most.
+// times is forward.c's struct times, in milliseconds.
+type times struct{ Idle, Unacknowledged uint32 }
+
+// keep tells the programs for how long connection tracking keeps a connection that nothing is heard of.
 func (o *objects) keep() error {
-	const key = "net/netfilter/nf_conntrack_tcp_timeout_established"
-	value, err := linux.ReadSysctl(key)
+	idle, err := timeout("established")
 	if err != nil {
 		return err
 	}
-	seconds, err := strconv.ParseUint(value, 10, 32)
+	unacknowledged, err := timeout("unacknowledged")
 	if err != nil {
-		return fmt.Errorf("read sysctl %s: %w", key, err)
+		return err
 	}
-	if err := o.Established.Put(uint32(0), uint32(min(seconds*1000, math.MaxInt32))); err != nil {
-		return fmt.Errorf("write the time of established connections: %w", err)
+	if err := o.Established.Put(uint32(0), times{idle, min(unacknowledged, idle)}); err != nil {
+		return fmt.Errorf("write the times of established connections: %w", err)
 	}
 	return nil
+}
+
+// timeout is one of connection tracking's, in milliseconds. The kernel's function takes 24 days at most.
+func timeout(name string) (uint32, error) {
+	key := "net/netfilter/nf_conntrack_tcp_timeout_" + name
+	value, err := linux.ReadSysctl(key)
+	if err != nil {
+		return 0, err
+	}
+	seconds, err := strconv.ParseUint(value, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("read sysctl %s: %w", key, err)
+	}
+	return uint32(min(seconds*1000, math.MaxInt32)), nil
 }
 
 // unload takes the programs off every device.

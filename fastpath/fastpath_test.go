@@ -56,9 +56,9 @@ func testWho(t *testing.T, mode nodenet.Mode) {
 			{"to a Service", one.pods[5], "tcp", netip.AddrPortFrom(vips[i], 80), "p2-5", here, [3]bool{1: true, 2: true}},
 			{"to a Service of which the pod is the endpoint", two.pods[5], "tcp", netip.AddrPortFrom(vips[i], 80), "p2-5", netip.Addr{}, [3]bool{}},
 			{"to a Service by UDP", one.pods[5], "udp", netip.AddrPortFrom(vips[i], 5060), "p2-5", here, [3]bool{}},
-			// Only what comes back: the way to it is none of pods' or Services'.
-			{"to a node port", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(1)[i], 30080), "p2-5", here, [3]bool{1: true, 2: true}},
-			{"to a node port of another node", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(2)[i], 30080), "p2-5", here, [3]bool{2: true}},
+			// Where it is translated it is seen whole, or not at all but for its ends.
+			{"to a node port", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(1)[i], 30080), "p2-5", here, [3]bool{2: true}},
+			{"to a node port of another node", one.pods[5], "tcp", netip.AddrPortFrom(nodeAddrs(2)[i], 30080), "p2-5", here, [3]bool{}},
 			{"from the node itself", one.Host, "tcp", netip.AddrPortFrom(here, 8080), "p1-5", netip.Addr{}, [3]bool{}},
 			{"from the other node", two.Host, "tcp", netip.AddrPortFrom(here, 8080), "p1-5", netip.Addr{}, [3]bool{}},
 		} {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
+	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nodenet"
 )
 
@@ -99,6 +100,12 @@ func TestServices(t *testing.T) {
 					}
 					one.becomes(t, "time of an established connection", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut > 900 && f.TimeOut <= 1000 })
 
+					// Data that nobody has acknowledged is waited for no longer than conntrack would.
+					one.judge("fl5", frame{src: from, dst: to, flags: ack, hops: 64, proto: tcp, payload: 1})
+					one.becomes(t, "time after data", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut > 200 && f.TimeOut <= 300 })
+					one.judge(endpoint.dev, frame{src: target, dst: from, flags: ack, hops: 64, proto: tcp})
+					one.becomes(t, "time after an acknowledgement", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut > 900 })
+
 					for _, tt := range []struct {
 						what  string
 						flags byte
@@ -113,6 +120,7 @@ func TestServices(t *testing.T) {
 							t.Errorf("%s, back: fast %t, from %s to %s, want %t, from %s to %s", tt.what, fast, src, dst, tt.fast, to, from)
 						}
 					}
+					// The last frame of these is a reset.
 					one.becomes(t, "time of a connection that was reset", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut <= 10 })
 					c.again("after a reset that neither end has seen")
 					one.becomes(t, "time of a connection that goes on", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut > 900 })
@@ -132,6 +140,28 @@ func TestServices(t *testing.T) {
 					one.becomes(t, "time of a connection that an end has reset", from, to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut <= 10 })
 				})
 			}
+		}
+	}
+}
+
+// TestKept: a connection that goes the long way to its endpoint is kept by conntrack for its whole time after an exchange, not for that of data which nobody has
+// acknowledged.
+func TestKept(t *testing.T) {
+	s := newScene(t, nodenet.Never)
+	one := s.nodes[1]
+	// One that is passed on is translated like one by a node port.
+	one.b.SetPod(model.Pod{Name: podName(1, 5), Addrs: podAddrs(1, 5), Terminating: true})
+	s.lead(func(e *model.Endpoint) {
+		if e.Pod == podName(1, 5) {
+			e.Ready, e.Terminating = false, true
+		}
+	}, [2]int{1, 5}, [2]int{1, 6})
+	two := s.nodes[2].pods[5]
+	for i := range vips {
+		for _, to := range []netip.AddrPort{netip.AddrPortFrom(nodeAddrs(1)[i], 30080), netip.AddrPortFrom(podAddrs(1, 5)[i], 8080)} {
+			c := s.call(two, to, "p1-6")
+			c.again("in the middle")
+			one.becomes(t, "after exchanges", local(c), to, func(f *netlink.ConntrackFlow) bool { return f.TimeOut > 400000 })
 		}
 	}
 }

@@ -464,7 +464,7 @@ func ruleMissing(t *testing.T, w *world) {
 }
 
 // stays are the settings that docs/install.md says remain.
-var stays = regexp.MustCompile(`^/proc/sys/net/(netfilter/nf_conntrack_(max|tcp_timeout_established|tcp_timeout_close_wait|tcp_be_liberal|tcp_ignore_invalid_rst)|ipv4/ip_forward|ipv[46]/conf/(all|default|eth0|lo)/forwarding) = `)
+var stays = regexp.MustCompile(`^/proc/sys/net/(netfilter/nf_conntrack_(max|tcp_timeout_established|tcp_timeout_close_wait|tcp_be_liberal|tcp_ignore_invalid_rst|tcp_loose)|ipv4/ip_forward|ipv[46]/conf/(all|default|eth0|lo)/forwarding) = `)
 
 // uninstall: as docs/install.md says. The kernel goes on without the agents, pods end as always, and after the clean-up the nodes have what they
 // had before, but for the settings that docs/install.md names.
