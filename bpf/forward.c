@@ -246,7 +246,8 @@ static inline_always struct nf_conn *find(struct packet *p, struct bpf_ct_opts *
 	return bpf_skb_ct_lookup(p, &t, is4 ? sizeof t.ipv4 : sizeof t.ipv6, o, sizeof *o);
 }
 
-// Is there a connection to a Service that to its endpoint has the ends of the one that this packet opens? The pod may have opened it from the same port.
+// Is there a connection to a Service that to its endpoint has the ends of the one that this packet opens? The pod may have opened it from the same port. One that is
+// over is forgotten, as conntrack does when its port is used anew.
 static inline_always int taken(struct packet *p, struct segment *s)
 {
 	struct bpf_ct_opts o = {};
@@ -255,6 +256,10 @@ static inline_always int taken(struct packet *p, struct segment *s)
 	if (!ct)
 		return o.error != -ENOENT;
 	nat = !!(ct->status & (SRC_NAT | DST_NAT));
+	if (nat && (ct->proto.tcp.state == TIME_WAIT || ct->proto.tcp.state == CLOSE)) {
+		bpf_ct_change_timeout(ct, 0);
+		nat = 0;
+	}
 	bpf_ct_release(ct);
 	return nat;
 }
@@ -262,15 +267,16 @@ static inline_always int taken(struct packet *p, struct segment *s)
 // Asks conntrack what NAT is to do to the packet.
 //
 // A connection to a Service is conntrack's until it is established, and again from the first FIN: that is when its state changes. In between only its time has to
-// be kept, as conntrack would: not as long while there is data that nobody has acknowledged. A reset ends a connection, but conntrack, which has not seen what came before, would take it for an attempt: so its time is set here. So is that of
-// a connection without NAT of which conntrack has seen the beginning, and will not see the end.
+// be kept, as conntrack would: not as long while there is data that nobody has acknowledged. A reset ends a connection, but conntrack, which has not seen what came before, would take it for an attempt: so its time is set here, to
+// what a reset that is none may cost a connection, and a port that is used anew, least. So is that of a connection without NAT of which conntrack has seen the
+// beginning, and will not see the end.
 //
 // If the first packet of one to a Service is not answered but acknowledged, its endpoint has a connection of the same ends already, which the pod has opened to it the short way and
 // conntrack has not seen. Then conntrack is to forget the later one and to see this packet, of the earlier one: when the first packet of the later one is sent
 // again, NAT gives it another port.
 static never_inline enum nat translation(struct packet *p, struct segment *s)
 {
-	enum { WANT = DST_NAT | ASSURED, BITS = WANT | SRC_NAT | SEQ_ADJUST | DYING | HELPER | OFFLOAD, END_MS = 10000 };
+	enum { WANT = DST_NAT | ASSURED, BITS = WANT | SRC_NAT | SEQ_ADJUST | DYING | HELPER | OFFLOAD, END_MS = 1000 };
 	struct bpf_ct_opts o = {};
 	struct nf_conn *ct = find(p, &o, s->is4, &s->src, s->sport, &s->dst, s->dport);
 	enum nat nat = OTHER;

@@ -98,7 +98,7 @@ struct nf_conn {
 
 enum { HERE = -1 }; // netns: that of the packet's device
 enum { ORIGINAL, REPLY };
-enum { SYN_SENT = 1, ESTABLISHED = 3 }; // TCP_CONNTRACK_*
+enum { SYN_SENT = 1, ESTABLISHED = 3, TIME_WAIT = 7, CLOSE = 8 }; // TCP_CONNTRACK_*
 enum { ENOENT = 2 };
 
 // Bits of status, IPS_*.
