@@ -267,13 +267,13 @@ static inline_always int taken(struct packet *p, struct segment *s)
 // Asks conntrack what NAT is to do to the packet.
 //
 // A connection to a Service is conntrack's until it is established, and again from the first FIN: that is when its state changes. In between only its time has to
-// be kept, as conntrack would: not as long while there is data that nobody has acknowledged. A reset ends a connection, but conntrack, which has not seen what came before, would take it for an attempt: so its time is set here, to
-// what a reset that is none may cost a connection, and a port that is used anew, least. So is that of a connection without NAT of which conntrack has seen the
-// beginning, and will not see the end.
+// be kept, as conntrack would: not as long while there is data that nobody has acknowledged. A reset ends a connection, but conntrack, which has not seen what
+// came before, would take it for an attempt. So its time is set here: to a moment, since the port may be used anew, in which a connection that the reset was not
+// valid for can show that it is alive. So is that of a connection without NAT of which conntrack has seen the beginning, and will not see the end.
 //
-// If the first packet of one to a Service is not answered but acknowledged, its endpoint has a connection of the same ends already, which the pod has opened to it the short way and
-// conntrack has not seen. Then conntrack is to forget the later one and to see this packet, of the earlier one: when the first packet of the later one is sent
-// again, NAT gives it another port.
+// If the first packet of one to a Service is not answered but acknowledged, its endpoint has a connection of the same ends already, which the pod has opened to it
+// the short way and conntrack has not seen. Then conntrack is to forget the later one and to see this packet, of the earlier one: when the first packet of the
+// later one is sent again, NAT gives it another port.
 static never_inline enum nat translation(struct packet *p, struct segment *s)
 {
 	enum { WANT = DST_NAT | ASSURED, BITS = WANT | SRC_NAT | SEQ_ADJUST | DYING | HELPER | OFFLOAD, END_MS = 1000 };

@@ -89,6 +89,28 @@ func (t *Target) place(s *model.Snapshot, links *nodenet.Links, anew bool) error
 	return nil
 }
 
+// covered are the ways through devices that a program can be on: what goes to another node by the fast path is to come back by it too, or conntrack would see
+// one direction only.
+func covered(links *nodenet.Links) (map[netip.Prefix]nodenet.Way, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	defer h.Close()
+	ways := links.Ways
+	for _, dev := range links.Plain {
+		d, err := look(h, dev, toNode)
+		if err != nil {
+			return nil, err
+		}
+		if d.why != "" {
+			ways = maps.Clone(ways)
+			maps.DeleteFunc(ways, func(_ netip.Prefix, w nodenet.Way) bool { return w.Dev == dev })
+		}
+	}
+	return ways, nil
+}
+
 func (t *Target) setPod(a netip.Addr, p pod) error {
 	if t.pods[a] == p {
 		return nil

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
@@ -63,7 +64,8 @@ type Target struct {
 	ranges  ranges
 	last    *model.Snapshot // of the last Apply, and the links
 	links   *nodenet.Links
-	pods    map[netip.Addr]pod // as the kernel's map has them
+	ways    map[netip.Prefix]nodenet.Way // of the links, those to devices that a program can be on
+	pods    map[netip.Addr]pod           // as the kernel's map has them
 	on      map[int]attachment
 	devices map[int]device // those of pods and ways, as far as they were looked at
 }
@@ -170,7 +172,15 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 			return err
 		}
 	}
-	put, gone := t.ranges.follow(s, links.Ways, moved)
+	if anew || moved {
+		ways, err := covered(links)
+		if err != nil {
+			return err
+		}
+		moved = moved || !maps.Equal(ways, t.ways)
+		t.ways = ways
+	}
+	put, gone := t.ranges.follow(s, t.ways, moved)
 	for prefix, way := range put {
 		if err := t.objects.Ranges.Put(keyOf(prefix), way); err != nil {
 			return fmt.Errorf("write ranges of pods: %w", err)

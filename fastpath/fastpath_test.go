@@ -12,8 +12,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -445,6 +447,32 @@ func TestUnfit(t *testing.T) {
 		if fast := s.ask(one.pods[7], "tcp", netip.AddrPortFrom(podAddrs(2, 5)[i], 8080), "p2-5", podAddrs(1, 7)[i]); fast != [3]bool{1: true, 2: true} {
 			t.Errorf("a new pod: %v", fast)
 		}
+	}
+}
+
+// TestBareLink: nothing goes the fast way to nodes from which it could not come back by it, behind a device without link addresses.
+func TestBareLink(t *testing.T) {
+	s := newScene(t, nodenet.Never)
+	one := s.nodes[1]
+	one.tool(one.Host, "ip", "tuntap", "add", "tun0", "mode", "tun")
+	links := *one.routes.Links()
+	links.Plain = append(slices.Clone(links.Plain), one.Index("tun0"))
+	links.Ways = maps.Clone(links.Ways)
+	bare := node(2).PodCIDRs[0]
+	w := links.Ways[bare]
+	w.Dev = one.Index("tun0")
+	links.Ways[bare] = w
+	one.Do(func() error { one.fast.Apply(one.b.Build(), &links); return nil })
+	text, err := one.fast.Dump()
+	if err != nil || !strings.Contains(text, "range "+bare.String()+" no way\n") || !strings.Contains(text, "range "+node(2).PodCIDRs[1].String()+" via") {
+		t.Errorf("%v:\n%s", err, text)
+	}
+	if r := one.fast.Report(); r.Off != "" || !slices.Contains(r.Left, "tun0 has no link addresses") {
+		t.Errorf("%+v", r)
+	}
+	one.Do(func() error { one.fast.Apply(one.b.Build(), one.routes.Links()); return nil })
+	if text, err := one.fast.Dump(); err != nil || strings.Count(text, "no way") != 2 {
+		t.Errorf("%v, with the way as it was:\n%s", err, text)
 	}
 }
 
