@@ -396,10 +396,8 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		w.find("connections to %s get no answer: %s", at, v.Why)
 	default:
 		// What is to be translated can go past netfilter only where the endpoint's own connections can.
-		for _, b := range way.Backends {
-			if b.In && way.FastPath == "" && e.fast(w, way.Protocol, source, b.Address) != "" {
-				way.FastPath = e.fast(w, way.Protocol, source, at)
-			}
+		if slices.ContainsFunc(way.Backends, func(b Endpoint) bool { return b.In && e.fast(w, way.Protocol, source, b.Address) != "" }) {
+			way.FastPath = e.fast(w, way.Protocol, source, at)
 		}
 	}
 	return way

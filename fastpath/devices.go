@@ -13,7 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
@@ -22,15 +21,7 @@ import (
 
 // place brings the programs to the devices of this node's pods and to those that lead to other nodes, and the map pods to what is there: what has changed since the
 // last snapshot, or all of it anew. What is new in the map comes before the program is on its device, what is gone before it is off it.
-func (t *Target) place(s *model.Snapshot, links *nodenet.Links, anew bool) error {
-	if anew {
-		clear(t.devices)
-	}
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
-	}
-	defer h.Close()
+func (t *Target) place(h *netlink.Handle, s *model.Snapshot, links *nodenet.Links, anew bool) error {
 	found, err := t.podDevices(s, links, anew)
 	if err != nil {
 		return err
@@ -45,10 +36,8 @@ func (t *Target) place(s *model.Snapshot, links *nodenet.Links, anew bool) error
 		}
 	}
 	for dev, k := range wanted {
-		if d, known := t.devices[dev]; !known || d.kind != k {
-			if t.devices[dev], err = look(h, dev, k); err != nil {
-				return err
-			}
+		if _, err := t.device(h, dev, k); err != nil {
+			return err
 		}
 	}
 	for dev := range t.devices {
@@ -91,15 +80,10 @@ func (t *Target) place(s *model.Snapshot, links *nodenet.Links, anew bool) error
 
 // covered are the ways through devices that a program can be on: what goes to another node by the fast path is to come back by it too, or conntrack would see
 // one direction only.
-func covered(links *nodenet.Links) (map[netip.Prefix]nodenet.Way, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
-	defer h.Close()
+func (t *Target) covered(h *netlink.Handle, links *nodenet.Links) (map[netip.Prefix]nodenet.Way, error) {
 	ways := links.Ways
 	for _, dev := range links.Plain {
-		d, err := look(h, dev, toNode)
+		d, err := t.device(h, dev, toNode)
 		if err != nil {
 			return nil, err
 		}
@@ -197,6 +181,19 @@ func (t *Target) podDevices(s *model.Snapshot, links *nodenet.Links, anew bool) 
 type device struct {
 	kind kind
 	why  string // why it is not to be; empty: it is
+}
+
+// device is what there is to know of a device, which is looked at if it is not known as that.
+func (t *Target) device(h *netlink.Handle, dev int, k kind) (device, error) {
+	d, known := t.devices[dev]
+	if known && d.kind == k {
+		return d, nil
+	}
+	d, err := look(h, dev, k)
+	if err == nil {
+		t.devices[dev] = d
+	}
+	return d, err
 }
 
 // look finds out what there is to know of a device.

@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math"
 	"net/netip"
 	"os"
@@ -32,6 +31,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/bpf"
@@ -168,19 +168,24 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 		}
 	}
 	if anew {
+		clear(t.devices)
 		if err := t.objects.keep(); err != nil {
 			return err
 		}
 	}
-	if anew || moved {
-		ways, err := covered(links)
-		if err != nil {
+	var h *netlink.Handle
+	placed := anew || moved || s.Pods != t.last.Pods
+	if placed {
+		var err error
+		if h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("open netlink socket: %w", err)
+		}
+		defer h.Close()
+		if t.ways, err = t.covered(h, links); err != nil {
 			return err
 		}
-		moved = moved || !maps.Equal(ways, t.ways)
-		t.ways = ways
 	}
-	put, gone := t.ranges.follow(s, t.ways, moved)
+	put, gone := t.ranges.follow(s, t.ways, anew || moved)
 	for prefix, way := range put {
 		if err := t.objects.Ranges.Put(keyOf(prefix), way); err != nil {
 			return fmt.Errorf("write ranges of pods: %w", err)
@@ -199,10 +204,10 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 			}
 		}
 	}
-	if !anew && !moved && s.Pods == t.last.Pods {
+	if !placed {
 		return nil
 	}
-	return t.place(s, links, anew)
+	return t.place(h, s, links, anew)
 }
 
 // mostFailures bounds how long it takes until what does not work is tried again: two to the power of it, in calls of Verify.

@@ -27,7 +27,7 @@ func TestWalkThroughTunnels(t *testing.T) {
 	}
 }
 
-// TestWalkOnTheFastPath is TestWalk with TCP going from pod to pod past netfilter.
+// TestWalkOnTheFastPath is TestWalk with TCP going past netfilter, from pod to pod and between pods and Services.
 func TestWalkOnTheFastPath(t *testing.T) {
 	w := enter(t, bed.Options{Nodes: 3, AgentArgs: []string{"--pod-fast-path"}})
 	walk(t, w)
