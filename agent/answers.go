@@ -160,12 +160,15 @@ func (n *Node) count(r *status.Report) {
 	r.PodNetwork = status.PodNetwork{Tunnel: reach.Mode.String(), Port: reach.Port, Linked: reach.Linked, Tunnelled: reach.Tunnelled}
 	if n.fast != nil {
 		fast := n.fast.Report()
-		r.PodNetwork.FastPath = &status.FastPath{Pods: fast.Pods, Links: fast.Links, Packets: fast.Packets}
+		r.PodNetwork.FastPath = &status.FastPath{Pods: fast.Pods, Links: fast.Links, Packets: fast.Packets, Answers: fast.Answers}
 		if fast.Off != "" {
 			r.Off = append(r.Off, "the pods' fast path is off: "+fast.Off)
 		}
 		for _, why := range fast.Left {
 			r.Off = append(r.Off, "the pods' fast path is not on a device: "+why)
+		}
+		if why := n.names.Unshared(); why != "" && len(n.cfg.DNS) > 0 {
+			r.Off = append(r.Off, "the pods' fast path answers no questions to the DNS: "+why)
 		}
 	}
 	if dropped, err := nodenet.Dropped(); err == nil {
@@ -243,6 +246,7 @@ func (n *Node) explainer() *explain.Explainer {
 			course, err := n.fast.Course(pod, to)
 			return string(course), err
 		},
+		InKernel: n.names.InKernel,
 	}
 	for _, a := range n.cfg.DNS {
 		e.DNS = append(e.DNS, netip.AddrPortFrom(a, model.DNSPort))

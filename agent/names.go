@@ -28,6 +28,9 @@ func (n *Node) newNames() (*dns.Server, error) {
 		Node:    cfg.Node,
 		Logger:  n.log,
 	}
+	if cfg.FastPath {
+		o.Shortcut = n.answers
+	}
 	for _, a := range cfg.DNS {
 		o.Self = append(o.Self, netip.AddrPortFrom(a, model.DNSPort))
 	}
@@ -80,6 +83,7 @@ func (n *Node) serveDNS(ctx context.Context, sockets *dns.Sockets) error {
 		return err
 	case <-ctx.Done():
 	}
+	n.answers.Unload() // nobody tells the kernel of changes any more
 	if len(n.cfg.DNS) > 0 && n.held.Last() {
 		limited, cancel := context.WithTimeout(serving, giveBackLimit)
 		defer cancel()

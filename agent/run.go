@@ -21,6 +21,7 @@ import (
 
 	"github.com/fairlead/fairlead/config"
 	"github.com/fairlead/fairlead/dns"
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/explain"
 	"github.com/fairlead/fairlead/fastpath"
 	"github.com/fairlead/fairlead/health"
@@ -45,7 +46,8 @@ type Node struct {
 	client  *kube.Client
 	source  *kube.Source
 	routes  *nodenet.Target
-	fast    *fastpath.Target // nil: it is not asked for
+	fast    *fastpath.Target  // nil: it is not asked for
+	answers *shortcut.Answers // of the DNS, on the fast path
 	plane   *nft.Target
 	names   *dns.Server
 	state   *State
@@ -112,6 +114,9 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	part(func(ctx context.Context) error {
 		loop := &Loop{Source: n.source, Routes: n.ways(), Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
 		loop.Run(ctx)
+		if n.fast != nil {
+			n.fast.Close() // nobody tells it of changes any more
+		}
 		return nil
 	})
 	part(n.afterFirst)
@@ -133,9 +138,6 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	}
 	<-ctx.Done()
 	wg.Wait()
-	if n.fast != nil {
-		n.fast.Close()
-	}
 	if told.Err() == nil {
 		return context.Cause(ctx) // a part has failed
 	}
@@ -144,7 +146,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 }
 
 func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logger) (*Node, error) {
-	n := &Node{cfg: cfg, version: version, started: time.Now(), held: held, log: log, state: NewState(), metrics: prometheus.NewRegistry(), ready: make(chan struct{})}
+	n := &Node{cfg: cfg, version: version, started: time.Now(), held: held, log: log, state: NewState(), answers: shortcut.New(), metrics: prometheus.NewRegistry(), ready: make(chan struct{})}
 	var err error
 	if n.client, err = kube.NewClient(cfg.Kubeconfig, cfg.APIServers...); err != nil {
 		return nil, err
@@ -159,8 +161,8 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: view, Kept: n.kept.read(view)})
 	n.routes = nodenet.New(nodenet.Options{Mode: cfg.Tunnel, Port: cfg.TunnelPort, Logger: log})
 	if cfg.FastPath {
-		n.fast = fastpath.New(log)
-		n.metrics.MustRegister(n.fast.Collector())
+		n.fast = fastpath.New(n.answers, log)
+		n.metrics.MustRegister(n.fast.Collectors()...)
 	}
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)

@@ -16,6 +16,7 @@ var dnsChapter = &chapter{
 	page: "benchmarks-dns", numbers: "dns", target: "bench-dns",
 	experiments: []experiment{
 		{"load", dnsLoads},
+		{"fast", dnsFast},
 		{"change", nameChanged},
 		{"external", externalLookups},
 		{"memory", dnsMemory},

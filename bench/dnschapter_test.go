@@ -19,7 +19,7 @@ func dnsSample() *suite {
 		names = append(names, r.name)
 		for _, noise := range []float64{1, 1.1} {
 			v := float64(i+1) * noise
-			taken[r.name] = append(taken[r.name], served{dnsResult{Answers: 1000, Seconds: v, P50: v, P99: 2 * v, P999: 3 * v}, v, 0.9})
+			taken[r.name] = append(taken[r.name], served{dnsResult{Answers: 1000, Seconds: v, P50: v, P99: 2 * v, P999: 3 * v}, v, v, 2 * v, 0.9})
 		}
 	}
 	s.reportCost(names, taken, saturated, atLeast(8))
@@ -28,6 +28,10 @@ func dnsSample() *suite {
 	s.reportLatency(names, taken, "at 2000/s", nil)
 	s.reportLatency(names, taken, "at 16000/s, half of CoreDNS's most", atLeast(4))
 	s.state(figure{Section: "load", Figure: "dnsperf is not measured with", Missing: "it is not on this machine"})
+	for _, when := range []string{saturated, "at 2000/s"} {
+		s.compareFast("both processors' time of an answer "+when, "µs", coreDNS.name, map[string][]served{fastDNS.name: taken["gdnsd"], coreDNS.name: taken["NSD"]}, timesLess, nil,
+			func(r served) float64 { return r.perAnswer })
+	}
 	round := []learned{{took: map[string][]float64{newService: {1}, newEndpoint: {2}, podReady: {3}}, atOnce: 0.5}}
 	s.reportLearned(round, coreDNS.name, round)
 	lookups := []looked{{lookedUp{Lookups: 10, All: 10, Queries: 80, Seconds: 1}, 100, 0.5}}

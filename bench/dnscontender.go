@@ -87,6 +87,7 @@ type dnsNode struct {
 	resolver
 	*rig
 	process   *process
+	state     string // of the process, if it is an agent
 	upstream  *process
 	frugal    bool       // the garbage collector runs ten times as often
 	mute      bool       // it is not to answer
@@ -153,6 +154,7 @@ func (n *dnsNode) run(ctx context.Context, s *suite, cpu int) error {
 	if err != nil {
 		return fmt.Errorf("make directory for %s: %w", n.resolver.name, err)
 	}
+	n.state = filepath.Join(dir, "state")
 	flags, err := n.command(n, dir)
 	if err != nil {
 		return err

@@ -19,6 +19,9 @@ const switchedOn = "fairlead, switches on"
 // switches are those flags.
 var switches = []string{"--dns-search-completion=on", "--dns-suppress-aaaa=on"}
 
+// lookupWorkers is how many look up at the same time.
+const lookupWorkers = 8
+
 // knownNames is how many names are looked up again and again.
 const knownNames = 100
 
@@ -47,7 +50,7 @@ func externalLookups(ctx context.Context, s *suite) error {
 			return err
 		}
 	}
-	const threads = 8
+	const threads = lookupWorkers
 	// begin starts a program, and has it learn the names that are known.
 	begin := func(n *dnsNode) error {
 		if err := n.run(ctx, s, serverCPU); err != nil {

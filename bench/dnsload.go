@@ -25,6 +25,8 @@ func (s *suite) usualShape() shape {
 type served struct {
 	dnsResult
 	perAnswer float64 // the server's processor time of one answer, in microseconds
+	inKernel  float64 // that, and what the client's processor takes packets in for, in microseconds
+	both      float64 // the time of both processors, whoever for, in microseconds
 	busy      float64 // the share of the time in which the server's processor did anything, whoever for
 }
 
@@ -173,7 +175,7 @@ func weigh(pid int, load func() (dnsResult, error)) (out served, err error) {
 	if err != nil {
 		return out, err
 	}
-	busyBefore, err := busyTime(serverCPU)
+	serverBefore, clientBefore, softirqBefore, err := busyTimes()
 	if err != nil {
 		return out, err
 	}
@@ -186,10 +188,22 @@ func weigh(pid int, load func() (dnsResult, error)) (out served, err error) {
 	if err != nil {
 		return out, err
 	}
-	busyAfter, err := busyTime(serverCPU)
-	out.perAnswer = micros(after-before) / float64(out.All)
-	out.busy = float64(busyAfter-busyBefore) / float64(took)
+	serverAfter, clientAfter, softirqAfter, err := busyTimes()
+	each := func(d time.Duration) float64 { return micros(d) / float64(out.All) }
+	out.perAnswer = each(after - before)
+	out.inKernel = out.perAnswer + each(softirqAfter-softirqBefore)
+	out.both = each(serverAfter - serverBefore + clientAfter - clientBefore)
+	out.busy = float64(serverAfter-serverBefore) / float64(took)
 	return out, err
+}
+
+// busyTimes are those of the server's processor and of the client's, and that of the client's in softirqs.
+func busyTimes() (server, client, softirq time.Duration, err error) {
+	if server, _, err = busyTime(serverCPU); err != nil {
+		return 0, 0, 0, err
+	}
+	client, softirq, err = busyTime(clientCPU)
+	return server, client, softirq, err
 }
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }

@@ -120,7 +120,7 @@ func TestWeigh(t *testing.T) {
 	if _, err := weigh(os.Getpid(), func() (dnsResult, error) { return dnsResult{}, fails }); !errors.Is(err, fails) {
 		t.Errorf("%v", err)
 	}
-	if _, err := busyTime(999); err == nil {
+	if _, _, err := busyTime(999); err == nil {
 		t.Error("a processor that is not there is busy")
 	}
 }

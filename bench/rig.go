@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 )
 
 // remoteNode is the name of the node that has every endpoint.
@@ -73,7 +74,7 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 	if err != nil {
 		return nil, fmt.Errorf("lay out %s: %w", name, err)
 	}
-	if name != fairlead.name { // which makes this route itself, where it has the pod network
+	if !strings.HasPrefix(name, fairlead.name) { // which makes this route itself, where it has the pod network
 		if err := r.node.route(remoteCIDR, remoteIP, "remote0"); err != nil {
 			return nil, err
 		}

@@ -243,7 +243,7 @@ func kilobytes(text []byte, key string) (float64, error) {
 }
 
 // machineTime is how all processors together have spent their time since boot.
-type machineTime struct{ idle, steal, total time.Duration }
+type machineTime struct{ idle, softirq, steal, total time.Duration }
 
 func readMachineTime() (machineTime, error) {
 	b, err := os.ReadFile("/proc/stat")
@@ -270,6 +270,8 @@ func parseMachineTime(stat string) (m machineTime, err error) {
 		switch i {
 		case 3, 4:
 			m.idle += d
+		case 6:
+			m.softirq += d
 		case 7:
 			m.steal += d
 		}
@@ -319,17 +321,18 @@ func quiet(ctx context.Context) {
 	progress("the machine does not get quiet; going on")
 }
 
-// busyTime is for how long since boot a processor has done anything, whoever for, in steps of 10 ms.
-func busyTime(cpu int) (time.Duration, error) {
+// busyTime is for how long since boot a processor has done anything, whoever for, in steps of 10 ms; and for how long of it in softirqs, where the
+// kernel takes packets in.
+func busyTime(cpu int) (busy, softirq time.Duration, err error) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return 0, fmt.Errorf("read processor statistics: %w", err)
+		return 0, 0, fmt.Errorf("read processor statistics: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		if behind, ok := strings.CutPrefix(line, fmt.Sprintf("cpu%d ", cpu)); ok {
 			m, err := parseMachineTime("cpu " + behind)
-			return m.total - m.idle - m.steal, err
+			return m.total - m.idle - m.steal, m.softirq, err
 		}
 	}
-	return 0, fmt.Errorf("read processor statistics: there is no processor %d", cpu)
+	return 0, 0, fmt.Errorf("read processor statistics: there is no processor %d", cpu)
 }

@@ -5,7 +5,8 @@
 //
 //	program    where                                               maps                                  from Linux
 //	from_pod   TCX ingress of the node's end of pods' veth pairs   ranges, pods, established, forwarded  6.6
-//	from_node  TCX ingress of links to other nodes and the tunnel  the same                              6.6
+//	                                                               and answers, slots, counts, drafts
+//	from_node  TCX ingress of links to other nodes and the tunnel  ranges, pods, established, forwarded  6.6
 //
 // The objects are committed, so that nobody needs a compiler to build Fairlead. They are made by clang 14 from the sources beside them and no header of the
 // system; make generate makes them again, and make check fails if that changes them.

@@ -15,37 +15,14 @@
 //
 // A connection that is opened through the tunnel is told the way's MTU, as the long way does.
 
-#include "kernel.h"
+#include "answer.h"
 
-#define htons(x) __builtin_bswap16(x)
-
-enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, PACKET_HOST = 0 };
 enum { FIN = 1, SYN = 2, RST = 4, ACK = 16, TCP_HLEN = 20, TCP_CHECK = 16 };
-
-struct ipv4 {
-	__u8 version_ihl, tos;
-	__u16 len, id, frag;
-	__u8 ttl, proto;
-	__u16 check;
-	__u32 src, dst;
-};
-
-struct ipv6 {
-	__u32 flow;
-	__u16 len;
-	__u8 next, hops;
-	__u32 src[4], dst[4];
-};
 
 struct tcp {
 	__u16 sport, dport;
 	__u32 seq, ack;
 	__u8 offset, flags;
-};
-
-// An address of either family: an IPv4 one as ::ffff:a.b.c.d.
-struct addr {
-	__u32 word[4];
 };
 
 struct range {
@@ -66,11 +43,6 @@ struct way {
 	struct addr hop; // the next hop, in its own family's form
 };
 
-// A pod of this node.
-struct pod {
-	__u32 what, ifindex;
-};
-
 // Where pods' addresses come from, and the way there; and where Services' do.
 struct {
 	uint(type, LPM_TRIE);
@@ -79,15 +51,6 @@ struct {
 	type_of(key, struct range);
 	type_of(value, struct way);
 } ranges SEC(".maps");
-
-// The addresses of this node's pods.
-struct {
-	uint(type, HASH);
-	uint(map_flags, NO_PREALLOC);
-	uint(max_entries, 1 << 16);
-	type_of(key, struct addr);
-	type_of(value, struct pod);
-} pods SEC(".maps");
 
 // For how long conntrack is to keep a connection that is established without a packet of it, in milliseconds.
 struct times {
@@ -124,17 +87,6 @@ struct segment {
 	struct addr addr; // what it is to have for its source or destination, by nat
 	__u16 port;
 };
-
-// The first bytes of a packet, which may have to be brought together; 0: it has fewer.
-static inline_always void *headers(struct packet *p, __u32 len)
-{
-	void *data = (void *)(long)p->data;
-	if (data + len <= (void *)(long)p->data_end)
-		return data;
-	pull_data(p, len);
-	data = (void *)(long)p->data;
-	return data + len <= (void *)(long)p->data_end ? data : 0;
-}
 
 static inline_always int read4(struct packet *p, struct segment *s)
 {
@@ -451,7 +403,7 @@ SEC("tcx/ingress")
 int from_pod(struct packet *p)
 {
 	struct segment s = {};
-	return read(p, &s) ? of_pod(p, &s) : NEXT;
+	return read(p, &s) ? of_pod(p, &s) : answer(p);
 }
 
 SEC("tcx/ingress")

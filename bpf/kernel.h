@@ -20,12 +20,16 @@ typedef unsigned long long __u64;
 #define type_of(name, type) type *name
 
 enum { HASH = 1, ARRAY = 2, PERCPU_ARRAY = 6, LPM_TRIE = 11 };
-enum { NO_PREALLOC = 1 };
+enum { NO_PREALLOC = 1, MMAPABLE = 1 << 10 };
 
 // struct __sk_buff, as far as it is used.
 struct packet {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid,
-		data, data_end;
+		data, data_end, napi_id, family, remote_ip4, local_ip4, remote_ip6[4], local_ip6[4], remote_port, local_port, data_meta;
+	__u64 flow_keys, tstamp;
+	__u32 wire_len, gso_segs;
+	__u64 sk;
+	__u32 gso_size;
 };
 
 struct bpf_redir_neigh {
@@ -112,8 +116,10 @@ static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
 static long (*const store_bytes)(struct packet *, __u32 at, const void *from, __u32 len, __u64 flags) = (void *)9;
 static long (*const l3_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)10;
 static long (*const l4_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
+static __u32 (*const random)(void) = (void *)7;
 static long (*const load_bytes)(const struct packet *, __u32 at, void *to, __u32 len) = (void *)26;
 static __s32 (*const csum_diff)(const void *from, __u32 from_len, const void *to, __u32 to_len, __u32 seed) = (void *)28;
+static long (*const change_tail)(struct packet *, __u32 len, __u64 flags) = (void *)38;
 static long (*const pull_data)(struct packet *, __u32 len) = (void *)39;
 static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *, __s32 size, __u64 flags) = (void *)152;
 static long (*const redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
@@ -121,5 +127,6 @@ static long (*const check_mtu)(struct packet *, __u32 ifindex, __u32 *mtu, __s32
 
 enum { RECOMPUTE_CSUM = 1 };   // store_bytes
 enum { PSEUDO_HDR = 1 << 4 };  // l4_csum_replace: of what the checksum is over, but the segment does not have
+enum { MANGLED_0 = 1 << 5 };   // l4_csum_replace: 0 says that there is no checksum (UDP)
 enum { CHECK_SEGMENTS = 1 };   // check_mtu: of a packet that is to be segmented, the segments
 enum { NEXT = -1, DROP = 2 };  // TCX_NEXT: what is to happen without this program; TCX_DROP

@@ -16,6 +16,7 @@ import (
 
 	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/dns/forward"
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/model"
 )
 
@@ -35,6 +36,9 @@ type desk struct {
 	start    time.Time
 	tick     int64
 	answered [zones]uint64
+	// ask and told are what the kernel is taught.
+	ask  shortcut.Question
+	told shortcut.Answer
 }
 
 // sent counts the time of the answers that have been made since start.
@@ -69,7 +73,7 @@ func ticks(now time.Time) int64 { return int64(now.Sub(origin)) }
 // fast answers a query of the usual form about a usual name from the state as it is, written straight into buf; nil if that cannot be
 // done, and the slow path must. It gives the same answers as [View.Answer], which is the specification; the order of addresses is random in both.
 //
-// Nothing is stored for it: what a Service's name stands for is a few octets for each address, which are put behind the question about as fast as a
+// Nothing is stored here for it: what a Service's name stands for is a few octets for each address, which are put behind the question about as fast as a
 // stored answer could be copied, and which can be no older than the state.
 func (s *Server) fast(d *desk, st *state, req, buf []byte) []byte {
 	q := &d.asked
@@ -80,17 +84,22 @@ func (s *Server) fast(d *desk, st *state, req, buf []byte) []byte {
 	if q.qtype == mdns.TypeNone || q.qtype == mdns.TypeOPT || q.qtype >= mdns.TypeTKEY && q.qtype <= mdns.TypeANY {
 		return nil
 	}
-	b := s.plan.Load().find(q, d.local)
+	p := s.plan.Load()
+	b := p.find(q, d.local)
 	if b == nil || b.rules.Concerns(q.name[:q.size], q.qtype, mdns.ClassINET) {
 		return nil
 	}
-	w := writer{desk: d, Server: s, served: b, state: st, buf: buf[:0], limit: min(d.limit(q.offer), cap(buf)), request: len(req)}
+	w := writer{desk: d, Server: s, served: b, state: st, buf: buf[:0], limit: min(d.limit(q.offer), cap(buf)), request: req}
 	w.question(req)
 	w.resolve(req)
 	if !w.done {
 		return nil
 	}
-	return w.finish()
+	resp := w.finish()
+	if resp != nil && s.taught.Answers != nil {
+		s.teach(&w, p)
+	}
+	return resp
 }
 
 // resolve answers as [query.resolve] does, where that is usual.
@@ -149,7 +158,7 @@ type writer struct {
 	state   *state
 	buf     []byte
 	limit   int
-	request int // octets
+	request []byte
 
 	domain                 *domain
 	done                   bool // there is an answer
@@ -157,6 +166,12 @@ type writer struct {
 	source                 client.Source
 	rcode                  byte
 	answers, denied, extra uint16
+
+	// What the kernel is to know of it.
+	slot     uint32 // what it depends on
+	disputed bool   // it may change although nothing that it is about has changed
+	serial   int    // where the number of the state is; 0: nowhere
+	shuffled int    // how many of the first records may come in any order
 }
 
 // question begins the answer: the header, and the question as it was spelled.
@@ -195,7 +210,7 @@ func (w *writer) finish() []byte {
 func (w *writer) account() {
 	w.count(w.zoneOf, w.asked.qtype, int(w.rcode))
 	w.answered[w.zoneOf]++
-	w.socketStats.meter.Observe(w.zoneOf, w.request, len(w.buf), w.asked.do)
+	w.socketStats.meter.Observe(w.zoneOf, len(w.request), len(w.buf), w.asked.do)
 	w.clients.Count(w.who, w.from, int(w.rcode), false)
 	if w.clients.Logs(int(w.rcode)) || w.logs(w.asked.text, int(w.rcode), int(w.answers)) {
 		w.clients.Log(w.tick, client.Entry{Client: w.who, Addr: w.from, Name: w.asked.text(), Type: w.asked.qtype, Rcode: int(w.rcode), Took: w.Server.now().Sub(w.start), From: w.source})
@@ -259,6 +274,9 @@ func view(label []byte) string { return unsafe.String(unsafe.SliceData(label), l
 func (q *plain) service(w *writer, origin, before int, k kind) {
 	name := model.Name{Namespace: view(q.label(before - 2)), Name: view(q.label(before - 3))}
 	st := w.state
+	if w.taught.Answers != nil {
+		w.slot = shortcut.Slot(name)
+	}
 	svc, ok := st.published.snap.Services.Get(name)
 	if st.announced != st.published {
 		if announced, known := st.announced.snap.Services.Get(name); announced != svc || known != ok {
@@ -289,6 +307,7 @@ func (q *plain) service(w *writer, origin, before int, k kind) {
 
 func (w *writer) clusterIP(svc *model.Service, origin, before int, k kind) {
 	q := &w.asked
+	w.disputed = svc.Unproxied
 	switch k {
 	case kindEndpoint:
 		w.endpoint(svc, origin)
@@ -369,6 +388,9 @@ func (w *writer) endpoints(svc *model.Service, origin int) {
 			w.address(headerSize, e.Addr)
 			w.answers++
 		}
+	}
+	if w.Loadbalance {
+		w.shuffled = int(w.answers)
 	}
 	w.end(ready, origin)
 }
@@ -548,6 +570,7 @@ func (w *writer) deny(rcode byte, origin int) {
 	at := len(w.buf) + len(d.serverWire) - len(d.wire)
 	w.buf = append(append(w.buf, d.serverWire...), "\x0ahostmaster"...)
 	w.buf = append(w.buf, 0xc0|byte(at>>8), byte(at))
+	w.serial = len(w.buf)
 	for _, v := range [...]uint32{uint32(w.state.published.snap.Generation), soaRefresh, soaRetry, soaExpire, z.minimum} {
 		w.buf = binary.BigEndian.AppendUint32(w.buf, v)
 	}
@@ -561,7 +584,7 @@ func (w *writer) completes() bool {
 	if w.who.Pod == nil || mode == client.Off || !w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count) {
 		return false
 	}
-	w.drawn = mode == client.CountOnly && w.dice.below(client.Sample) == 0
+	w.drawn = mode == client.CountOnly && (w.dice.below(client.Sample) == 0 || w.sampled())
 	return mode == client.On || w.drawn
 }
 

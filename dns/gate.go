@@ -41,6 +41,8 @@ type gate struct {
 	wait, settle time.Duration
 	maxWaiting   int64
 	now          func() time.Time
+	// changed is called when questions are answered from another state; nil: nobody is told.
+	changed func(old, now *state)
 
 	writer  sync.Mutex // of Announce and Publish, never taken by queries
 	state   atomic.Pointer[state]
@@ -57,6 +59,9 @@ func (g *gate) set(change func(state) state) {
 	s := change(*old)
 	s.followed = make(chan struct{})
 	g.state.Store(&s)
+	if g.changed != nil {
+		g.changed(old, &s)
+	}
 	close(old.followed)
 }
 

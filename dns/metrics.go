@@ -74,15 +74,23 @@ func zoneOf(origin string) int {
 
 // count counts a query and the response to it.
 func (c *socketStats) count(zone int, qtype uint16, rcode int) {
-	t := len(countedTypes) - 1
+	c.countType(zone, countedType(qtype), rcode, 1)
+}
+
+// countedType is the index of a type in [countedTypes].
+func countedType(qtype uint16) int {
 	for i, known := range countedTypes {
 		if known == qtype {
-			t = i
-			break
+			return i
 		}
 	}
-	c.requests[zone][t].Add(1)
-	c.responses[zone][min(max(rcode, 0), rcodes-1)].Add(1)
+	return len(countedTypes) - 1
+}
+
+// countType is count for n queries, and the index of their type.
+func (c *socketStats) countType(zone, counted, rcode int, n uint64) {
+	c.requests[zone][counted].Add(n)
+	c.responses[zone][min(max(rcode, 0), rcodes-1)].Add(n)
 }
 
 // observe counts n queries that took the same time.
@@ -119,7 +127,28 @@ func (s *Server) Collectors() []prometheus.Collector {
 	out := []prometheus.Collector{(*collector)(s)}
 	out = append(out, s.meter.Collectors()...)
 	out = append(out, s.clients.Collectors(func() *client.Table { return s.gate.state.Load().announced.clients })...)
-	return append(out, s.options.forwarding.Collectors()...)
+	return []prometheus.Collector{&collectors{s, append(out, s.options.forwarding.Collectors()...)}}
+}
+
+// collectors are a server's, which first takes in what the kernel has counted.
+type collectors struct {
+	*Server
+	all []prometheus.Collector
+}
+
+// Describe implements prometheus.Collector.
+func (c *collectors) Describe(ch chan<- *prometheus.Desc) {
+	for _, each := range c.all {
+		each.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collectors) Collect(ch chan<- prometheus.Metric) {
+	c.Server.collect()
+	for _, each := range c.all {
+		each.Collect(ch)
+	}
 }
 
 // zoneNames are the zones of the metrics by their names.

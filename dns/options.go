@@ -10,6 +10,7 @@ import (
 
 	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/dns/forward"
+	"github.com/fairlead/fairlead/dns/shortcut"
 )
 
 // PodNames says whether pods have names made from their addresses, such as 10-244-1-5.shop.pod.cluster.local.
@@ -62,6 +63,9 @@ type Options struct {
 	MaxConns, MaxConnsOfOne int
 	// IdleTimeout is how long a TCP connection may stay open without a query; default 10 s.
 	IdleTimeout time.Duration
+
+	// Shortcut is where the kernel has answers, if it is to answer this node's pods by itself; nil: it is not.
+	Shortcut *shortcut.Answers
 
 	// Logger gets a line for each change of an upstream's health, for queries that are to be logged, and for errors of the sockets; default none.
 	Logger *slog.Logger

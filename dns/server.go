@@ -19,6 +19,7 @@ import (
 	"github.com/fairlead/fairlead/dns/client"
 	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/dns/meter"
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/model"
 )
 
@@ -32,6 +33,8 @@ type Server struct {
 	now     func() time.Time
 	started time.Time
 	log     *slog.Logger
+
+	taught taught
 
 	conns conns
 	late  atomic.Int64 // UDP queries whose answers take longer
@@ -51,6 +54,10 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{clients: client.New(o.Asking), options: o, now: o.Now, started: o.Now(), log: o.Logger}
 	s.plan.Store(p)
+	if o.Shortcut != nil {
+		s.taught = taught{Answers: o.Shortcut, once: new(once), classes: make(map[class]*tally), stats: make(map[netip.AddrPort]*socketStats)}
+		s.gate.changed = s.unteach
+	}
 	s.meter = meter.New(zoneNames(p.primary())...)
 	s.conns.most, s.conns.mostOfOne = o.MaxConns, o.MaxConnsOfOne
 	s.gate.wait, s.gate.settle, s.gate.maxWaiting, s.gate.now = o.Wait, o.Settle, int64(o.MaxWaiting), o.Now
@@ -77,6 +84,9 @@ func (s *Server) Reload(blocks []Block) error {
 	}
 	p.adopt(old) // not before all is well: it takes the counters along
 	s.plan.Store(p)
+	if s.taught.Answers != nil {
+		s.taught.Changed(shortcut.All)
+	}
 	// What has been asked by the old forwarders may take as long as a question may.
 	time.AfterFunc(drain, old.close)
 	return nil
@@ -109,6 +119,7 @@ func (s *Server) Upstreams() (out []forward.UpstreamStatus) {
 
 // Top are the n clients that ask most, by a measure.
 func (s *Server) Top(n int, m client.Measure) []client.Talker {
+	s.collect()
 	return s.clients.Top(s.gate.state.Load().announced.clients, n, m)
 }
 

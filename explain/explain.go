@@ -105,6 +105,8 @@ type Explainer struct {
 	Route func(netip.Addr) (Route, error)
 	// Fast reads from the kernel what of a TCP connection from a pod to an address goes past netfilter, in the words of [Way.FastPath].
 	Fast func(pod, to netip.Addr) (string, error)
+	// InKernel reads from the kernel whether it has the answer to a pod's plain question, without asking the DNS.
+	InKernel func(pod netip.Addr, server netip.AddrPort, name string, qtype uint16) bool
 }
 
 // Walk is the way of a connection, step by step.
@@ -167,6 +169,8 @@ type Question struct {
 	Answers []string `json:"answers,omitempty"`
 	// Millis is how long the answer took, in milliseconds.
 	Millis float64 `json:"ms"`
+	// InKernel says that the pod has this answer from the node's kernel now, past netfilter, and the DNS is not asked.
+	InKernel bool `json:"inKernel,omitempty"`
 }
 
 // Way is what happens at one address that the name stands for.
@@ -282,7 +286,7 @@ func (e *Explainer) resolve(ctx context.Context, w *Walk, namespace, host string
 	for _, name := range names {
 		var found []netip.Addr
 		for _, qtype := range qtypes(source) {
-			addrs, err := e.ask(ctx, w, server, name, qtype)
+			addrs, err := e.ask(ctx, w, source, server, name, qtype)
 			if err != nil {
 				w.find("the DNS at %s does not answer for %s: %v", server, name, err)
 				return nil
@@ -318,7 +322,7 @@ func qtypes(source []netip.Addr) (out []uint16) {
 	return out
 }
 
-func (e *Explainer) ask(ctx context.Context, w *Walk, server, name string, qtype uint16) ([]netip.Addr, error) {
+func (e *Explainer) ask(ctx context.Context, w *Walk, source []netip.Addr, server, name string, qtype uint16) ([]netip.Addr, error) {
 	m := new(dns.Msg).SetQuestion(name, qtype)
 	m.SetEdns0(1232, false)
 	client := &dns.Client{Timeout: 2 * time.Second}
@@ -333,6 +337,9 @@ func (e *Explainer) ask(ctx context.Context, w *Walk, server, name string, qtype
 	q := Question{
 		Name: name, Type: dns.TypeToString[qtype], Server: server,
 		RCode: dns.RcodeToString[r.Rcode], Millis: float64(took.Microseconds()) / 1000,
+	}
+	if at, err := netip.ParseAddrPort(server); err == nil {
+		q.InKernel = e.InKernel(sourceFor(source, at.Addr()), at, name, qtype)
 	}
 	var addrs []netip.Addr
 	for _, rr := range r.Answer {
@@ -361,7 +368,7 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 		w.find("nothing behind %s has a port named %q", addr, target.PortName)
 		return way
 	}
-	source := sourceFor(pod, addr)
+	source := sourceFor(pod.Addrs, addr)
 	p := model.Packet{Protocol: target.Protocol, Src: netip.AddrPortFrom(source, 0), Dst: at, ToNode: isOwn(snap, addr)}
 	v := snap.Lookup(p)
 	way.Action, way.Why = v.Action.String(), v.Why
@@ -526,11 +533,11 @@ func (e *Explainer) route(w *Walk, dst netip.Addr) *Route {
 }
 
 // sourceFor is the pod's address of the destination's family.
-func sourceFor(pod *model.Pod, dst netip.Addr) netip.Addr {
-	for _, a := range pod.Addrs {
+func sourceFor(addrs []netip.Addr, dst netip.Addr) netip.Addr {
+	for _, a := range addrs {
 		if a.Is4() == dst.Is4() {
 			return a
 		}
 	}
-	return pod.Addrs[0]
+	return addrs[0]
 }

@@ -87,7 +87,8 @@ func bed(t *testing.T) *Explainer {
 		Route: func(netip.Addr) (Route, error) {
 			return Route{Dev: "eth0", Via: netip.MustParseAddr("172.30.0.12"), MTU: 1500}, nil
 		},
-		Fast: func(_, _ netip.Addr) (string, error) { return "", nil },
+		Fast:     func(_, _ netip.Addr) (string, error) { return "", nil },
+		InKernel: func(netip.Addr, netip.AddrPort, string, uint16) bool { return false },
 	}
 }
 
@@ -117,6 +118,21 @@ func TestFastPath(t *testing.T) {
 		if _, text := walk(t, e, target); !strings.Contains(text, want) || want == "" && strings.Contains(text, "fast path") {
 			t.Errorf("%s: want %q:\n%s", target, want, text)
 		}
+	}
+}
+
+// TestInKernel: what the pod has from the kernel is said, of the question that it is.
+func TestInKernel(t *testing.T) {
+	e := bed(t)
+	e.InKernel = func(pod netip.Addr, at netip.AddrPort, name string, qtype uint16) bool {
+		return pod == netip.MustParseAddr("10.244.0.9") && at == e.DNS[0] && name == "orders.shop.svc.cluster.local." && qtype == dns.TypeA
+	}
+	const said = "from the kernel, without asking"
+	if w, text := walk(t, e, "orders:80"); strings.Count(text, said) != 1 || !w.Questions[0].InKernel {
+		t.Errorf("known to the kernel:\n%s", text)
+	}
+	if _, text := walk(t, e, "nothing:80"); strings.Contains(text, said) {
+		t.Errorf("not known to the kernel:\n%s", text)
 	}
 }
 

@@ -28,7 +28,7 @@ func (w *Walk) Print(out io.Writer) {
 		if len(q.Answers) > 0 {
 			answer += " " + strings.Join(q.Answers, ", ")
 		}
-		line("dns", "%s %s at %s: %s (%.2f ms)", q.Name, q.Type, q.Server, answer, q.Millis)
+		line("dns", "%s %s at %s: %s (%.2f ms)%s", q.Name, q.Type, q.Server, answer, q.Millis, q.shared())
 	}
 	for _, way := range w.Ways {
 		if way.Action == "pass" || way.Service == "" && way.HostPort == nil {
@@ -67,6 +67,13 @@ func (w *Walk) Print(out io.Writer) {
 	for _, f := range w.Findings {
 		fmt.Fprintf(out, "finding: %s\n", f)
 	}
+}
+
+func (q *Question) shared() string {
+	if q.InKernel {
+		return "; the pod has it from the kernel, without asking"
+	}
+	return ""
 }
 
 func (w *Way) printFast(line func(title, format string, args ...any)) {

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nodenet"
@@ -75,6 +76,11 @@ func (t *Target) place(h *netlink.Handle, s *model.Snapshot, links *nodenet.Link
 			return err
 		}
 	}
+	asked := make(map[netip.Addr]struct{}, len(t.pods))
+	for addr := range t.pods {
+		asked[addr] = struct{}{}
+	}
+	t.answers.SetPods(asked)
 	return nil
 }
 
@@ -95,11 +101,20 @@ func (t *Target) covered(h *netlink.Handle, links *nodenet.Links) (map[netip.Pre
 	return ways, nil
 }
 
+// setPod writes what there is to know of a pod at an address. What was counted of the one that is there goes on.
 func (t *Target) setPod(a netip.Addr, p pod) error {
-	if t.pods[a] == p {
+	was, known := t.pods[a]
+	if known && was == p {
 		return nil
 	}
-	if err := t.objects.Pods.Put(a.As16(), p); err != nil {
+	var entry shortcut.Pod
+	if known && was.Dev == p.Dev {
+		if err := t.objects.Pods.Lookup(a.As16(), &entry); err != nil {
+			return fmt.Errorf("read pods: %w", err)
+		}
+	}
+	entry.What, entry.Dev = p.What, p.Dev
+	if err := t.objects.Pods.Put(a.As16(), entry); err != nil {
 		return fmt.Errorf("write pods: %w", err)
 	}
 	t.pods[a] = p

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package fastpath leads TCP from pod to pod, and from pods to Services and back, past this node's netfilter and stack, by eBPF programs where packets enter the
-// node: on its end of the pods' veth pairs, on the links to other nodes and on the tunnel.
+// node: on its end of the pods' veth pairs, on the links to other nodes and on the tunnel. There pods' questions to the DNS are answered, too, with what package
+// shortcut has.
 //
 // It is a short cut and nothing else. What goes there is what the long way would only hand on; where it goes to is where package nodenet's routes lead; and every
 // packet that a program is not certain about goes the long way. So nothing depends on it: without it, or while its agent is away, everything works as it did.
@@ -35,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/bpf"
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nodenet"
@@ -50,11 +52,14 @@ type Report struct {
 	Pods, Links int
 	// Packets is how many went by it since it was loaded; one that is to be segmented is one.
 	Packets uint64
+	// Answers is how many questions to the DNS it has answered since it was loaded.
+	Answers uint64
 }
 
 // Target is this node's fast path. Its methods may be called concurrently.
 type Target struct {
-	log *slog.Logger
+	log     *slog.Logger
+	answers *shortcut.Answers
 
 	mu      sync.Mutex
 	objects *objects // nil: not loaded
@@ -84,7 +89,7 @@ const (
 	toNode
 )
 
-// pod is forward.c's struct pod: a pod of this node.
+// pod is what is said of a pod of this node in packet.h's struct pod.
 type pod struct{ What, Dev uint32 }
 
 // objects are those of forward.c.
@@ -95,18 +100,22 @@ type objects struct {
 	Pods        *ebpf.Map     `ebpf:"pods"`
 	Established *ebpf.Map     `ebpf:"established"`
 	Forwarded   *ebpf.Map     `ebpf:"forwarded"`
+	Answers     *ebpf.Map     `ebpf:"answers"`
+	Slots       *ebpf.Map     `ebpf:"slots"`
+	Counts      *ebpf.Map     `ebpf:"counts"`
 }
 
 func (o *objects) close() error {
-	return errors.Join(o.FromPod.Close(), o.FromNode.Close(), o.Ranges.Close(), o.Pods.Close(), o.Established.Close(), o.Forwarded.Close())
+	return errors.Join(o.FromPod.Close(), o.FromNode.Close(), o.Ranges.Close(), o.Pods.Close(), o.Established.Close(), o.Forwarded.Close(),
+		o.Answers.Close(), o.Slots.Close(), o.Counts.Close())
 }
 
-// New returns a target that has done nothing yet. log may be nil.
-func New(log *slog.Logger) *Target {
+// New returns a target that has done nothing yet, and will answer pods with what is in answers. log may be nil.
+func New(answers *shortcut.Answers, log *slog.Logger) *Target {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Target{log: log, pods: make(map[netip.Addr]pod), on: make(map[int]attachment), devices: make(map[int]device)}
+	return &Target{log: log, answers: answers, pods: make(map[netip.Addr]pod), on: make(map[int]attachment), devices: make(map[int]device)}
 }
 
 // Apply brings the fast path to a snapshot: its ranges of pods, and this node's pods. To be called when the routes are there, and before the rules are changed: a
@@ -164,6 +173,10 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 		anew = true
 		var err error
 		if t.objects, err = load(); err != nil {
+			return err
+		}
+		o := t.objects
+		if err := t.answers.Load(shortcut.Maps{Answers: o.Answers, Slots: o.Slots, Counts: o.Counts, Pods: o.Pods}); err != nil {
 			return err
 		}
 	}
@@ -286,6 +299,7 @@ func timeout(name string) (uint32, error) {
 
 // unload takes the programs off every device.
 func (t *Target) unload() {
+	t.answers.Unload() // first: what is still on a device then answers nothing
 	for _, a := range t.on {
 		a.link.Close()
 	}
@@ -311,7 +325,7 @@ func (t *Target) Close() {
 func (t *Target) Report() Report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := Report{Off: t.off}
+	r := Report{Off: t.off, Answers: t.answers.Answered()}
 	for _, a := range t.on {
 		if a.kind == toPod {
 			r.Pods++
@@ -362,7 +376,7 @@ func (t *Target) Course(src, dst netip.Addr) (Course, error) {
 	if t.objects == nil {
 		return LongWay, nil
 	}
-	var from, to pod
+	var from, to shortcut.Pod
 	if err := t.objects.Pods.Lookup(src.As16(), &from); err != nil {
 		return LongWay, ignoreMissing(err)
 	}
@@ -373,7 +387,7 @@ func (t *Target) Course(src, dst netip.Addr) (Course, error) {
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		var w way
 		err = t.objects.Ranges.Lookup(keyOf(netip.PrefixFrom(dst, dst.BitLen())), &w)
-		to = pod{w.What, w.Dev}
+		to = shortcut.Pod{What: w.What, Dev: w.Dev}
 	}
 	switch {
 	case err != nil:
@@ -398,7 +412,7 @@ func (t *Target) Dump() (string, error) {
 		lines = append(lines, fmt.Sprintf("device %d leads to %s", dev, a.kind))
 	}
 	var addr [16]byte
-	var pod pod
+	var pod shortcut.Pod
 	pods := t.objects.Pods.Iterate()
 	for pods.Next(&addr, &pod) {
 		lines = append(lines, fmt.Sprintf("pod %s device %d%s", netip.AddrFrom16(addr).Unmap(), pod.Dev, asking(pod.What)))
@@ -430,10 +444,14 @@ func asking(what uint32) string {
 	return ""
 }
 
-// Collector is the metric of the packets that went by it.
-func (t *Target) Collector() prometheus.Collector {
-	return prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "fairlead_pod_fast_path_packets_total",
-		Help: "Packets of TCP that went from pod to pod, or between pods and Services, past netfilter; one that is to be segmented is one.",
-	}, func() float64 { return float64(t.Report().Packets) })
+// Collectors are the metrics of what went by it.
+func (t *Target) Collectors() []prometheus.Collector {
+	counter := func(name, help string, of func(Report) uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(of(t.Report())) })
+	}
+	return []prometheus.Collector{
+		counter("fairlead_pod_fast_path_packets_total", "Packets of TCP that went from pod to pod, or between pods and Services, past netfilter; one that is to be segmented is one.",
+			func(r Report) uint64 { return r.Packets }),
+		counter("fairlead_pod_fast_path_answers_total", "Questions of pods to the cluster's DNS that were answered in the kernel.", func(r Report) uint64 { return r.Answers }),
+	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nodenet"
 	"github.com/fairlead/fairlead/testnet"
@@ -496,7 +497,7 @@ func TestOff(t *testing.T) {
 	one := s.nodes[1]
 	one.fast.Close()
 	var log bytes.Buffer
-	one.fast = New(slog.New(slog.NewTextHandler(&log, nil)))
+	one.fast = New(shortcut.New(), slog.New(slog.NewTextHandler(&log, nil)))
 	t.Cleanup(one.fast.Close)
 	snap := one.b.Build()
 	// The thread's effective capabilities go, and come back from those permitted.

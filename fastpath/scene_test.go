@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/fairlead/fairlead/dns"
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 	"github.com/fairlead/fairlead/nodenet"
@@ -36,6 +38,7 @@ type island struct {
 	routes *nodenet.Target
 	rules  *nft.Target
 	fast   *Target
+	served *dns.Server // nil: no DNS
 	pods   map[int]*testnet.Host
 	counts *netlink.Handle
 }
@@ -61,6 +64,9 @@ func node(n int) model.Node {
 	return model.Node{Name: fmt.Sprintf("n%d", n), Addrs: nodeAddrs(n), Ready: true, PodCIDRs: []netip.Prefix{
 		netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd00:244:0:%d::/64", n))}}
 }
+
+// resolvers are the addresses of the cluster's DNS, where there is one.
+var resolvers = []netip.Addr{addr("10.96.0.10"), addr("fd00:96::a")}
 
 // vips are the addresses of the Service web, which leads port 80 to ports 8080, and 90 to 9000, where nobody listens.
 var vips = []netip.Addr{addr("10.96.0.1"), addr("fd00:96::1")}
@@ -95,7 +101,7 @@ func (s *scene) node(n int, lan *testnet.Host, mode nodenet.Mode) *island {
 	for i, a := range nodeAddrs(n) {
 		x.Addr("eth0", netip.PrefixFrom(a, []int{24, 64}[i]).String())
 	}
-	x.b = model.NewBuilder(model.Config{Self: x.Name, PassOn: true, RetryRefused: true,
+	x.b = model.NewBuilder(model.Config{Self: x.Name, PassOn: true, RetryRefused: true, DNS: resolvers,
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")}})
 	x.b.SetNode(node(1))
 	x.b.SetNode(node(2))
@@ -109,7 +115,7 @@ func (s *scene) node(n int, lan *testnet.Host, mode nodenet.Mode) *island {
 
 // start is a new agent's fast path.
 func (x *island) start() {
-	x.fast = New(slog.New(slog.NewTextHandler(x.t.Output(), nil)))
+	x.fast = New(shortcut.New(), slog.New(slog.NewTextHandler(x.t.Output(), nil)))
 	x.t.Cleanup(x.fast.Close)
 }
 
@@ -172,8 +178,14 @@ func (x *island) apply() {
 		x.fast.Apply(snap, x.routes.Links())
 		return nil
 	})
+	if x.served != nil {
+		x.served.Announce(snap)
+	}
 	if err := x.rules.Apply(x.t.Context(), snap); err != nil {
 		x.t.Fatal(err)
+	}
+	if x.served != nil {
+		x.served.Publish(snap)
 	}
 }
 

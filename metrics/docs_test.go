@@ -15,6 +15,7 @@ import (
 
 	"github.com/fairlead/fairlead/dns"
 	"github.com/fairlead/fairlead/dns/forward"
+	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/fastpath"
 	"github.com/fairlead/fairlead/metrics"
 )
@@ -28,7 +29,7 @@ func described(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	var out []string
-	for _, c := range slices.Concat(metrics.New(metrics.Options{}).Collectors(), metrics.NewCheckpoint().Collectors(), server.Collectors(), []prometheus.Collector{fastpath.New(nil).Collector()}) {
+	for _, c := range slices.Concat(metrics.New(metrics.Options{}).Collectors(), metrics.NewCheckpoint().Collectors(), server.Collectors(), fastpath.New(shortcut.New(), nil).Collectors()) {
 		ch := make(chan *prometheus.Desc)
 		go func() { defer close(ch); c.Describe(ch) }()
 		for d := range ch {

@@ -73,13 +73,15 @@ type PodNetwork struct {
 	FastPath *FastPath `json:"fastPath,omitempty"`
 }
 
-// FastPath is the way of TCP from pod to pod, and between pods and Services, past netfilter.
+// FastPath is the way of TCP from pod to pod, and between pods and Services, past netfilter; and of pods' questions to the DNS.
 type FastPath struct {
 	// Pods and Links are how many pods and links to other nodes it leads from.
 	Pods  int `json:"pods"`
 	Links int `json:"links"`
 	// Packets is how many went by it since it was loaded, at the agent's start as a rule; one that is to be segmented is one.
 	Packets uint64 `json:"packets"`
+	// Answers is how many questions of pods to the cluster's DNS it has answered since then.
+	Answers uint64 `json:"answers"`
 }
 
 // Progress is how far the agent's loop has come.
@@ -204,7 +206,7 @@ func (r *Report) Print(w io.Writer) {
 		fmt.Fprintln(w)
 	}
 	if f := r.PodNetwork.FastPath; f != nil {
-		fmt.Fprintf(w, "  fast path    from %d pods and %d links to other nodes, %d packets\n", f.Pods, f.Links, f.Packets)
+		fmt.Fprintf(w, "  fast path    from %d pods and %d links to other nodes: %d packets, %d answers of the DNS\n", f.Pods, f.Links, f.Packets, f.Answers)
 	}
 	if len(r.DNS.Addresses) > 0 {
 		fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,

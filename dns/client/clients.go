@@ -73,6 +73,9 @@ func (c *Clients) Admit(cl Client, a netip.Addr, now int64) Verdict {
 	return c.limiter.admit(cl, a, now)
 }
 
+// Limits reports whether there is a limit of what pods may ask.
+func (c *Clients) Limits() bool { return c.limiter.pods.each > 0 }
+
 // Suppress reports whether a question is to be answered with NODATA without asking anyone: it is for the IPv6 addresses of a name that is not
 // the cluster's, and the pod has no address to reach them from. outside says that the name is in none of the cluster's zones.
 //

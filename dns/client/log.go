@@ -117,6 +117,9 @@ func (c *Clients) Logs(rcode int) bool {
 	return l.settings.Errors && rcode != mdns.RcodeSuccess && rcode != mdns.RcodeNameError
 }
 
+// Samples reports whether any query may be logged, whatever its response code.
+func (c *Clients) Samples() bool { return c.log.settings.Every > 0 }
+
 // Log writes a line about a query, unless there were too many already; the next line says how many those were. now is as in [Clients.Admit].
 func (c *Clients) Log(now int64, e Entry) {
 	l := &c.log

@@ -77,8 +77,10 @@ type Table struct {
 	options Options
 	pods    addrMap[Client]
 	podOf   map[*model.Pod]*Pod
-	nodes   addrMap[Kind] // and what else is a host's
-	ranges  []span        // of pods and of Extra, in order, none overlapping another
+	// searching is what [searching] says of them.
+	searching []*Pod
+	nodes     addrMap[Kind] // and what else is a host's
+	ranges    []span        // of pods and of Extra, in order, none overlapping another
 
 	dns       []netip.Addr
 	fromPods  model.Table[model.Name, *model.Pod]
@@ -108,6 +110,7 @@ func (t *Table) Next(s *model.Snapshot) *Table {
 	if pods {
 		n.fromPods = s.Pods
 		n.pods, n.podOf = n.newPods(t)
+		n.searching = searching(n.podOf)
 	}
 	if nodes {
 		n.fromNodes, n.dns = s.Nodes, s.DNS

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	mdns "github.com/miekg/dns"
+
 	"github.com/fairlead/fairlead/model"
 )
 
@@ -345,5 +347,60 @@ func BenchmarkNext(b *testing.B) {
 		s := *builder.Build()
 		s.Nodes = table.fromNodes
 		table = table.Next(&s)
+	}
+}
+
+// TestCompletedByAny: what some pod of the node may have completed is known without asking each.
+func TestCompletedByAny(t *testing.T) {
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	pod := func(namespace, name string, i int, r *model.Resolver) {
+		b.SetPod(model.Pod{Name: model.Name{Namespace: namespace, Name: name}, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, byte(i)})}, Resolver: r})
+	}
+	pod("shop", "a", 1, nil)
+	pod("shop", "b", 2, &model.Resolver{Policy: model.DNSClusterFirst, Ndots: 2})
+	pod("few", "c", 3, &model.Resolver{Policy: model.DNSClusterFirst, Ndots: 2})
+	pod("none", "d", 4, &model.Resolver{Policy: model.DNSDefault})
+	table := NewTable(Options{Domain: "cluster.local"}).Next(b.Build())
+	for name, want := range map[string]bool{
+		"www.example.com.shop.svc.cluster.local.": true,
+		"a.b.c.d.e.shop.svc.cluster.local.":       true,
+		"a.b.c.d.e.f.shop.svc.cluster.local.":     false, // as many dots as are asked as they are
+		"orders.shop.svc.cluster.local.":          false,
+		"www.example.com.few.svc.cluster.local.":  false,
+		"example.com.few.svc.cluster.local.":      true,
+		"example.com.none.svc.cluster.local.":     false,
+		"www.example.com.svc.cluster.local.":      false,
+	} {
+		wire := make([]byte, 255)
+		n, err := mdns.PackDomainName(name, wire, 0, nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		labels := mdns.CountLabel(name)
+		each := false
+		for p := range table.Pods {
+			each = each || p.Completed(wire[:n], labels)
+		}
+		if got := table.Completed(wire[:n], labels); got != want || each != want {
+			t.Errorf("%s: %t, and asking each %t, want %t", name, got, each, want)
+		}
+	}
+}
+
+// TestAdd: what somebody else has counted is the client's, whoever it is.
+func TestAdd(t *testing.T) {
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	own, other := netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("10.244.1.2")
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "a"}, Addrs: []netip.Addr{own}})
+	table := NewTable(Options{Pods: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}).Next(b.Build())
+	c := New(Settings{})
+	for _, a := range []netip.Addr{own, other} {
+		c.Add(table.Lookup(a), a, 0, 0)
+		c.Add(table.Lookup(a), a, 5, 2)
+		c.Count(table.Lookup(a), a, mdns.RcodeNameError, false)
+	}
+	want := []Talker{{Name: "10.244.1.2", Queries: 6, Denials: 3}, {Name: "shop/a", Queries: 6, Denials: 3}}
+	if got := c.Top(table, 5, Queries); !slices.Equal(got, want) {
+		t.Errorf("%+v", got)
 	}
 }

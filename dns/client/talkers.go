@@ -67,6 +67,17 @@ func (c *Clients) Count(cl Client, a netip.Addr, rcode int, upstream bool) {
 	c.talkers.add(a, n)
 }
 
+// Add is Count for so many queries that were answered, denials of them with NXDOMAIN, and no upstream asked.
+func (c *Clients) Add(cl Client, a netip.Addr, queries, denials uint64) {
+	switch p := cl.Pod; {
+	case p != nil:
+		p.counts[Queries].Add(queries)
+		p.counts[Denials].Add(denials)
+	case queries > 0:
+		c.talkers.add(a, [measures]uint64{Queries: queries, Denials: denials})
+	}
+}
+
 // Top are the n clients of which the measure is largest; only of clients that have any. t is the table of the last snapshot.
 func (c *Clients) Top(t *Table, n int, m Measure) []Talker {
 	out := c.talkers.all()

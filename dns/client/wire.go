@@ -3,7 +3,13 @@
 
 package client
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/model"
+)
 
 // Completed reports whether a name in wire form, in lower case, with so many labels, may be one that the pod's resolver has completed with its first
 // search domain. It is a quick look before [Pod.Completes], which knows for sure; where this says no, so does that.
@@ -20,6 +26,26 @@ func (p *Pod) Completed(name []byte, labels int) bool {
 	}
 	at := len(name) - len(suffix)
 	return at > 0 && sameLabels(name[at:], suffix)
+}
+
+// Completed is [Pod.Completed] of any of this node's pods.
+func (t *Table) Completed(name []byte, labels int) bool {
+	return slices.ContainsFunc(t.searching, func(p *Pod) bool { return p.Completed(name, labels) })
+}
+
+// searching is one of the pods for each first search domain that some have: the one that completes names with the most dots.
+func searching(pods map[*model.Pod]*Pod) (out []*Pod) {
+	most := make(map[string]*Pod)
+	for _, p := range pods {
+		if len(p.search.suffixes) == 0 {
+			continue
+		}
+		first := p.search.suffixes[0]
+		if other := most[first]; other == nil || other.search.ndots < p.search.ndots {
+			most[first] = p
+		}
+	}
+	return slices.Collect(maps.Values(most))
 }
 
 // sameLabels compares labels in wire form with as many octets of text, which has dots at both ends.

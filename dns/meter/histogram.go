@@ -27,12 +27,23 @@ func newHistogram(scale float64, bounds []float64) *histogram {
 }
 
 func (h *histogram) observe(v int64) {
+	h.counts[h.bucket(v)].Add(1)
+	h.sum.Add(v)
+}
+
+// bucket is the index of the one that a number is in.
+func (h *histogram) bucket(v int64) int {
 	b := 0
 	for b < len(h.bounds) && v > h.bounds[b] {
 		b++
 	}
-	h.counts[b].Add(1)
-	h.sum.Add(v)
+	return b
+}
+
+// addSizes adds n numbers of the bucket of one of them, which sum up to sum.
+func (h *histogram) addSizes(of int64, n uint64, sum int64) {
+	h.counts[h.bucket(of)].Add(n)
+	h.sum.Add(sum)
 }
 
 // add adds what another one of the same bounds has counted.

@@ -98,6 +98,27 @@ func (s *Socket) Observe(zone, request, response int, dnssec bool) {
 	}
 }
 
+// Sizes are those of messages that are told apart by their buckets only: the size of one of them, and the sum of all.
+type Sizes struct {
+	Of  int
+	Sum uint64
+}
+
+// Add is Observe for n queries and answers whose sizes are in the same buckets.
+func (s *Socket) Add(zone int, n uint64, requests, responses Sizes, dnssec bool) {
+	z := &s.zones[zone]
+	z.requests.addSizes(int64(requests.Of), n, int64(requests.Sum))
+	z.responses.addSizes(int64(responses.Of), n, int64(responses.Sum))
+	if dnssec {
+		z.dnssec.Add(n)
+	}
+}
+
+// Class is which bucket of sizes a message of so many octets is in.
+func Class(octets int) int { return classes.bucket(int64(octets)) }
+
+var classes = newHistogram(1, sizes)
+
 // Programmed counts a change of endpoints that is answered now, by the time since it happened (the annotation
 // endpoints.kubernetes.io/last-change-trigger-time of the EndpointSlice). Clocks that disagree can make it negative, which counts as nothing.
 func (m *Meter) Programmed(k ServiceKind, took time.Duration) {

@@ -5,6 +5,7 @@ package meter
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -149,5 +150,26 @@ func BenchmarkObserve(b *testing.B) {
 	s := New(".").Socket("dns://test", "udp")
 	for b.Loop() {
 		s.Observe(0, 60, 130, false)
+	}
+}
+
+// TestAdd: messages that are counted together are counted as one by one.
+func TestAdd(t *testing.T) {
+	one, all := New("cluster.local."), New("cluster.local.")
+	a, b := one.Socket("dns://x", "udp"), all.Socket("dns://x", "udp")
+	sum := [2]uint64{}
+	for i := range 50 {
+		request, response := 101+i, 201+2*i-i%2
+		if Class(request) != Class(150) || Class(response) != Class(201) || Class(request) == Class(response) {
+			t.Fatal("not of the classes that they are to be of")
+		}
+		a.Observe(0, request, response, true)
+		sum[0] += uint64(request)
+		sum[1] += uint64(response)
+	}
+	b.Add(0, 50, Sizes{150, sum[0]}, Sizes{201, sum[1]}, true)
+	got, want := gather(t, all.Collectors()...), gather(t, one.Collectors()...)
+	if !maps.Equal(got, want) || len(got) == 0 {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
