@@ -150,7 +150,7 @@ static inline_always __u32 read_question(struct packet *p, struct addr *src, str
 			return 0;
 		ip = data + ETH_HLEN;
 		u = (void *)(ip + 1);
-		if (ip->next != UDP || u->dport != htons(DNS_PORT))
+		if (!is_version6(ip) || ip->next != UDP || u->dport != htons(DNS_PORT))
 			return 0;
 		len = htons(ip->len);
 		__builtin_memset(q, 0, sizeof *q);

@@ -122,7 +122,7 @@ static inline_always int read6(struct packet *p, struct segment *s)
 		return 0;
 	ip = data + ETH_HLEN;
 	t = (void *)(ip + 1);
-	if (ip->next != TCP || ip->hops < 2)
+	if (!is_version6(ip) || ip->next != TCP || ip->hops < 2)
 		return 0;
 	__builtin_memcpy(&s->src, ip->src, sizeof s->src);
 	__builtin_memcpy(&s->dst, ip->dst, sizeof s->dst);

@@ -25,6 +25,11 @@ struct ipv6 {
 	__u32 src[4], dst[4];
 };
 
+static inline_always int is_version6(const struct ipv6 *ip)
+{
+	return (*(const __u8 *)ip & 0xf0) == 0x60;
+}
+
 // An address of either family: an IPv4 one as ::ffff:a.b.c.d.
 struct addr {
 	__u32 word[4];

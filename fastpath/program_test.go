@@ -4,6 +4,7 @@
 package fastpath
 
 import (
+	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -31,6 +32,7 @@ type frame struct {
 	frag      uint16 // of IPv4: flags and offset
 	options   int    // bytes of them, of IPv4; or one IPv6 extension header, if not 0
 	payload   int
+	version   byte // of IPv6, if not 0 another one
 	vlan      bool
 	elsewhere bool // to the link address of another host
 }
@@ -62,7 +64,7 @@ func (f frame) bytes() []byte {
 		return append(append(append(b, 8, 0), ip...), tail...)
 	}
 	ip := make([]byte, 40)
-	ip[0], ip[6], ip[7] = 0x60, f.proto, f.hops
+	ip[0], ip[6], ip[7] = cmp.Or(f.version, 0x60), f.proto, f.hops
 	if f.options > 0 {
 		ip[6] = 60 // destination options
 		tail = append([]byte{f.proto, 0, 1, 4, 0, 0, 0, 0}, tail...)
@@ -210,6 +212,7 @@ func TestPackets(t *testing.T) {
 			{"that may be fragmented", "fl5", func(f *frame) { f.frag = 0 }, true, "IPv4"},
 			{"of the largest size", "fl5", func(f *frame) { f.payload = 1500 - 40 - 20*i }, true, ""},
 			{"that is too large", "fl5", func(f *frame) { f.payload = 1500 - 40 - 20*i + 1 }, false, ""},
+			{"that is of no version 6", "fl5", func(f *frame) { f.version = 0x40 }, false, "IPv6"},
 			{"of a VLAN", "fl5", func(f *frame) { f.vlan = true }, false, ""},
 		} {
 			f := base
