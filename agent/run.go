@@ -158,7 +158,7 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	n.proxy = metrics.New(metrics.Options{Dataplane: n.dataplane, Dropped: dropped})
 	view := cfg.View()
 	view.OwnPorts = ownPorts(cfg, n.names.Ports())
-	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: view, Kept: n.kept.read(view)})
+	n.source = kube.New(kube.Options{Client: n.client, Events: n.proxy, Logger: log, Config: view, Kept: n.kept.read(view), Relisting: relisting})
 	n.routes = nodenet.New(nodenet.Options{Mode: cfg.Tunnel, Port: cfg.TunnelPort, Logger: log})
 	if cfg.FastPath {
 		n.fast = fastpath.New(n.answers, log)
@@ -287,13 +287,33 @@ func (n *Node) afterFirst(ctx context.Context) error {
 	return <-served
 }
 
-// settleMemory gives back what the first lists needed. From then on little changes, and memory on every node is worth more than a collector that
+// How much garbage the collector waits for, in percent of what is in use, and how much while lists come in again, of which most is garbage at once.
+const (
+	settledGC   = 30
+	relistingGC = 10
+)
+
+// settleMemory gives back what lists needed. From then on little changes, and memory on every node is worth more than a collector that
 // runs less often.
 func settleMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(30)
-	}
+	collectAt(settledGC)
 	debug.FreeOSMemory()
+}
+
+// relisting keeps memory small while lists come in again. They may end all at once: giving back is for later.
+func relisting(on bool) {
+	if on {
+		collectAt(relistingGC)
+	} else {
+		go settleMemory()
+	}
+}
+
+// collectAt sets the collector, unless somebody has.
+func collectAt(percent int) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
 }
 
 // metricsPort is where the Service kube-dns leads those who collect its metrics.

@@ -161,6 +161,11 @@ func (s *Source) note(kind string, name model.Name, text string) {
 	}
 }
 
+// noted reports whether that would change nothing. The caller holds the lock.
+func (s *Source) noted(kind string, name model.Name, text string) bool {
+	return text == "" && len(s.flawed) == 0 || s.flawed[flawedKey(kind, name)] == text
+}
+
 func (s *Source) forget(kind string, n model.Name) { delete(s.flawed, flawedKey(kind, n)) }
 
 func flawedKey(kind string, n model.Name) string {

@@ -102,7 +102,9 @@ func TestFlawed(t *testing.T) {
 	}
 	want()
 	s.setService(bad)()
-	s.setService(bad)()
+	if s.setService(bad) != nil {
+		t.Error("what is known is to be set again")
+	}
 	s.setSlice(sl)()
 	want("endpointslice x/s: endpoint 0 has no address", "service x/s: port 0 is no port")
 	if n := strings.Count(log.String(), "\n"); n != 2 {

@@ -37,7 +37,10 @@ type Options struct {
 	Kept *model.Builder
 	// Events hears of what arrives; nil: nobody does.
 	Events Events
-	Logger *slog.Logger
+	// Relisting hears when lists begin to come in again after a watch was too old, and when all of them have: for as long as that takes there is much that is
+	// looked at once. nil: nobody does.
+	Relisting func(bool)
+	Logger    *slog.Logger
 }
 
 // Events is told of the objects that arrive, once the first lists are complete.
@@ -74,6 +77,9 @@ type Source struct {
 	triggers []Trigger
 	flawed   map[string]string // objects of which something is left out, and what
 	ticking  bool              // a tick of the builder is due
+
+	relisting func(bool)
+	lists     int // that come in again
 }
 
 // New prepares the watches; nothing is sent before Run.
@@ -86,6 +92,8 @@ func New(o Options) *Source {
 		builder:  o.Kept,
 		kept:     o.Kept != nil,
 		troubles: make(map[string]trouble),
+
+		relisting: o.Relisting,
 	}
 	if !s.kept {
 		s.builder = model.NewBuilder(o.Config)
@@ -122,13 +130,12 @@ func nodesOf(c model.Config) string {
 	return ""
 }
 
-// setService, setNode, setPod and setSlice shrink an object at once, so that it need not be kept, and return what is to be done about it. What the builder has
-// already, as after a broken watch, takes no memory and changes nothing.
+// setService, setNode, setPod and setSlice shrink an object at once, so that it need not be kept, and return what is to be done about it; nil: nothing, as it is
+// known already, which most are after a broken watch.
 func (s *Source) setService(o *corev1.Service) func() {
 	spec, flaws := service(o), serviceFlaws(o).String()
-	if s.has(func() bool { return s.builder.HasService(spec) }) {
-		name := spec.Name
-		return func() { s.note("service", name, flaws) }
+	if s.has(func() bool { return s.builder.HasService(spec) && s.noted("service", spec.Name, flaws) }) {
+		return nil
 	}
 	return func() {
 		if !s.synced.IsZero() {
@@ -194,8 +201,8 @@ func (s *Source) setSlice(o *discoveryv1.EndpointSlice) func() {
 		return func() { s.deleteSlice(name) }
 	}
 	flaws := sliceFlaws(o).String()
-	if s.has(func() bool { return s.builder.HasSlice(sl) }) {
-		return func() { s.note("endpointslice", name, flaws) }
+	if s.has(func() bool { return s.builder.HasSlice(sl) && s.noted("endpointslice", name, flaws) }) {
+		return nil
 	}
 	trigger := Trigger{Service: model.Name{Namespace: name.Namespace, Name: sl.Service}, IPv6: o.AddressType == discoveryv1.AddressTypeIPv6}
 	trigger.At, _ = time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime])
@@ -330,16 +337,27 @@ type watched struct {
 	reflector *cache.Reflector
 	known     iter.Seq[model.Name] // what the builder has
 	complete  bool
-	// set shrinks an object, and returns what is to be done about it while the source is locked.
+	again     bool // a list comes in again
+	// set shrinks an object, and returns what is to be done about it while the source is locked; nil: nothing.
 	set    func(any) func()
 	delete func(model.Name)
 }
 
-// shrunk is an object of a list that is still streaming in: its name, and what is to be done about it.
+// shrunk is an object of a list that is still streaming in: its name, and what is to be done about it. Whatever else a reflector may ask it is empty, and the same for all:
+// of its own it would be most of the memory of a list.
 type shrunk struct {
-	metav1.ObjectMeta
-	set func()
+	*metav1.ObjectMeta
+	name model.Name
+	set  func()
 }
+
+var noMeta metav1.ObjectMeta
+
+// GetNamespace implements metav1.Object.
+func (s *shrunk) GetNamespace() string { return s.name.Namespace }
+
+// GetName implements metav1.Object.
+func (s *shrunk) GetName() string { return s.name.Name }
 
 var _ cache.TransformingStore = (*watched)(nil)
 
@@ -374,6 +392,9 @@ func (w *watched) Add(o any) error { return w.Update(o) }
 // Update implements cache.ReflectorStore.
 func (w *watched) Update(o any) error {
 	set := w.set(o)
+	if set == nil {
+		return nil
+	}
 	w.source.mu.Lock()
 	defer w.source.mu.Unlock()
 	set()
@@ -417,8 +438,11 @@ func (w *watched) Replace(list []any, _ string) error {
 		w.delete(n)
 	}
 	for _, o := range list {
-		o.(*shrunk).set()
+		if set := o.(*shrunk).set; set != nil {
+			set()
+		}
 	}
+	w.relisted()
 	if !w.complete && w != s.ranges {
 		w.complete = true
 		if s.unsynced--; s.unsynced == 0 {
@@ -440,8 +464,34 @@ func (w *watched) Transformer() cache.TransformFunc {
 
 func (w *watched) shrink(o any) *shrunk {
 	w.asker.received.Add(1)
-	n := nameOf(o)
-	return &shrunk{ObjectMeta: metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name}, set: w.set(o)}
+	w.relists()
+	return &shrunk{&noMeta, nameOf(o), w.set(o)}
+}
+
+// relists says that a list comes in, if it is not one of the first.
+func (w *watched) relists() {
+	s := w.source
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.again || s.synced.IsZero() {
+		return
+	}
+	w.again = true
+	if s.lists++; s.lists == 1 && s.relisting != nil {
+		s.relisting(true)
+	}
+}
+
+// relisted says that a list has come in. The caller holds the lock.
+func (w *watched) relisted() {
+	s := w.source
+	if !w.again {
+		return
+	}
+	w.again = false
+	if s.lists--; s.lists == 0 && s.relisting != nil {
+		s.relisting(false)
+	}
 }
 
 func nameOf(o any) model.Name {

@@ -205,6 +205,44 @@ func TestListThatChanges(t *testing.T) {
 	}
 }
 
+// TestRelisting: that lists come in again is said once, from the first object of the first to the end of the last; of the first lists nothing is.
+func TestRelisting(t *testing.T) {
+	f := newFeed(t)
+	var told []bool
+	f.s.relisting = func(on bool) { told = append(told, on) }
+	want := func(when string, all ...bool) {
+		t.Helper()
+		if !slices.Equal(told, all) {
+			t.Errorf("%s: told %v, want %v", when, told, all)
+		}
+		told = nil
+	}
+	for _, resource := range []string{"services", "endpointslices", "nodes", "pods"} {
+		f.stream(resource)
+	}
+	want("at first")
+	f.stream("services", serviceAt("a", "10.96.0.1"))
+	want("again", true, false)
+	// One list that breaks off and comes whole, with another within.
+	services, slices := f.store("services"), f.store("endpointslices")
+	services.shrink(serviceAt("a", "10.96.0.1"))
+	want("begun", true)
+	slices.shrink(sliceOf("a", "10.244.0.1"))
+	services.shrink(serviceAt("a", "10.96.0.1"))
+	if err := slices.Replace(nil, "1"); err != nil {
+		t.Fatal(err)
+	}
+	want("one of two")
+	f.stream("services", serviceAt("a", "10.96.0.1"))
+	want("both", false)
+	f.page("services", serviceAt("a", "10.96.0.1"))
+	want("in pages", true, false)
+	if err := services.Update(serviceAt("a", "10.96.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	want("a change")
+}
+
 // TestWatch: what a watch says after the lists is there at once and told, but for what says nothing new.
 func TestWatch(t *testing.T) {
 	f := newFeed(t)
@@ -233,7 +271,7 @@ func TestWatch(t *testing.T) {
 		{"delete what was missed", endpoints.Delete, cache.DeletedFinalStateUnknown{Key: "x/a", Obj: sliceOf("a")}, "", heard{0, 1, 1}},
 	} {
 		f.heard = heard{}
-		if err := tt.do(tt.o); err != nil || f.services() != tt.want || f.heard != tt.told || !f.changed() {
+		if err := tt.do(tt.o); err != nil || f.services() != tt.want || f.heard != tt.told || f.changed() != (tt.told != heard{}) {
 			t.Errorf("%s: %v; Services %s, want %s; told %+v, want %+v", tt.does, err, f.services(), tt.want, f.heard, tt.told)
 		}
 	}
