@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -596,17 +597,29 @@ func pointer(q mdns.Question, m *mdns.Msg, name string) bool {
 	return true
 }
 
+// sameport is a port of loopback that is free for UDP and for TCP; that it is free for one says nothing of the other.
+func sameport(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for try := 0; ; try++ {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.ListenPacket("udp", l.Addr().String())
+		if err == nil {
+			return c, l
+		}
+		l.Close()
+		if try == 10 || !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // answering is a server on loopback. What it has to say of the headless Service is too long for UDP.
 func answering(t *testing.T, answer func(mdns.Question, *mdns.Msg) bool) netip.AddrPort {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", c.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, l := sameport(t)
 	var mu sync.Mutex
 	handler := mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
 		mu.Lock()
