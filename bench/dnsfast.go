@@ -17,6 +17,9 @@ import (
 // fastDNS is the agent with the pods' fast path on, whose pods' questions are answered in the kernel, as a node of its own.
 var fastDNS = resolver{name: "fairlead-fast", number: 29, program: "fairlead", world: true, to: clusterAt, command: agentCommand(podFastPath)}
 
+// onFast begins the names of its figures.
+const onFast = "on the fast path: "
+
 // dnsFast measures what the fast path is for DNS. The kernel answers on the processor of the client, where it takes the question in, so that counts as the server's.
 func dnsFast(ctx context.Context, s *suite) error {
 	w, err := s.usualWorld(ctx, fastDNS)
@@ -74,7 +77,7 @@ func dnsFast(ctx context.Context, s *suite) error {
 		return err
 	}
 	for _, rival := range names[1:] {
-		s.compare(figure{Section: "fast", Figure: "server's CPU of an answer " + saturated, Unit: "µs"}, rival, each(taken[fastDNS.name], func(r served) float64 { return r.inKernel }),
+		s.compare(figure{Section: "fast", Figure: onFast + "server's CPU of an answer " + saturated, Unit: "µs"}, rival, each(taken[fastDNS.name], func(r served) float64 { return r.inKernel }),
 			each(taken[rival], func(r served) float64 { return r.perAnswer }), timesLess, against(rival, coreDNSCached, atLeast(8)))
 	}
 	for _, rival := range names[1:] {
@@ -139,13 +142,13 @@ func (s *suite) lookUpFast(ctx context.Context, nodes map[string]*dnsNode) error
 	}
 	for _, rival := range names[1:] {
 		of := func(name string) []float64 { return each(taken[name], func(r looked) float64 { return r.perSecond() }) }
-		s.compare(figure{Section: "fast", Figure: "external lookups per second, switches off", Unit: "1/s"}, rival, of(fastDNS.name), of(rival), share, nil)
+		s.compare(figure{Section: "fast", Figure: onFast + "external lookups per second, switches off", Unit: "1/s"}, rival, of(fastDNS.name), of(rival), share, nil)
 	}
 	return nil
 }
 
 func (s *suite) compareFast(name, unit, rival string, taken map[string][]served, ratio string, target *goal, of func(served) float64) {
-	s.compare(figure{Section: "fast", Figure: name, Unit: unit}, rival, each(taken[fastDNS.name], of), each(taken[rival], of), ratio, target)
+	s.compare(figure{Section: "fast", Figure: onFast + name, Unit: unit}, rival, each(taken[fastDNS.name], of), each(taken[rival], of), ratio, target)
 }
 
 // fastReport is what the agent of a node says of its fast path.
