@@ -159,7 +159,7 @@ func TestMemoryOf(t *testing.T) {
 
 func TestMachineTime(t *testing.T) {
 	got, err := parseMachineTime("cpu  1 2 3 40 5 6 7 8 100 100\ncpu0 9 9 9 9\n")
-	want := machineTime{idle: 450 * time.Millisecond, steal: 80 * time.Millisecond, total: 720 * time.Millisecond}
+	want := machineTime{idle: 450 * time.Millisecond, softirq: 70 * time.Millisecond, steal: 80 * time.Millisecond, total: 720 * time.Millisecond}
 	if err != nil || got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}
