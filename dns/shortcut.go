@@ -6,6 +6,7 @@ package dns
 import (
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -90,7 +91,7 @@ func (s *Server) Unshared() string {
 // Services say.
 func (w *writer) shared() bool {
 	t := &w.taught
-	return t.Answers != nil && w.proto == "udp" && w.local.Port() == shortcut.Port && slices.Contains(w.options.Self, w.local) && t.Asks(w.from) &&
+	return t.Answers != nil && w.proto == "udp" && w.local.Port() == model.DNSPort && slices.Contains(w.options.Self, w.local) && t.Asks(w.from) &&
 		w.ask.Read(w.local.Addr(), w.request, w.asked.name[:w.asked.size])
 }
 
@@ -158,10 +159,7 @@ func (s *Server) collect() {
 	t.collecting.Lock()
 	defer t.collecting.Unlock()
 	t.mu.Lock()
-	classes := make(map[class]*tally, len(t.classes))
-	for c, n := range t.classes {
-		classes[c] = n
-	}
+	classes := maps.Clone(t.classes)
 	t.mu.Unlock()
 	for c, n := range classes {
 		now, last := t.Count(n.index), n.counted
@@ -217,7 +215,7 @@ func (t *taught) changed(a, b *model.Snapshot) {
 
 // InKernel reports whether the kernel answers a plain question of a pod at an address of the DNS by itself. The name is fully qualified.
 func (s *Server) InKernel(pod netip.Addr, at netip.AddrPort, name string, qtype uint16) bool {
-	if s.taught.Answers == nil || !s.taught.Asks(pod) || at.Port() != shortcut.Port {
+	if s.taught.Answers == nil || !s.taught.Asks(pod) || at.Port() != model.DNSPort {
 		return false
 	}
 	msg, err := new(mdns.Msg).SetQuestion(mdns.CanonicalName(name), qtype).Pack()

@@ -785,6 +785,24 @@ func TestShortcutUnloaded(t *testing.T) {
 	if k.both(s, src, msg); !k.both(s, src, msg) {
 		t.Fatal("not answered by the kernel")
 	}
+	for _, tt := range []struct {
+		pod   netip.Addr
+		at    netip.AddrPort
+		name  string
+		qtype uint16
+		want  bool
+	}{
+		{loopback, self[0], "N0.shop.svc.cluster.local.", typeA, true},
+		{loopback, self[0], "n0.shop.svc.cluster.local.", typeAAAA, false},
+		{loopback, self[0], "n1.shop.svc.cluster.local.", typeA, false},
+		{loopback, self[1], "n0.shop.svc.cluster.local.", typeA, false},
+		{loopback, netip.AddrPortFrom(self[0].Addr(), 5353), "n0.shop.svc.cluster.local.", typeA, false},
+		{netip.MustParseAddr("10.244.9.9"), self[0], "n0.shop.svc.cluster.local.", typeA, false},
+	} {
+		if got := s.InKernel(tt.pod, tt.at, tt.name, tt.qtype); got != tt.want {
+			t.Errorf("%+v: %t", tt, got)
+		}
+	}
 	k.Unload()
 	for range 3 {
 		if k.both(s, src, msg) {

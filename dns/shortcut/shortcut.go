@@ -117,15 +117,12 @@ func (a *Answers) Basis(slot uint32) Basis {
 	return Basis{a.loads, uint32(a.slots[All].Load()), uint32(a.slots[slot].Load()), slot}
 }
 
-// Changed ends every answer that depends on one of the slots.
-func (a *Answers) Changed(slots ...uint32) {
+// Changed ends every answer that depends on a slot.
+func (a *Answers) Changed(slot uint32) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	if a.maps == nil {
-		return
-	}
-	for _, s := range slots {
-		a.slots[s].Add(1)
+	if a.maps != nil {
+		a.slots[slot].Add(1)
 	}
 }
 

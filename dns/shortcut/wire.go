@@ -9,9 +9,6 @@ import (
 	"unsafe"
 )
 
-// Port is where the program answers; what is asked at another port is left to the DNS.
-const Port = 53
-
 // What a name and an answer may have, in octets, and how many kinds of answers there are.
 const (
 	maxName  = 104
