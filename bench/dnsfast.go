@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -48,14 +47,7 @@ func dnsFast(ctx context.Context, s *suite) error {
 		return err
 	}
 	defer closeAll(nodes)
-	var names []string
-	for _, r := range all {
-		if why, ok := missing[r.name]; ok {
-			s.state(figure{Section: "fast", Figure: r.name + " is not measured", Missing: why})
-			continue
-		}
-		names = append(names, r.name)
-	}
+	names := s.present("fast", all, missing)
 	fast := nodes[fastDNS.name]
 	if err := fast.onFastPath(ctx); err != nil {
 		return err
@@ -90,10 +82,7 @@ func dnsFast(ctx context.Context, s *suite) error {
 		}
 		s.compareFast("answers per second "+saturated, "1/s", rival, taken, share, target, func(r served) float64 { return r.perSecond() })
 	}
-	half := math.Inf(1)
-	for _, rival := range []string{coreDNS.name, coreDNSCached.name} {
-		half = min(half, math.Round(median(each(taken[rival], func(r served) float64 { return r.perSecond() }))/2))
-	}
+	half := halfOfCoreDNS(taken)
 	for _, rate := range []float64{2000, half} {
 		progress("asking %.0f times a second", rate)
 		taken, err := turns("-rate", fmt.Sprint(rate), "-count", pick(s, 2*time.Second, time.Second).String())

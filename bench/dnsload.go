@@ -43,14 +43,7 @@ func dnsLoads(ctx context.Context, s *suite) error {
 		return err
 	}
 	defer closeAll(nodes)
-	var names []string
-	for _, r := range resolvers {
-		if why, ok := missing[r.name]; ok {
-			s.state(figure{Section: "load", Figure: r.name + " is not measured", Missing: why})
-			continue
-		}
-		names = append(names, r.name)
-	}
+	names := s.present("load", resolvers, missing)
 	turns := func(measure func(*dnsNode) (served, error)) (map[string][]served, error) {
 		quiet(ctx)
 		return takeTurns(ctx, pick(s, 8, 3), names, func(name string) (served, error) { return measure(nodes[name]) })
@@ -73,11 +66,7 @@ func dnsLoads(ctx context.Context, s *suite) error {
 		s.reportCost(names, taken, byDNSPerf, nil)
 		s.reportRate(names, taken, byDNSPerf)
 	}
-	// Half of what the slower CoreDNS can do, so that neither has more than half a load.
-	half := math.Inf(1)
-	for _, rival := range []string{coreDNS.name, coreDNSCached.name} {
-		half = min(half, math.Round(median(each(fast[rival], func(r served) float64 { return r.perSecond() }))/2))
-	}
+	half := halfOfCoreDNS(fast)
 	for _, rate := range []float64{2000, half} {
 		progress("asking %.0f times a second", rate)
 		taken, err := turns(func(n *dnsNode) (served, error) {
@@ -126,6 +115,27 @@ func (s *suite) serveAll(ctx context.Context, all []resolver) (nodes map[string]
 		}
 	}
 	return nodes, missing, nil
+}
+
+// present are the names of those that are not missing; of the others the section says so.
+func (s *suite) present(section string, all []resolver, missing map[string]string) (names []string) {
+	for _, r := range all {
+		if why, ok := missing[r.name]; ok {
+			s.state(figure{Section: section, Figure: r.name + " is not measured", Missing: why})
+			continue
+		}
+		names = append(names, r.name)
+	}
+	return names
+}
+
+// halfOfCoreDNS is half of what the slower CoreDNS can do, so that neither has more than half a load.
+func halfOfCoreDNS(taken map[string][]served) float64 {
+	half := math.Inf(1)
+	for _, rival := range []string{coreDNS.name, coreDNSCached.name} {
+		half = min(half, math.Round(median(each(taken[rival], func(r served) float64 { return r.perSecond() }))/2))
+	}
+	return half
 }
 
 func closeAll(nodes map[string]*dnsNode) {
