@@ -171,6 +171,16 @@ func (n *Node) count(r *status.Report) {
 			r.Off = append(r.Off, "the pods' fast path answers no questions to the DNS: "+why)
 		}
 	}
+	if n.sockets != nil {
+		led := n.sockets.Report()
+		r.PodNetwork.SocketLB = &status.SocketLB{Pods: led.Pods, Services: led.Services, Connections: led.Connections}
+		if led.Off != "" {
+			r.Off = append(r.Off, "pods' connections are not led at their sockets: "+led.Off)
+		}
+		if led.Crowded > 0 {
+			r.Off = append(r.Off, fmt.Sprintf("connections to %d addresses and ports of Services are not led at the socket: there is no room for them", led.Crowded))
+		}
+	}
 	if dropped, err := nodenet.Dropped(); err == nil {
 		for _, n := range dropped {
 			r.PodNetwork.Dropped += n
@@ -179,7 +189,12 @@ func (n *Node) count(r *status.Report) {
 }
 
 // Attached implements status.Agent.
-func (n *Node) Attached(addrs []netip.Addr) { n.source.Attached(addrs) }
+func (n *Node) Attached(addrs []netip.Addr) {
+	if n.sockets != nil {
+		n.sockets.Attached()
+	}
+	n.source.Attached(addrs)
+}
 
 // Detached implements status.Agent.
 func (n *Node) Detached(pod model.Name, addrs []netip.Addr) { n.source.Detached(pod, addrs) }
@@ -246,6 +261,12 @@ func (n *Node) explainer() *explain.Explainer {
 			course, err := n.fast.Course(pod, to)
 			return string(course), err
 		},
+		Led: func(pod netip.Addr, at netip.AddrPort) ([]netip.AddrPort, error) {
+			if n.sockets == nil {
+				return nil, nil
+			}
+			return n.sockets.Read(pod, at)
+		},
 		InKernel: n.names.InKernel,
 	}
 	for _, a := range n.cfg.DNS {
@@ -274,6 +295,11 @@ func (n *Node) Dump(what string) (string, error) {
 			return "", errors.New("the pods' fast path is not asked for: --pod-fast-path")
 		}
 		return n.fast.Dump()
+	case "sockets":
+		if n.sockets == nil {
+			return "", errors.New("pods' connections are not to be led at their sockets: --pod-socket-lb")
+		}
+		return n.sockets.Dump()
 	}
-	return "", fmt.Errorf("there is no %q to dump; there are model, nft, routes, dns and fastpath", what)
+	return "", fmt.Errorf("there is no %q to dump; there are model, nft, routes, dns, fastpath and sockets", what)
 }

@@ -24,11 +24,13 @@ type Source interface {
 }
 
 // Routes leads to the pods of other nodes. What is added must be there before a Service may point to it, and what is gone may be removed
-// only after no Service does. Verify mends what a device or somebody else has lost.
+// only after no Service does. Verify mends what a device or somebody else has lost. Suspend ends, until Verify, what would be wrong if somebody else wrote and
+// this process did not hear of it.
 type Routes interface {
 	Add(context.Context, *model.Snapshot) error
 	Prune(context.Context, *model.Snapshot) error
 	Verify(context.Context) error
+	Suspend()
 }
 
 // Dataplane carries Services' traffic. Apply returns when the kernel has taken the whole snapshot, or all of it but the Services
@@ -95,6 +97,7 @@ func (l *Loop) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-yield:
+			l.Routes.Suspend()
 			// Nothing has come of it if this returns: the other one is gone, and may have written.
 			if l.Turn.Write(ctx) != nil {
 				return

@@ -32,6 +32,8 @@ type stage struct {
 	fail    map[string]error
 	// verified counts the looks at what others may have changed.
 	verified int
+	// suspended counts how often it was told that another agent writes.
+	suspended int
 	// triggers are when the changes happened that were not asked for yet.
 	triggers []kube.Trigger
 	// answered are the changes of which the names were told that they are published.
@@ -129,6 +131,8 @@ func (s *stage) Apply(_ context.Context, snap *model.Snapshot) error {
 	}
 	return s.do("dataplane", snap)
 }
+
+func (s *stage) Suspend() { s.suspended++ }
 
 func (s *stage) Verify(context.Context) error {
 	s.verified++
@@ -513,6 +517,9 @@ func TestYield(t *testing.T) {
 		done, verified := len(s.done), s.verified
 		s.change()
 		s.sleep(time.Hour)
+		if s.suspended != 1 {
+			t.Errorf("suspended %d times", s.suspended)
+		}
 		if len(s.done) > done || s.verified > verified || state.Acknowledged() != want {
 			t.Errorf("after it yielded: %q", s.done[done:])
 		}

@@ -32,6 +32,7 @@ import (
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 	"github.com/fairlead/fairlead/nodenet"
+	"github.com/fairlead/fairlead/socketlb"
 	"github.com/fairlead/fairlead/status"
 )
 
@@ -47,6 +48,7 @@ type Node struct {
 	source  *kube.Source
 	routes  *nodenet.Target
 	fast    *fastpath.Target  // nil: it is not asked for
+	sockets *socketlb.Target  // nil: it is not asked for
 	answers *shortcut.Answers // of the DNS, on the fast path
 	plane   *nft.Target
 	names   *dns.Server
@@ -112,11 +114,10 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	})
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
-		loop := &Loop{Source: n.source, Routes: n.ways(), Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
+		ways := &ways{Target: n.routes, fast: n.fast, sockets: n.sockets}
+		loop := &Loop{Source: n.source, Routes: ways, Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
 		loop.Run(ctx)
-		if n.fast != nil {
-			n.fast.Close() // nobody tells it of changes any more
-		}
+		ways.close() // nobody tells them of changes any more
 		return nil
 	})
 	part(n.afterFirst)
@@ -163,6 +164,10 @@ func newNode(cfg *config.Agent, version string, held *hold.Held, log *slog.Logge
 	if cfg.FastPath {
 		n.fast = fastpath.New(n.answers, log)
 		n.metrics.MustRegister(n.fast.Collectors()...)
+	}
+	if cfg.SocketLB {
+		n.sockets = socketlb.New(n.namespaces, log)
+		n.metrics.MustRegister(n.sockets.Collectors()...)
 	}
 	n.plane = nft.New(nft.Options{Logger: log, Flows: func(ipv6 bool, took time.Duration, removed int) {
 		n.proxy.Reconciled(familyOf(ipv6), took, removed)

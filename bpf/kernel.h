@@ -19,7 +19,7 @@ typedef unsigned long long __u64;
 #define uint(name, value) int(*name)[value]
 #define type_of(name, type) type *name
 
-enum { HASH = 1, ARRAY = 2, PERCPU_ARRAY = 6, LPM_TRIE = 11 };
+enum { HASH = 1, ARRAY = 2, PERCPU_ARRAY = 6, LPM_TRIE = 11, SK_STORAGE = 24 };
 enum { NO_PREALLOC = 1, MMAPABLE = 1 << 10 };
 
 // struct __sk_buff, as far as it is used.
@@ -30,6 +30,12 @@ struct packet {
 	__u32 wire_len, gso_segs;
 	__u64 sk;
 	__u32 gso_size;
+};
+
+// struct bpf_sock_addr: an address that a process gives to the kernel for a socket, or is given.
+struct sock_addr {
+	__u32 user_family, user_ip4, user_ip6[4], user_port, family, type, protocol, msg_src_ip4, msg_src_ip6[4];
+	__u64 sk;
 };
 
 struct bpf_redir_neigh {
@@ -121,10 +127,14 @@ static long (*const load_bytes)(const struct packet *, __u32 at, void *to, __u32
 static __s32 (*const csum_diff)(const void *from, __u32 from_len, const void *to, __u32 to_len, __u32 seed) = (void *)28;
 static long (*const change_tail)(struct packet *, __u32 len, __u64 flags) = (void *)38;
 static long (*const pull_data)(struct packet *, __u32 len) = (void *)39;
+static void *(*const sk_storage_get)(void *map, void *sk, const void *initial, __u64 flags) = (void *)107;
+static long (*const sk_storage_delete)(void *map, void *sk) = (void *)108;
+static __u64 (*const netns_cookie)(void *) = (void *)122;
 static long (*const redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *, __s32 size, __u64 flags) = (void *)152;
 static long (*const redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const check_mtu)(struct packet *, __u32 ifindex, __u32 *mtu, __s32 more, __u64 flags) = (void *)163;
 
+enum { CREATE = 1 };           // sk_storage_get
 enum { RECOMPUTE_CSUM = 1 };   // store_bytes
 enum { PSEUDO_HDR = 1 << 4 };  // l4_csum_replace: of what the checksum is over, but the segment does not have
 enum { MANGLED_0 = 1 << 5 };   // l4_csum_replace: 0 says that there is no checksum (UDP)

@@ -4,11 +4,9 @@
 
 // What the programs know of packets, and of the pods that they come from.
 
-#include "kernel.h"
+#include "addr.h"
 
-#define htons(x) __builtin_bswap16(x)
-
-enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, TCP = 6, UDP = 17, PACKET_HOST = 0 };
+enum { ETH_HLEN = 14, IPV4 = 0x0800, IPV6 = 0x86dd, PACKET_HOST = 0 };
 
 struct ipv4 {
 	__u8 version_ihl, tos;
@@ -29,11 +27,6 @@ static inline_always int is_version6(const struct ipv6 *ip)
 {
 	return (*(const __u8 *)ip & 0xf0) == 0x60;
 }
-
-// An address of either family: an IPv4 one as ::ffff:a.b.c.d.
-struct addr {
-	__u32 word[4];
-};
 
 // A pod of this node, and how many questions of it were answered here, how many of them with NXDOMAIN.
 struct pod {

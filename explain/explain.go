@@ -13,6 +13,7 @@
 package explain
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -105,6 +106,8 @@ type Explainer struct {
 	Route func(netip.Addr) (Route, error)
 	// Fast reads from the kernel what of a TCP connection from a pod to an address goes past netfilter, in the words of [Way.FastPath].
 	Fast func(pod, to netip.Addr) (string, error)
+	// Led reads from the kernel to which endpoints a TCP connection of a pod is led when it is made; none: its packets are translated.
+	Led func(pod netip.Addr, to netip.AddrPort) ([]netip.AddrPort, error)
 	// InKernel reads from the kernel whether it has the answer to a pod's plain question, without asking the DNS.
 	InKernel func(pod netip.Addr, server netip.AddrPort, name string, qtype uint16) bool
 }
@@ -191,6 +194,8 @@ type Way struct {
 	InKernel bool       `json:"inKernel"`
 	Chain    string     `json:"chain,omitempty"`
 	Backends []Endpoint `json:"backends,omitempty"`
+	// Led says that the connection leads to an endpoint from when it is made, and none of its packets is translated.
+	Led bool `json:"led,omitempty"`
 	// FastPath is what of the connection goes past netfilter on this node: "whole"; "established", which is without its first and last packets; or nothing.
 	FastPath string `json:"fastPath,omitempty"`
 	// Route leads to the address itself when no Service stands before it.
@@ -402,6 +407,9 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 	case model.Drop:
 		w.find("connections to %s get no answer: %s", at, v.Why)
 	default:
+		if e.led(w, &way, source, at); way.Led {
+			return way
+		}
 		// What is to be translated can go past netfilter only where the endpoint's own connections can.
 		if slices.ContainsFunc(way.Backends, func(b Endpoint) bool { return b.In && e.fast(w, way.Protocol, source, b.Address) != "" }) {
 			way.FastPath = e.fast(w, way.Protocol, source, at)
@@ -521,6 +529,36 @@ func (e *Explainer) fast(w *Walk, protocol string, source netip.Addr, to netip.A
 		w.find("the fast path to %s cannot be read: %v", to, err)
 	}
 	return course
+}
+
+// led looks whether the kernel leads connections to a Service at the socket, and compares to which endpoints. All of such a connection then goes as one to the endpoint does.
+func (e *Explainer) led(w *Walk, way *Way, source netip.Addr, at netip.AddrPort) {
+	if way.Protocol != model.TCP.String() || !source.IsValid() {
+		return
+	}
+	to, err := e.Led(source, at)
+	if err != nil {
+		w.find("where connections to %s are led cannot be read: %v", at, err)
+	}
+	if way.Led = len(to) > 0; !way.Led {
+		return
+	}
+	way.FastPath = ""
+	for i := range way.Backends {
+		b := &way.Backends[i]
+		if in := slices.Contains(to, b.Address); in != b.In {
+			w.find("endpoint %s: the model says in=%t, where connections are led says in=%t", b.Address, b.In, in)
+		}
+		if b.In {
+			b.Source = source.String() + " (kept)" // also of a pod that reaches itself
+			way.FastPath = cmp.Or(way.FastPath, e.fast(w, way.Protocol, source, b.Address))
+		}
+	}
+	for _, a := range to {
+		if !slices.ContainsFunc(way.Backends, func(b Endpoint) bool { return b.Address == a }) {
+			w.find("connections are still led to %s, which is no endpoint of %s", a, way.Service)
+		}
+	}
 }
 
 func (e *Explainer) route(w *Walk, dst netip.Addr) *Route {

@@ -88,6 +88,7 @@ func bed(t *testing.T) *Explainer {
 			return Route{Dev: "eth0", Via: netip.MustParseAddr("172.30.0.12"), MTU: 1500}, nil
 		},
 		Fast:     func(_, _ netip.Addr) (string, error) { return "", nil },
+		Led:      func(netip.Addr, netip.AddrPort) ([]netip.AddrPort, error) { return nil, nil },
 		InKernel: func(netip.Addr, netip.AddrPort, string, uint16) bool { return false },
 	}
 }
@@ -117,6 +118,44 @@ func TestFastPath(t *testing.T) {
 	} {
 		if _, text := walk(t, e, target); !strings.Contains(text, want) || want == "" && strings.Contains(text, "fast path") {
 			t.Errorf("%s: want %q:\n%s", target, want, text)
+		}
+	}
+}
+
+// TestLed: that a connection is led at the socket is said, and where else to than the model has it; it then goes as one to the endpoint does.
+func TestLed(t *testing.T) {
+	const said = "leads to an endpoint from when it is made"
+	e := bed(t)
+	e.Fast = func(_, to netip.Addr) (string, error) {
+		return map[bool]string{true: "established", false: "whole"}[to == orders], nil
+	}
+	right, other := netip.MustParseAddrPort("10.244.1.5:8080"), netip.MustParseAddrPort("10.244.1.6:8080")
+	for _, tt := range []struct {
+		target   string
+		to       []netip.AddrPort
+		err      error
+		led      bool
+		fast     string
+		findings int
+	}{
+		{"orders:80", []netip.AddrPort{right}, nil, true, "whole", 0},
+		{"orders:80", nil, nil, false, "established", 0},
+		{"orders:80", []netip.AddrPort{right, other}, nil, true, "whole", 1},
+		{"orders:80", []netip.AddrPort{netip.MustParseAddrPort("10.244.1.9:8080")}, nil, true, "whole", 2},
+		{"orders:80", nil, errors.New("no map"), false, "established", 1},
+		{"orders:80/udp", []netip.AddrPort{right}, nil, false, "", 2}, // refused
+		{"orders:81", []netip.AddrPort{right}, nil, false, "", 2},     // refused
+		{"10.244.1.5:80", []netip.AddrPort{right}, nil, false, "whole", 0},
+	} {
+		e.Led = func(pod netip.Addr, at netip.AddrPort) ([]netip.AddrPort, error) {
+			if pod != netip.MustParseAddr("10.244.0.9") || at.Addr() != orders {
+				t.Errorf("asked about %s to %s", pod, at)
+			}
+			return tt.to, tt.err
+		}
+		w, text := walk(t, e, tt.target)
+		if way := w.Ways[0]; way.Led != tt.led || way.FastPath != tt.fast || len(w.Findings) != tt.findings || strings.Contains(text, said) != tt.led {
+			t.Errorf("%s led to %v, %v:\n%s", tt.target, tt.to, tt.err, text)
 		}
 	}
 }

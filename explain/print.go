@@ -77,6 +77,9 @@ func (q *Question) shared() string {
 }
 
 func (w *Way) printFast(line func(title, format string, args ...any)) {
+	if w.Led {
+		line("socket", "the connection leads to an endpoint from when it is made; nothing of it is translated (read from the kernel)")
+	}
 	switch w.FastPath {
 	case "whole":
 		line("fast path", "all of the connection goes past netfilter on this node (read from the kernel)")

@@ -63,9 +63,7 @@ type Target struct {
 
 	mu      sync.Mutex
 	objects *objects // nil: not loaded
-	off     string
-	failed  int // how many times in a row it has not worked
-	pause   int // for how many calls of Verify it is not tried again
+	trial   bpf.Trial
 	ranges  ranges
 	last    *model.Snapshot // of the last Apply, and the links
 	links   *nodenet.Links
@@ -138,32 +136,16 @@ func (t *Target) Verify(links *nodenet.Links) {
 }
 
 func (t *Target) apply(s *model.Snapshot, links *nodenet.Links, anew bool) {
-	before := t.off
-	if t.off != "" {
+	if !t.trial.Due(anew) {
 		t.last, t.links = s, links
-		if !anew {
-			return
-		}
-		if t.pause--; t.pause > 0 {
-			return
-		}
+		return
 	}
 	err := t.bring(s, links, anew)
 	t.last, t.links = s, links
 	if err != nil {
 		t.unload()
-		t.off, t.failed = err.Error(), min(t.failed+1, mostFailures)
-		t.pause = 1 << t.failed
-	} else {
-		t.off, t.failed = "", 0
 	}
-	switch {
-	case t.off == before:
-	case t.off != "":
-		t.log.Warn("the pods' fast path is off: packets go the long way", "err", t.off)
-	default:
-		t.log.Info("the pods' fast path works again")
-	}
+	t.trial.End(err, t.log, "the pods' fast path", "packets go the long way")
 }
 
 // bring does what Apply is to do; after an error everything is to be taken away. anew has it look at every device again, whatever is known.
@@ -222,9 +204,6 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 	}
 	return t.place(h, s, links, anew)
 }
-
-// mostFailures bounds how long it takes until what does not work is tried again: two to the power of it, in calls of Verify.
-const mostFailures = 10
 
 // missing says which capabilities the programs need that this thread has not; empty: it has all. The kernel's own errors say it in many ways.
 func missing() string {
@@ -325,7 +304,7 @@ func (t *Target) Close() {
 func (t *Target) Report() Report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := Report{Off: t.off, Answers: t.answers.Answered()}
+	r := Report{Off: t.trial.Off(), Answers: t.answers.Answered()}
 	for _, a := range t.on {
 		if a.kind == toPod {
 			r.Pods++
@@ -405,7 +384,7 @@ func (t *Target) Dump() (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.objects == nil {
-		return "", fmt.Errorf("it is off: %s", cmp.Or(t.off, "nothing is programmed yet"))
+		return "", fmt.Errorf("it is off: %s", cmp.Or(t.trial.Off(), "nothing is programmed yet"))
 	}
 	var lines []string
 	for dev, a := range t.on {

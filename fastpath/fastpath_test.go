@@ -500,24 +500,10 @@ func TestOff(t *testing.T) {
 	one.fast = New(shortcut.New(), slog.New(slog.NewTextHandler(&log, nil)))
 	t.Cleanup(one.fast.Close)
 	snap := one.b.Build()
-	// The thread's effective capabilities go, and come back from those permitted.
-	one.Do(func() error {
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var all, some [2]unix.CapUserData
-		if err := unix.Capget(&header, &all[0]); err != nil {
-			return err
-		}
-		some = all
-		for _, c := range []int{unix.CAP_SYS_ADMIN, unix.CAP_BPF, unix.CAP_PERFMON} {
-			some[c/32].Effective &^= 1 << (c % 32)
-		}
-		if err := unix.Capset(&header, &some[0]); err != nil {
-			return err
-		}
+	one.Without(func() {
 		one.fast.Apply(snap, one.routes.Links())
 		one.fast.Verify(one.routes.Links())
-		return unix.Capset(&header, &all[0])
-	})
+	}, unix.CAP_SYS_ADMIN, unix.CAP_BPF, unix.CAP_PERFMON)
 	r := one.fast.Report()
 	if !strings.Contains(r.Off, "BPF, PERFMON and NET_ADMIN") || r.Pods+r.Links != 0 {
 		t.Errorf("%+v", r)

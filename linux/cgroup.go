@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // ErrNoCgroup2 is returned by [Cgroup2Mount] when no cgroup v2 hierarchy is
@@ -26,6 +27,27 @@ func Cgroup2Mount() (string, error) {
 		return "", fmt.Errorf("find cgroup v2: %w", err)
 	}
 	return cgroup2Mount(data)
+}
+
+// Cgroup2Root returns the directory of the machine's first cgroup (v2), which every process is below. A container has it only if it is given the
+// node's /sys/fs/cgroup.
+func Cgroup2Root() (string, error) {
+	path, err := Cgroup2Mount()
+	if err != nil {
+		return "", err
+	}
+	return path, isFirstCgroup(path)
+}
+
+func isFirstCgroup(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("find cgroup v2: %w", err)
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Ino != 1 { // the number that the kernel gives the first directory
+		return fmt.Errorf("find cgroup v2: %s is not the first one of the machine: the node's /sys/fs/cgroup has to be mounted there", path)
+	}
+	return nil
 }
 
 // cgroup2Mount parses mountinfo as described in proc_pid_mountinfo(5):

@@ -6,6 +6,7 @@ package linux
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,30 @@ func TestCgroup2Mount(t *testing.T) {
 		if got != c.want || (c.want == "") != errors.Is(err, ErrNoCgroup2) {
 			t.Errorf("%s: %q, %v", c.name, got, err)
 		}
+	}
+}
+
+// TestFirstCgroup: what a container has at the same path is told from the machine's.
+func TestFirstCgroup(t *testing.T) {
+	path, err := Cgroup2Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []string{filepath.Join(path, "nothing"), t.TempDir()} {
+		if isFirstCgroup(other) == nil {
+			t.Errorf("%s is said to be the first cgroup", other)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs to make a cgroup")
+	}
+	below, err := os.MkdirTemp(path, "fairlead-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(below)
+	if isFirstCgroup(below) == nil {
+		t.Errorf("%s is said to be the first cgroup", below)
 	}
 }
 

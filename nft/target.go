@@ -253,13 +253,13 @@ func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 		}
 	}
 	var common part
-	if differ(t.last.Nodes, snap.Nodes) || t.last.Self != snap.Self {
+	if model.Differ(t.last.Nodes, snap.Nodes) || t.last.Self != snap.Self {
 		common |= ofNodes
 	}
-	if differ(t.last.Pods, snap.Pods) {
+	if model.Differ(t.last.Pods, snap.Pods) {
 		common |= ofPods
 	}
-	if differ(t.last.Foreign, snap.Foreign) {
+	if model.Differ(t.last.Foreign, snap.Foreign) {
 		common |= ofForeign
 	}
 	if len(us) > 0 || !slices.Equal(t.last.DNS, snap.DNS) {
@@ -276,16 +276,6 @@ func (t *Target) applyChanges(ctx context.Context, snap *model.Snapshot) error {
 		list = append(list, all)
 	}
 	return t.write(ctx, snap, t.exclude(snap, list), common)
-}
-
-func differ[K, V comparable](a, b model.Table[K, V]) bool {
-	if a == b {
-		return false
-	}
-	for range model.Diff(a, b) {
-		return true
-	}
-	return false
 }
 
 // everything is all that the kernel has or the snapshot wants.

@@ -76,38 +76,15 @@ func (us units) sorted() []*unit {
 	return slices.SortedFunc(maps.Values(us), func(a, b *unit) int { return a.service.Compare(b.service) })
 }
 
-// changes are the Services that two snapshots differ in. A frontend that goes from one Service to another concerns both, of which one may be the
-// same as it was. Whether an address is a virtual one concerns those that have it, and so only Services that differ.
+// changes are the Services that two snapshots may decide differently about, in both versions.
 func changes(from, to *model.Snapshot) units {
 	us := make(units)
-	differences := func(before, after model.Table[model.Name, *model.Service]) {
-		if before == after {
-			return
-		}
-		for _, c := range model.Diff(before, after) {
-			us.service(from, c.Old)
-			us.service(to, c.New)
-		}
-	}
-	differences(from.Services, to.Services)
-	differences(from.HostPorts, to.HostPorts)
-	if from.Frontends != to.Frontends {
-		for _, c := range model.Diff(from.Frontends, to.Frontends) {
-			us.unchanged(from, c.Old)
-			us.unchanged(to, c.New)
-		}
-	}
-	if differ(from.HealthPorts, to.HealthPorts) { // pods have to give way there
-		for n := range to.HostPorts.All() {
-			us.unchanged(to, n)
-		}
-	}
-	if everyScope(from) != everyScope(to) {
-		// This node has another zone: hints mean something else.
-		for _, svc := range to.Services.All() {
-			if hasHints(svc) {
-				us.unchanged(to, svc.Name)
-			}
+	for n := range model.Touched(from, to) {
+		was, _ := from.Owner(n)
+		is, _ := to.Owner(n)
+		us.service(to, is)
+		if was != is {
+			us.service(from, was)
 		}
 	}
 	// Where an endpoint that is leaving leads is for all of its Services to say.
@@ -126,16 +103,4 @@ func (us units) unchanged(snap *model.Snapshot, n model.Name) {
 	if svc, ok := snap.Owner(n); ok && us[n] == nil {
 		us.service(snap, svc)
 	}
-}
-
-// everyScope is what decisions about all Services rest on beside the Services.
-func everyScope(s *model.Snapshot) string {
-	if self := s.Node(); self != nil {
-		return s.Self + "/" + self.Zone
-	}
-	return ""
-}
-
-func hasHints(svc *model.Service) bool {
-	return slices.ContainsFunc(svc.Endpoints, func(e model.Endpoint) bool { return e.Hints != nil })
 }

@@ -71,6 +71,17 @@ type PodNetwork struct {
 	Dropped uint64 `json:"droppedForged"`
 	// FastPath is how pods reach pods past netfilter; nil: it is not asked for.
 	FastPath *FastPath `json:"fastPath,omitempty"`
+	// SocketLB is how pods' connections are led at their sockets; nil: it is not asked for.
+	SocketLB *SocketLB `json:"socketLB,omitempty"`
+}
+
+// SocketLB is the way of pods' TCP connections to Services that lead to an endpoint from when they are made.
+type SocketLB struct {
+	// Pods is of how many pods they are, and Services how many addresses and ports of Services they may be to.
+	Pods     int `json:"pods"`
+	Services int `json:"services"`
+	// Connections is how many there were since it was loaded, at the agent's start as a rule.
+	Connections uint64 `json:"connections"`
 }
 
 // FastPath is the way of TCP from pod to pod, and between pods and Services, past netfilter; and of pods' questions to the DNS.
@@ -207,6 +218,9 @@ func (r *Report) Print(w io.Writer) {
 	}
 	if f := r.PodNetwork.FastPath; f != nil {
 		fmt.Fprintf(w, "  fast path    from %d pods and %d links to other nodes: %d packets, %d answers of the DNS\n", f.Pods, f.Links, f.Packets, f.Answers)
+	}
+	if l := r.PodNetwork.SocketLB; l != nil {
+		fmt.Fprintf(w, "  socket lb    of %d pods to %d addresses and ports of Services: %d connections\n", l.Pods, l.Services, l.Connections)
 	}
 	if len(r.DNS.Addresses) > 0 {
 		fmt.Fprintf(w, "  dns          %d queries on %s; %d waited for the kernel, %d in vain\n", r.DNS.Queries,

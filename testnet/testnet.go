@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/linux"
 )
@@ -176,6 +177,27 @@ func (h *Host) Sysctl(key, value string) {
 func (h *Host) Do(f func() error) {
 	h.t.Helper()
 	h.ok(h.NS.Do(f))
+}
+
+// Without runs f as Do does, on a thread that has given up capabilities (unix.CAP_*), and gives them back.
+func (h *Host) Without(f func(), capabilities ...int) {
+	h.t.Helper()
+	h.Do(func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var all, some [2]unix.CapUserData
+		if err := unix.Capget(&header, &all[0]); err != nil {
+			return err
+		}
+		some = all
+		for _, c := range capabilities {
+			some[c/32].Effective &^= 1 << (c % 32)
+		}
+		if err := unix.Capset(&header, &some[0]); err != nil {
+			return err
+		}
+		f()
+		return unix.Capset(&header, &all[0]) // the effective ones come back from those permitted
+	})
 }
 
 func (h *Host) batch() *linux.Batch {

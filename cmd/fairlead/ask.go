@@ -263,7 +263,7 @@ func nodeOf(ctx context.Context, state string, pod model.Name) (string, error) {
 func newDumpCommand() *cobra.Command {
 	var w where
 	c := &cobra.Command{
-		Use:   "dump model|nft|routes|dns|fastpath [NODE]",
+		Use:   "dump model|nft|routes|dns|fastpath|sockets [NODE]",
 		Short: "Print a part of a node's state as stable text: what bug reports contain and tests compare",
 		Long: `Print a part of a node's state as stable text.
 
@@ -271,9 +271,10 @@ func newDumpCommand() *cobra.Command {
   nft       what the kernel's nftables maps hold, read from the kernel
   routes    the routes between nodes, read from the kernel
   dns       the cluster zone in zone-file form
-  fastpath  the pods and devices of the pods' fast path, read from the kernel`,
+  fastpath  the pods and devices of the pods' fast path, read from the kernel
+  sockets   where pods' connections to Services are led when they are made, read from the kernel`,
 		Args:      cobra.RangeArgs(1, 2),
-		ValidArgs: []string{"model", "nft", "routes", "dns", "fastpath"},
+		ValidArgs: []string{"model", "nft", "routes", "dns", "fastpath", "sockets"},
 		RunE: func(c *cobra.Command, args []string) error {
 			w.node = strings.Join(args[1:], "")
 			return runDump(c.Context(), &w, args[0], c.OutOrStdout())

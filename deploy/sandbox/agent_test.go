@@ -128,25 +128,44 @@ func testAgent(t *testing.T, edit func(*specs.Spec)) {
 // TestFastPath: the pods' fast path works with the two capabilities that the chart adds for it, under both profiles. Without one of them the agent does all the
 // rest, and says why it is off.
 func TestFastPath(t *testing.T) {
+	off := "the pods' fast path is off: load eBPF program: it needs the capabilities BPF, PERFMON and NET_ADMIN"
+	testShortCut(t, map[string]any{"podFastPath": "on"}, func(r *status.Report) bool { return r.PodNetwork.FastPath.Links > 0 }, "fast path", map[string]lack{
+		"capability BPF":     {withoutCapability("CAP_BPF"), off},
+		"capability PERFMON": {withoutCapability("CAP_PERFMON"), off},
+	})
+}
+
+// TestSocketLB is TestFastPath for leading pods' connections at their sockets.
+func TestSocketLB(t *testing.T) {
+	const off = "pods' connections are not led at their sockets: "
+	testShortCut(t, map[string]any{"podSocketLB": true}, func(r *status.Report) bool { return r.PodNetwork.SocketLB.Services > 0 }, "sockets", map[string]lack{
+		"capability BPF":       {withoutCapability("CAP_BPF"), off + "load eBPF programs: it needs the capabilities BPF and NET_ADMIN"},
+		"mount /sys/fs/cgroup": {withoutMount("/sys/fs/cgroup"), off + "find cgroup v2: "},
+	})
+}
+
+// lack is something that a container of the manifest has not, and what its agent says.
+type lack struct {
+	edit func(*specs.Spec)
+	off  string
+}
+
+// testShortCut runs agents with values of the chart's network, of which a short cut works, as works tells of the status: under both profiles, and not with what lacks
+// something. word is in what the status says when it is off.
+func testShortCut(t *testing.T, network map[string]any, works func(*status.Report) bool, word string, lacks map[string]lack) {
 	with := values()
-	with["network"] = map[string]any{"podFastPath": "on"}
+	with["network"] = network
 	o := rendered(t, with)
 	c := startCluster(t, o.role)
 	img := unpack(t)
-	for name, row := range map[string]struct {
-		edit func(*specs.Spec)
-		off  string
-	}{
-		"seccomp.json": {func(*specs.Spec) {}, ""},
-		"the runtime's profile": {func(s *specs.Spec) {
-			var err error
-			if s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s); err != nil {
-				t.Fatal(err)
-			}
-		}, ""},
-		"capability BPF":     {withoutCapability("CAP_BPF"), "the pods' fast path is off: load eBPF program: it needs the capabilities BPF, PERFMON and NET_ADMIN"},
-		"capability PERFMON": {withoutCapability("CAP_PERFMON"), "the pods' fast path is off: load eBPF program: it needs the capabilities BPF, PERFMON and NET_ADMIN"},
-	} {
+	lacks["nothing, under seccomp.json"] = lack{func(*specs.Spec) {}, ""}
+	lacks["nothing, under the runtime's profile"] = lack{func(s *specs.Spec) {
+		var err error
+		if s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s); err != nil {
+			t.Fatal(err)
+		}
+	}, ""}
+	for name, row := range lacks {
 		t.Run(name, func(t *testing.T) {
 			own := *c // its failures are this test's
 			own.t, own.dir = t, t.TempDir()
@@ -157,13 +176,13 @@ func TestFastPath(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			text, err := k.exec(ctx, "status", "--json")
-			var reports []status.Report
-			if err != nil || json.Unmarshal([]byte(text), &reports) != nil || len(reports) != 1 || reports[0].PodNetwork.FastPath == nil {
+			var reports []*status.Report
+			if err != nil || json.Unmarshal([]byte(text), &reports) != nil || len(reports) != 1 {
 				t.Fatalf("status: %v\n%s", err, text)
 			}
 			r, on := reports[0], row.off == ""
-			if links := r.PodNetwork.FastPath.Links; (links > 0) != on || slices.ContainsFunc(r.Off, func(s string) bool { return strings.Contains(s, "fast path") }) == on {
-				t.Errorf("on %d links: %s", links, text)
+			if works(r) != on || slices.ContainsFunc(r.Off, func(s string) bool { return strings.Contains(s, word) }) == on {
+				t.Errorf("works %t: %s", works(r), text)
 			}
 			if !on && !slices.ContainsFunc(r.Off, func(s string) bool { return strings.HasPrefix(s, row.off) }) {
 				t.Errorf("status does not say %q: %q", row.off, r.Off)
@@ -263,11 +282,6 @@ func TestPrivileges(t *testing.T) {
 	o := rendered(t, values())
 	c := startCluster(t, o.role)
 	img := unpack(t)
-	withoutMount := func(at string) func(*specs.Spec) {
-		return func(s *specs.Spec) {
-			s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == at })
-		}
-	}
 	readOnly := func(at string) func(*specs.Spec) {
 		return func(s *specs.Spec) {
 			for i, m := range s.Mounts {
@@ -325,6 +339,12 @@ func TestPrivileges(t *testing.T) {
 	}
 	for name := range missing {
 		t.Errorf("no test of %q", name)
+	}
+}
+
+func withoutMount(at string) func(*specs.Spec) {
+	return func(s *specs.Spec) {
+		s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == at })
 	}
 }
 

@@ -279,7 +279,7 @@ func (k *container) mounts(pod *corev1.PodSpec, o *objects) {
 			for name, text := range o.configMaps[v.ConfigMap.Name].Data {
 				c.ok(os.WriteFile(filepath.Join(source, name), []byte(text), 0o644))
 			}
-		case v.HostPath.Path == "/proc/sys/net":
+		case v.HostPath.Path == "/proc/sys/net" || v.HostPath.Path == "/sys/fs/cgroup":
 			source = v.HostPath.Path
 		default:
 			source = c.hostPath(v.HostPath.Path)

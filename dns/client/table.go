@@ -96,7 +96,7 @@ func NewTable(o Options) *Table {
 
 // Next is the table for a later snapshot. With the same pods and nodes it is the same table.
 func (t *Table) Next(s *model.Snapshot) *Table {
-	pods, nodes := differ(t.fromPods, s.Pods), !slices.Equal(t.dns, s.DNS)
+	pods, nodes := model.Differ(t.fromPods, s.Pods), !slices.Equal(t.dns, s.DNS)
 	for _, c := range model.Diff(t.fromNodes, s.Nodes) {
 		if !c.HadOld || !c.HasNew || !slices.Equal(c.Old.Addrs, c.New.Addrs) || !slices.Equal(c.Old.PodCIDRs, c.New.PodCIDRs) {
 			nodes = true
@@ -118,13 +118,6 @@ func (t *Table) Next(s *model.Snapshot) *Table {
 		n.ranges = n.newRanges()
 	}
 	return &n
-}
-
-func differ[K, V comparable](a, b model.Table[K, V]) bool {
-	for range model.Diff(a, b) {
-		return true
-	}
-	return false
 }
 
 // newPods makes the map of this node's pods. Pods that are as they were are taken over. An address that several pods have is one's whose name

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -23,6 +24,7 @@ import (
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
+	"github.com/fairlead/fairlead/socketlb"
 	"github.com/fairlead/fairlead/testnet"
 )
 
@@ -39,6 +41,7 @@ type lab struct {
 	nodeAddrs    []netip.Addr
 	servers      map[string]bool
 	target       *nft.Target
+	sockets      *socketlb.Target // nil: pods' connections are not led at their sockets
 }
 
 func newLab(t *testing.T, w World) *lab {
@@ -88,9 +91,29 @@ func newLab(t *testing.T, w World) *lab {
 	return l
 }
 
+// lead has pods' connections led at their sockets.
+func (l *lab) lead() {
+	l.t.Helper()
+	namespaces := make(map[netip.Addr]uint64)
+	for a, pod := range l.pods {
+		cookie, err := pod.NS.Cookie()
+		l.ok(err)
+		namespaces[a] = cookie
+	}
+	l.sockets = socketlb.New(func() (map[netip.Addr]uint64, error) { return namespaces, nil }, slog.New(slog.NewTextHandler(l.t.Output(), nil)))
+	l.t.Cleanup(l.sockets.Close)
+	l.apply(l.snap)
+	if off := l.sockets.Report().Off; off != "" {
+		l.t.Fatal(off)
+	}
+}
+
 func (l *lab) apply(snap *model.Snapshot) {
 	l.t.Helper()
 	l.snap = snap
+	if l.sockets != nil {
+		l.sockets.Apply(snap)
+	}
 	if err := l.target.Apply(context.Background(), snap); err != nil {
 		l.t.Fatal(err)
 	}
@@ -220,17 +243,23 @@ func (l *lab) judge(r Row) error {
 	for _, c := range r.Candidates {
 		missing[c.Addr.String()] = c
 	}
-	all, stays := len(missing), l.stays(r)
+	all, stays, led := len(missing), l.stays(r), l.isLed(r)
 	for try := 0; len(missing) > 0; try++ {
+		before := l.led()
 		got, err := l.ask(r)
 		if err != nil {
 			return fmt.Errorf("after %d answers: %w", try, err)
+		}
+		if n := l.led() - before; led && n != 1 || !led && n != 0 {
+			return fmt.Errorf("%d connections were led at the socket", n)
 		}
 		i := slices.IndexFunc(r.Candidates, func(c Candidate) bool { return c.Addr.String() == got.Name })
 		if i < 0 {
 			return fmt.Errorf("answered by %s", got.Name)
 		}
-		if nat, saw := r.Candidates[i].NAT, got.Client.Addr(); nat && !l.isNode(saw) || !nat && saw != r.Src {
+		// A connection that is led to the pod that makes it never leaves it.
+		nat := r.Candidates[i].NAT && !(led && r.Candidates[i].Addr.Addr() == r.Src)
+		if saw := got.Client.Addr(); nat && !l.isNode(saw) || !nat && saw != r.Src {
 			return fmt.Errorf("%s saw %s as its client", got.Name, saw)
 		}
 		delete(missing, got.Name)
@@ -251,6 +280,27 @@ func (l *lab) judge(r Row) error {
 func (l *lab) stays(r Row) bool {
 	v := l.snap.Lookup(model.Packet{Protocol: r.Protocol, Src: netip.AddrPortFrom(r.Src, 40000), Dst: r.Dst, FromNode: l.isNode(r.Src), ToNode: l.isNode(r.Dst.Addr())})
 	return v.Action == model.Forward && v.Affinity > 0 && len(r.Candidates) > 1
+}
+
+// led is how many connections were led at their sockets.
+func (l *lab) led() uint64 {
+	if l.sockets == nil {
+		return 0
+	}
+	return l.sockets.Report().Connections
+}
+
+// isLed reports whether a row's connections have to be: those of pods by TCP to a Service's own address, unless who asks makes a difference.
+func (l *lab) isLed(r Row) bool {
+	if l.sockets == nil || r.Protocol != model.TCP || l.pods[r.Src] == nil {
+		return false
+	}
+	v := l.snap.Lookup(model.Packet{Protocol: r.Protocol, Src: netip.AddrPortFrom(r.Src, 40000), Dst: r.Dst, ToNode: l.isNode(r.Dst.Addr())})
+	if v.Action != model.Forward || v.Affinity > 0 {
+		return false
+	}
+	w, ok := l.snap.Way(v.Frontend)
+	return ok && !w.Guarded && w.Kind <= model.AtExternalIP
 }
 
 // judgeReject wants the refusal of a closed port, at once, and no trace of it.
@@ -382,7 +432,7 @@ func answerUDP(conn net.PacketConn) {
 	}
 }
 
-// The second judge: the kernel.
+// The second judge: the kernel. It has two ways to see to it: by rules alone, and with pods' connections led at their sockets.
 func TestKernel(t *testing.T) {
 	for _, w := range worlds(t) {
 		t.Run(w.Name, func(t *testing.T) {
@@ -395,6 +445,15 @@ func TestKernel(t *testing.T) {
 			l.judgeLocal(w.Rows)
 			stop()
 			l.judgeAll(w.Rows, "after the sockets are closed: ")
+		})
+		t.Run(w.Name+", led", func(t *testing.T) {
+			l := newLab(t, w)
+			l.lead()
+			l.judgeAll(w.Rows, "")
+			if len(w.Snapshot.DNS) > 0 {
+				defer l.answerHere()()
+				l.judgeLocal(w.Rows)
+			}
 		})
 	}
 }
@@ -439,7 +498,10 @@ func TestKernelAgreesWithModelAtRandom(t *testing.T) {
 	r := rand.New(rand.NewPCG(a, b))
 	t.Logf("seed %d %d", a, b)
 	l := newLab(t, World{Snapshot: randomWorld(t, r), Own: []netip.Addr{netip.MustParseAddr("172.30.9.1"), netip.MustParseAddr("fd00:39::1")}})
-	for range 12 {
+	for i := range 24 {
+		if i == 12 {
+			l.lead()
+		}
 		for range 15 {
 			src, dst, proto := randomPacket(r)
 			row := Judge(l.snap, l.own, proto, src, dst)
@@ -551,35 +613,72 @@ func randomPacket(r *rand.Rand) (netip.Addr, netip.AddrPort, model.Protocol) {
 	return src, netip.AddrPortFrom(netip.MustParseAddr(to[n]), port), [2]model.Protocol{model.TCP, model.UDP}[r.IntN(2)]
 }
 
-// Connections are spread evenly: chi-square over 7 endpoints, with a bound that chance exceeds once in a thousand million.
+// Random changes of what pods are led to at their sockets end in what a fresh start makes.
+func TestLedAsFromAFreshStart(t *testing.T) {
+	a, b := rand.Uint64(), rand.Uint64()
+	r := rand.New(rand.NewPCG(a, b))
+	t.Logf("seed %d %d", a, b)
+	testnet.MustRoot(t)
+	nobody := func() (map[netip.Addr]uint64, error) { return nil, nil }
+	led := socketlb.New(nobody, nil)
+	defer led.Close()
+	lines := 0
+	for step := range 60 {
+		snap := randomWorld(t, r)
+		led.Apply(snap)
+		fresh := socketlb.New(nobody, nil)
+		fresh.Apply(snap)
+		want, err := fresh.Dump()
+		fresh.Close()
+		got, err2 := led.Dump()
+		if got != want || err != nil || err2 != nil {
+			t.Fatalf("step %d, %v %v: got\n%s\nwant\n%s\nin\n%s", step, err, err2, got, want, snap)
+		}
+		lines += strings.Count(got, "\n")
+	}
+	if lines == 0 {
+		t.Error("nothing was led")
+	}
+}
+
+// Connections are spread evenly, by the rules and by who leads at the socket: chi-square over 7 endpoints, with a bound that chance exceeds once in a thousand million.
 func TestEvenDistribution(t *testing.T) {
 	var text strings.Builder
-	text.WriteString("world even\nself n1\nnode n1 172.30.0.11 pods 10.244.1.0/24\npod p/a 10.244.1.5\nservice s/s 10.96.0.1\nport p UDP 80\n")
+	text.WriteString("world even\nself n1\nnode n1 172.30.0.11 pods 10.244.1.0/24\npod p/a 10.244.1.5\nservice s/s 10.96.0.1\n")
 	const endpoints, packets, bound = 7, 2100, 56.0 // 6 degrees of freedom
-	for i := range endpoints {
-		fmt.Fprintf(&text, "endpoint 10.244.2.%d:8080 ready n2\n", 1+i)
+	for _, port := range []string{"u UDP 80", "t TCP 80"} {
+		text.WriteString("port " + port + "\n")
+		for i := range endpoints {
+			fmt.Fprintf(&text, "endpoint 10.244.2.%d:8080 ready n2\n", 1+i)
+		}
 	}
 	ws, err := Parse(text.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := newLab(t, ws[0])
-	row := Judge(l.snap, nil, model.UDP, netip.MustParseAddr("10.244.1.5"), netip.MustParseAddrPort("10.96.0.1:80"))
-	for _, c := range row.Candidates {
-		l.serve(model.UDP, c.Addr)
+	l.lead()
+	for _, proto := range []model.Protocol{model.UDP, model.TCP} {
+		row := Judge(l.snap, nil, proto, netip.MustParseAddr("10.244.1.5"), netip.MustParseAddrPort("10.96.0.1:80"))
+		for _, c := range row.Candidates {
+			l.serve(proto, c.Addr)
+		}
+		hits := make(map[string]int)
+		for range packets {
+			got, err := l.ask(row)
+			l.ok(err)
+			hits[got.Name]++
+		}
+		chi, expected := 0.0, float64(packets)/endpoints
+		for _, c := range row.Candidates {
+			d := float64(hits[c.Addr.String()]) - expected
+			chi += d * d / expected
+		}
+		if chi > bound {
+			t.Errorf("%s: chi-square %.1f: %v", proto, chi, hits)
+		}
 	}
-	hits := make(map[string]int)
-	for range packets {
-		got, err := l.ask(row)
-		l.ok(err)
-		hits[got.Name]++
-	}
-	chi, expected := 0.0, float64(packets)/endpoints
-	for _, c := range row.Candidates {
-		d := float64(hits[c.Addr.String()]) - expected
-		chi += d * d / expected
-	}
-	if chi > bound {
-		t.Errorf("chi-square %.1f: %v", chi, hits)
+	if n := l.led(); n != packets {
+		t.Errorf("%d connections were led", n)
 	}
 }
