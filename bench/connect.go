@@ -23,8 +23,50 @@ type path struct {
 	targets []netip.AddrPort
 }
 
+// ledNumber is of the node where connections are led.
+const ledNumber = 14
+
+// led makes a node among a world's Services whose agent has pods' connections to Services led at the socket, and all of pods' connections past netfilter. Its client is
+// a pod that the agent's plugin attached.
+// All of it is closed with the attacher, which may be nil.
+func led(ctx context.Context, s *suite, w *world) (r *rig, a *attacher, err error) {
+	defer func() {
+		if a == nil {
+			r.close()
+		}
+	}()
+	r = &rig{name: fmt.Sprint(fairlead.name, "-", ledNumber), number: ledNumber, w: w}
+	for _, h := range []**host{&r.node, &r.client, &r.remote} {
+		if *h, err = newHost(); err != nil {
+			return r, nil, err
+		}
+	}
+	if err := r.layOut(s.programs, w.dir); err != nil {
+		return r, nil, err
+	}
+	n := &network{world: w}
+	a, err = n.attacherOn(ctx, s, r.node, r.number, nil, podFastPath, podSocketLB)
+	a.closers = append([]func(){r.client.close, r.remote.close, r.server.stop}, a.closers...)
+	if err != nil {
+		return r, a, err
+	}
+	out, _, err := a.run("ADD", 1, r.client.Path())
+	if err != nil {
+		return r, a, err
+	}
+	pod, err := attachedTo(out)
+	if err != nil {
+		return r, a, err
+	}
+	if err := w.addPod(ctx, "led", "led", r.name, pod); err != nil {
+		return r, a, err
+	}
+	return r, a, a.fast(ctx)
+}
+
 // connections measures TCP connections with one request and one answer, through Services' addresses and to endpoints' own. The direct path is that
-// of Fairlead's node, with its rules and with connection tracking, which is what a pod there would have; "bare" is a node without any rules.
+// of Fairlead's node, with its rules and with connection tracking, which is what a pod there would have; "bare" is a node without any rules. At the socket, connections are led, and
+// direct ones too go past netfilter.
 func connections(ctx context.Context, s *suite) error {
 	small, large := 10, pick(s, 10000, 1000)
 	paths := map[string]path{}
@@ -37,9 +79,21 @@ func connections(ctx context.Context, s *suite) error {
 				return err
 			}
 			add(turn(c, n), path{r.rig, r.w.vips(loadTargets)})
-			if c.name == fairlead.name {
-				add(fmt.Sprint("direct ", n), path{r.rig, r.w.endpointsOf(loadTargets)})
+			if c.name != fairlead.name {
+				continue
 			}
+			add(fmt.Sprint("direct ", n), path{r.rig, r.w.endpointsOf(loadTargets)})
+			progress("starting fairlead at the socket among %d Services", n)
+			short, a, err := led(ctx, s, r.w)
+			defer a.close()
+			if err != nil {
+				return fmt.Errorf("fairlead at the socket: %w", err)
+			}
+			if err := confine(a.agent.pid(), serverCPU); err != nil {
+				return err
+			}
+			add(fmt.Sprint("led ", n), path{short, r.w.vips(loadTargets)})
+			add(fmt.Sprint("led direct ", n), path{short, r.w.endpointsOf(loadTargets)})
 		}
 	}
 	bare, err := newRig(s.programs, s.dir, nil, "bare", 13)
@@ -82,6 +136,12 @@ func reportLoad(s *suite, taken map[string][]loadResult, small, large, workers i
 		s.compare(f, proxy.name, rate(own), rate(theirs), share, atLeast(1.05))
 		s.compare(f, "direct", rate(own), rate(direct), share, atLeast(0.95))
 		s.compare(f, "bare", rate(own), rate("bare"), share, nil)
+		ledHere, ledDirect := fmt.Sprint("led ", n), fmt.Sprint("led direct ", n)
+		f = figure{Section: "connect", Figure: "connections per second, led at the socket," + at + with, Unit: "1/s", X: n}
+		s.compare(f, proxy.name, rate(ledHere), rate(theirs), share, atLeast(1.05))
+		s.compare(f, "direct, fast path", rate(ledHere), rate(ledDirect), share, atLeast(0.95))
+		s.compare(f, "direct", rate(ledHere), rate(direct), share, nil)
+		s.compare(f, "bare", rate(ledHere), rate("bare"), share, nil)
 		cpu := func(name string) []float64 { return each(taken[name], loadResult.cpu) }
 		f = figure{Section: "connect", Figure: "client's CPU of a connection" + at + with, Unit: "µs", X: n}
 		s.compare(f, proxy.name, cpu(own), cpu(theirs), timesLess, nil)
@@ -98,6 +158,8 @@ func reportLoad(s *suite, taken map[string][]loadResult, small, large, workers i
 			s.compare(figure{Section: "connect", Figure: "time of connect(), p99" + at, Unit: "µs", X: n}, proxy.name, p99(own), p99(theirs), timesLess, nil)
 		}
 	}
+	s.compare(figure{Section: "connect", Figure: fmt.Sprintf("connections per second, led at the socket, at %d Services over those at %d", large, small) + with, Unit: "1/s"},
+		fmt.Sprintf("led at %d", small), rate(fmt.Sprint("led ", large)), rate(fmt.Sprint("led ", small)), share, atLeast(0.99))
 	s.compare(figure{Section: "connect", Figure: fmt.Sprintf("connections per second at %d Services over those at %d", large, small) + with, Unit: "1/s"},
 		fmt.Sprintf("fairlead at %d", small), rate(turn(fairlead, large)), rate(turn(fairlead, small)), share, atLeast(0.99))
 }

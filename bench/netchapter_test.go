@@ -28,7 +28,8 @@ func networkSample() *suite {
 	}
 	s.reportTraffic(map[string][]passed{
 		barePairName: carried(2), bridgePairName: carried(1.8), "host-gw": carried(1.9), "VXLAN": carried(1.2), vxlanPairName: carried(1.2),
-		fastPair: carried(1.95), fastVXLANPair: carried(1.3), "host-gw" + byService: carried(1.8), fastPair + byService: carried(1.9)})
+		fastPair: carried(1.95), fastVXLANPair: carried(1.3), "host-gw" + byService: carried(1.8), fastPair + byService: carried(1.9),
+		ledPair: carried(1.95), ledPair + byService: carried(1.95)})
 	return s
 }
 

@@ -157,14 +157,19 @@ func newNetwork(ctx context.Context, s *suite, name string) (*network, error) {
 	return &network{world: w}, w.grow(ctx, 10)
 }
 
-// attacher makes a node with an agent, and waits until the agent has written the CNI configuration, which says that the node can deliver. Its pods are attached
-// as that configuration says. Its pods have addresses of further ranges too.
-func (n *network) attacher(ctx context.Context, s *suite, number int, further []string, flags ...string) (_ *attacher, err error) {
-	name := fmt.Sprint("fairlead-", number)
+// attacher makes a node with an agent.
+func (n *network) attacher(ctx context.Context, s *suite, number int, further []string, flags ...string) (*attacher, error) {
 	node, err := newHost()
 	if err != nil {
 		return nil, err
 	}
+	return n.attacherOn(ctx, s, node, number, further, flags...)
+}
+
+// attacherOn makes a host a node with an agent, and waits until the agent has written the CNI configuration, which says that the node can deliver. Its pods are attached
+// as that configuration says. Its pods have addresses of further ranges too. The host is closed with the attacher, which is not nil.
+func (n *network) attacherOn(ctx context.Context, s *suite, node *host, number int, further []string, flags ...string) (_ *attacher, err error) {
+	name := fmt.Sprint("fairlead-", number)
 	a, err := newAttacher("fairlead", node)
 	if err != nil {
 		return a, err

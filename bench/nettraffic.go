@@ -170,9 +170,12 @@ func (n *network) lead(ctx context.Context, name, target string) (vip string, er
 	return service.Spec.ClusterIP, nil
 }
 
-const podFastPath = "--pod-fast-path"
+const (
+	podFastPath = "--pod-fast-path"
+	podSocketLB = "--pod-socket-lb"
+)
 
-// fast waits until the fast path leads from the node's pod and its link.
+// fast waits until the fast path leads from the node's pod and its link, and the pod's connections are led where that is asked for.
 func (a *attacher) fast(ctx context.Context) error {
 	return a.agent.until(ctx, 10*time.Second, 10*time.Millisecond, func() error {
 		r, err := status.Dial(a.socket).Report(ctx)
@@ -181,6 +184,9 @@ func (a *attacher) fast(ctx context.Context) error {
 		}
 		if f := r.PodNetwork.FastPath; f == nil || f.Pods != 1 || f.Links == 0 {
 			return fmt.Errorf("the fast path is not there: %+v, %q", f, r.Off)
+		}
+		if l := r.PodNetwork.SocketLB; l != nil && (l.Pods != 1 || l.Services == 0) {
+			return fmt.Errorf("nothing is led at the socket: %+v, %q", l, r.Off)
 		}
 		return nil
 	})
@@ -250,16 +256,24 @@ func (p *pair) pods(ways [2]*attacher) (addrs [2]string, err error) {
 		if err != nil {
 			return addrs, err
 		}
-		var result struct {
-			IPs []struct{ Address netip.Prefix }
+		if addrs[i], err = attachedTo(out); err != nil {
+			return addrs, fmt.Errorf("%s: %w", way.name, err)
 		}
-		if err := json.Unmarshal(out, &result); err != nil || len(result.IPs) == 0 {
-			return addrs, fmt.Errorf("parse result of %s: %s, %w", way.name, out, err)
-		}
-		hosts[i], addrs[i] = h, result.IPs[0].Address.Addr().String()
+		hosts[i] = h
 	}
 	p.client, p.server, p.addr = hosts[0], hosts[1], addrs[1]
 	return addrs, nil
+}
+
+// attachedTo is the first address in the result of an ADD.
+func attachedTo(out []byte) (string, error) {
+	var result struct {
+		IPs []struct{ Address netip.Prefix }
+	}
+	if err := json.Unmarshal(out, &result); err != nil || len(result.IPs) == 0 {
+		return "", fmt.Errorf("parse result of ADD: %s, %w", out, err)
+	}
+	return result.IPs[0].Address.Addr().String(), nil
 }
 
 // passed is what a pair carried in one round.
@@ -272,6 +286,7 @@ const (
 	vxlanPairName  = "VXLAN by hand"
 	fastPair       = "host-gw, fast path"
 	fastVXLANPair  = "VXLAN, fast path"
+	ledPair        = "host-gw, fast path, at the socket"
 )
 
 // byService is added to the name of a pair for what it carries by its Service.
@@ -287,6 +302,7 @@ func traffic(ctx context.Context, s *suite) error {
 		{bridgePairName, bridgePair},
 		{"host-gw", fairleadPair("--tunnel", "never")},
 		{fastPair, fairleadPair("--tunnel", "never", podFastPath)},
+		{ledPair, fairleadPair("--tunnel", "never", podFastPath, podSocketLB)},
 		{"VXLAN", fairleadPair("--tunnel", "always")},
 		{fastVXLANPair, fairleadPair("--tunnel", "always", podFastPath)},
 		{vxlanPairName, vxlanPair},
@@ -370,6 +386,7 @@ func (s *suite) reportTraffic(taken map[string][]passed) {
 		{fastPair, []string{barePairName, bridgePairName, "host-gw"}, [3]*goal{atLeast(0.95), atLeast(0.95), atLeast(0.92)}},
 		{"host-gw" + byService, []string{"host-gw"}, [3]*goal{}},
 		{fastPair + byService, []string{fastPair, "host-gw" + byService}, [3]*goal{}},
+		{ledPair + byService, []string{ledPair, fastPair + byService, "host-gw" + byService}, [3]*goal{}},
 		{"VXLAN", []string{vxlanPairName, barePairName, "host-gw"}, [3]*goal{atLeast(0.95)}},
 		{fastVXLANPair, []string{vxlanPairName, barePairName, "VXLAN"}, [3]*goal{atLeast(0.95)}},
 	} {

@@ -52,13 +52,21 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 			return nil, err
 		}
 	}
-	if err := errors.Join(r.node.attach("pod0", r.client, r.podAddr()), cable(r.node, "remote0", r.remote, "eth0")); err != nil {
+	if err := r.node.attach("pod0", r.client, r.podAddr()); err != nil {
 		return nil, err
 	}
 	if w != nil {
 		if err := w.join(r.node, number); err != nil {
 			return nil, err
 		}
+	}
+	return r, r.layOut(programs, dir)
+}
+
+// layOut sets up what leads from the client to the remote host, which then serves.
+func (r *rig) layOut(programs programs, dir string) (err error) {
+	if err := cable(r.node, "remote0", r.remote, "eth0"); err != nil {
+		return err
 	}
 	// Conntrack keeps a connection that was reset for 10 s, and a fast client comes back with the same port sooner: with 1 s, the table stays
 	// small for everybody.
@@ -72,15 +80,15 @@ func newRig(programs programs, dir string, w *world, name string, number int) (_
 		r.remote.anyIP(remoteCIDR),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("lay out %s: %w", name, err)
+		return fmt.Errorf("lay out %s: %w", r.name, err)
 	}
-	if !strings.HasPrefix(name, fairlead.name) { // which makes this route itself, where it has the pod network
+	if !strings.HasPrefix(r.name, fairlead.name) { // which makes this route itself, where it has the pod network
 		if err := r.node.route(remoteCIDR, remoteIP, "remote0"); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	r.server, err = start(r.remote, serverCPU, dir, "server-"+name, programs.bench, "serve", net.JoinHostPort("0.0.0.0", strconv.Itoa(targetPort)))
-	return r, err
+	r.server, err = start(r.remote, serverCPU, dir, "server-"+r.name, programs.bench, "serve", net.JoinHostPort("0.0.0.0", strconv.Itoa(targetPort)))
+	return err
 }
 
 func (r *rig) close() {

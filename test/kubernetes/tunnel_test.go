@@ -42,6 +42,25 @@ func TestWalkOnTheFastPath(t *testing.T) {
 	}
 }
 
+// TestWalkAtTheSocket is TestWalk with pods' connections to Services led at their sockets, which then go past netfilter whole.
+func TestWalkAtTheSocket(t *testing.T) {
+	w := enter(t, bed.Options{Nodes: 3, AgentArgs: []string{"--pod-fast-path", "--pod-socket-lb"}})
+	walk(t, w)
+	for _, n := range w.Nodes {
+		text, err := n.Output(interrupted, own+"/fairlead", "status", "--json", "--socket", "/var/lib/fairlead/agent/agent.sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := parseReport(text)
+		if err != nil || r.PodNetwork.SocketLB == nil {
+			t.Fatalf("%s: %v, %s", n.Name, err, text)
+		}
+		if led := r.PodNetwork.SocketLB; len(r.Off) > 0 || led.Pods < 1 || led.Services < 2 || led.Connections < 6 {
+			t.Errorf("%s: %+v, %q", n.Name, led, r.Off)
+		}
+	}
+}
+
 // parseReport reads what "status --json" says of one agent.
 func parseReport(text string) (*status.Report, error) {
 	var reports []*status.Report
