@@ -5,10 +5,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"runtime/debug"
 
 	"github.com/fairlead/fairlead/fastpath"
+	"github.com/fairlead/fairlead/ipam"
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nodenet"
 	"github.com/fairlead/fairlead/podnet"
@@ -86,6 +88,9 @@ func (w *ways) close() {
 // namespaces are the network namespaces of this node's pods, by the pods' addresses, as the CNI plugin found them.
 func (n *Node) namespaces() (map[netip.Addr]uint64, error) {
 	leases, err := podnet.ListAttachments(n.cfg.Leases())
+	if errors.As(err, new(*ipam.CorruptError)) {
+		err = nil // the others are right, and the plugin mends the file
+	}
 	of := make(map[netip.Addr]uint64)
 	for _, l := range leases {
 		for _, a := range l.Addrs {

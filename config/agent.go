@@ -155,7 +155,7 @@ func AddFlags(fs *pflag.FlagSet) *Flags {
 	fs.StringVar(&f.tunnel, "tunnel", "auto", "which nodes' pods are reached through a VXLAN tunnel: auto (of nodes that share no link with this one), always, never")
 	fs.Uint16Var(&f.tunnelPort, "tunnel-port", nodenet.DefaultPort, "UDP `port` of the tunnel, the same on all nodes")
 	fs.BoolVar(&f.fastPath, "pod-fast-path", false, "lead TCP from pod to pod, and between pods and Services, past netfilter, by eBPF, and answer pods' questions to the DNS in the kernel: no program's rules see it any more, those of network policies neither; needs Linux 6.6")
-	fs.BoolVar(&f.socketLB, "pod-socket-lb", false, "lead pods' TCP connections to Services to an endpoint when they are made, at connect(), by eBPF, so that no packet is translated: what looks at the packets that leave a pod sees the endpoint and not the Service; needs Linux 5.14 with cgroup v2")
+	fs.BoolVar(&f.socketLB, "pod-socket-lb", false, "lead pods' TCP connections to ClusterIPs to an endpoint when they are made, at connect(), by eBPF, so that no packet is translated: what looks at the packets that leave a pod sees the endpoint and not the Service; needs Linux 5.14 with cgroup v2")
 	fs.StringSliceVar(&f.dnsClients, "dns-clients", nil, "`ranges` of clients that the DNS answers beside the cluster's pods and nodes")
 	fs.StringVar(&f.completion, "dns-search-completion", "count", "go through a pod's search `domains` on the server: off, count (what it would spare), on")
 	fs.StringSliceVar(&f.nodeSearch, "dns-node-search", nil, "search `domains` of the node's resolv.conf, which the kubelet gives to pods too")

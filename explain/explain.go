@@ -401,14 +401,15 @@ func (e *Explainer) way(w *Walk, snap *model.Snapshot, pod *model.Pod, addr neti
 	}
 	way.InKernel, way.Chain = inKernel, entry.Chain
 	e.backends(w, &way, snap, v, p, entry.Backends)
+	e.led(w, &way, source, at)
 	switch v.Action {
 	case model.Reject:
 		w.find("connections to %s are refused: %s", at, v.Why)
 	case model.Drop:
 		w.find("connections to %s get no answer: %s", at, v.Why)
 	default:
-		if e.led(w, &way, source, at); way.Led {
-			return way
+		if way.Led {
+			return way // all of it goes as a connection to the endpoint does
 		}
 		// What is to be translated can go past netfilter only where the endpoint's own connections can.
 		if slices.ContainsFunc(way.Backends, func(b Endpoint) bool { return b.In && e.fast(w, way.Protocol, source, b.Address) != "" }) {
@@ -531,7 +532,7 @@ func (e *Explainer) fast(w *Walk, protocol string, source netip.Addr, to netip.A
 	return course
 }
 
-// led looks whether the kernel leads connections to a Service at the socket, and compares to which endpoints. All of such a connection then goes as one to the endpoint does.
+// led looks whether the kernel leads connections to a Service at the socket, and compares to which endpoints.
 func (e *Explainer) led(w *Walk, way *Way, source netip.Addr, at netip.AddrPort) {
 	if way.Protocol != model.TCP.String() || !source.IsValid() {
 		return
@@ -543,7 +544,9 @@ func (e *Explainer) led(w *Walk, way *Way, source netip.Addr, at netip.AddrPort)
 	if way.Led = len(to) > 0; !way.Led {
 		return
 	}
-	way.FastPath = ""
+	if way.Action != model.Forward.String() || way.Affinity > 0 {
+		w.find("connections to %s are led to an endpoint, which is not for the socket to decide", at)
+	}
 	for i := range way.Backends {
 		b := &way.Backends[i]
 		if in := slices.Contains(to, b.Address); in != b.In {

@@ -143,8 +143,9 @@ func TestLed(t *testing.T) {
 		{"orders:80", []netip.AddrPort{right, other}, nil, true, "whole", 1},
 		{"orders:80", []netip.AddrPort{netip.MustParseAddrPort("10.244.1.9:8080")}, nil, true, "whole", 2},
 		{"orders:80", nil, errors.New("no map"), false, "established", 1},
-		{"orders:80/udp", []netip.AddrPort{right}, nil, false, "", 2}, // refused
-		{"orders:81", []netip.AddrPort{right}, nil, false, "", 2},     // refused
+		{"orders:80/udp", []netip.AddrPort{right}, nil, false, "", 2}, // refused, and not by the kernel
+		{"orders:81", nil, nil, false, "", 2},                         // the same
+		{"orders:81", []netip.AddrPort{right}, nil, true, "", 4},      // and led, to what is no endpoint
 		{"10.244.1.5:80", []netip.AddrPort{right}, nil, false, "whole", 0},
 	} {
 		e.Led = func(pod netip.Addr, at netip.AddrPort) ([]netip.AddrPort, error) {

@@ -95,7 +95,7 @@ func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease, age
 		return lease, false, err
 	}
 	defer pod.Close()
-	want.NetNSID, _ = pod.Cookie() // only to tell people; older kernels have none
+	want.NetNSID, _ = pod.Cookie() // the agent knows the pod's sockets by it; older kernels have none
 	mtu := conf.MTU
 	if mtu == 0 {
 		if mtu, err = linux.DefaultMTU(); err != nil {

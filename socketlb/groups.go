@@ -21,38 +21,92 @@ type group struct {
 	seats  []netip.AddrPort // the endpoints, in the kernel's order
 }
 
-// endpointsOf is where a frontend's connections are led, in order; nothing: they are left to the rules. Those are what knows clients' source ranges, which endpoint a client
-// had before (affinity), what has to be refused or dropped, and what a node's own addresses stand for.
-func endpointsOf(s *model.Snapshot, f model.Frontend, w model.Way) []netip.AddrPort {
-	switch {
-	case f.Protocol != model.TCP || f.Addr.IsUnspecified() || w.Guarded || w.Service.Affinity > 0:
-		return nil
-	case w.Kind != model.AtClusterIP && w.Kind != model.AtBalancer && w.Kind != model.AtExternalIP:
-		return nil
-	case s.IsDNS(f.Addr, w.Service.Ports[w.Port]):
-		return nil
+// endpointsOf is where a frontend's connections are led, in order; nothing: they are left to the rules. Those are what knows which endpoint a client had before (affinity),
+// what has to be refused or dropped, and what another address of a Service may stand for in a pod that has it too. barred says that it is for an endpoint whose own
+// address and port are something to the rules: they decide about a packet once, and would about one that was led there.
+func endpointsOf(s *model.Snapshot, f model.Frontend, w model.Way) (to []netip.AddrPort, barred bool) {
+	if f.Protocol != model.TCP || w.Kind != model.AtClusterIP || f.Addr.IsLoopback() || w.Service.Affinity > 0 || s.IsDNS(f.Addr, w.Service.Ports[w.Port]) {
+		return nil, false
 	}
 	c := s.Choose(w.Service, w.Port, f.Addr.Is4(), w.Inside)
 	if c.Action != model.Forward {
-		return nil
+		return nil, false
 	}
-	var to []netip.AddrPort
 	for _, b := range c.Candidates {
 		if b.Addr.IsLoopback() || b.Addr.IsUnspecified() || b.Addr.IsMulticast() {
-			return nil // in the pod it would be something else
+			return nil, false // in the pod it would be something else
+		}
+		if s.Lookup(model.Packet{Protocol: model.TCP, Dst: b.AddrPort(), ToNode: isOwn(s, b.Addr)}).Action != model.Pass {
+			return nil, true
 		}
 		to = append(to, b.AddrPort())
 	}
-	return to
+	return to, false
+}
+
+func isOwn(s *model.Snapshot, a netip.Addr) bool {
+	self := s.Node()
+	return self != nil && slices.Contains(self.Addrs, a)
+}
+
+// touched are the Services that two snapshots may lead differently: those that they decide differently about, and those with an endpoint whose own address and port they do.
+func (t *Target) touched(from, to *model.Snapshot) map[model.Name]struct{} {
+	touched := model.Touched(from, to)
+	if !slices.Equal(from.ServiceCIDRs, to.ServiceCIDRs) || !slices.Equal(ownAddrs(from), ownAddrs(to)) {
+		for svc := range to.Owners {
+			touched[svc.Name] = struct{}{}
+		}
+		return touched
+	}
+	if from.Frontends == to.Frontends {
+		return touched
+	}
+	at, ports := make(map[netip.AddrPort]struct{}), make(map[uint16]struct{})
+	for f := range model.Diff(from.Frontends, to.Frontends) {
+		switch {
+		case f.Protocol != model.TCP:
+		case f.Addr.IsUnspecified():
+			ports[f.Port] = struct{}{}
+		case !to.InServiceCIDRs(f.Addr):
+			at[netip.AddrPortFrom(f.Addr, f.Port)] = struct{}{}
+		}
+	}
+	if len(at)+len(ports) == 0 {
+		return touched
+	}
+	for name := range t.barred {
+		touched[name] = struct{}{}
+	}
+	for _, g := range t.groups {
+		for _, endpoint := range g.seats {
+			_, same := at[endpoint]
+			if _, port := ports[endpoint.Port()]; same || port && isOwn(to, endpoint.Addr()) {
+				touched[g.owner] = struct{}{}
+				break
+			}
+		}
+	}
+	return touched
+}
+
+func ownAddrs(s *model.Snapshot) []netip.Addr {
+	if self := s.Node(); self != nil {
+		return self.Addrs
+	}
+	return nil
 }
 
 // setService brings the kernel to what a snapshot has of a Service.
 func (t *Target) setService(s *model.Snapshot, name model.Name) error {
 	var now []netip.AddrPort
+	delete(t.barred, name)
 	if svc, ok := s.Owner(name); ok {
 		var err error
 		s.Ways(svc, func(f model.Frontend, w model.Way) {
-			to := endpointsOf(s, f, w)
+			to, barred := endpointsOf(s, f, w)
+			if barred {
+				t.barred[name] = struct{}{}
+			}
 			if len(to) == 0 || err != nil {
 				return
 			}
@@ -73,7 +127,9 @@ func (t *Target) setService(s *model.Snapshot, name model.Name) error {
 				return err
 			}
 		}
-		delete(t.crowded, at)
+		if t.crowded[at] == name {
+			delete(t.crowded, at)
+		}
 	}
 	if delete(t.owned, name); len(now) > 0 {
 		t.owned[name] = now
@@ -111,7 +167,7 @@ func (t *Target) setGroup(at netip.AddrPort, owner model.Name, to []netip.AddrPo
 		return t.empty(g.number, len(seats), len(before))
 	}()
 	if errors.Is(err, unix.E2BIG) {
-		t.crowded[at] = struct{}{}
+		t.crowded[at] = owner
 		err = t.dropGroup(at, max(len(seats), len(before)))
 	}
 	if err != nil {

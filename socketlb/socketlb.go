@@ -7,7 +7,7 @@
 // It is a short cut and nothing else. What it leads, and where to, is what [model.Snapshot.Lookup] decides for a pod; and what it does not have, has just lost or has
 // no room for, the rules of package nft translate as ever. So nothing depends on it: without it, or while its agent is away, everything works as it did.
 //
-// The invariant: when [Target.Apply] returns, no connection is led to an endpoint that the snapshot does not have for that Service, and none of a process that is not
+// The invariant: what connects after [Target.Apply] has returned is not led to an endpoint that the snapshot does not have for that Service, and none of a process that is not
 // in a pod's network namespace is led at all; and the programs are there only while this process lives and is told of changes.
 //
 // The one way in is [Target.Apply], which cannot fail: what does not work is off, and [Target.Report] says why. docs/network.md is for who runs it,
@@ -61,8 +61,9 @@ type Target struct {
 	known   map[uint64]struct{}       // of those, what the kernel has
 	groups  map[netip.AddrPort]*group // by where clients connect to
 	owned   map[model.Name][]netip.AddrPort
-	crowded map[netip.AddrPort]struct{} // for which there is no room
-	number  uint32                      // of the last group
+	crowded map[netip.AddrPort]model.Name // of what Services, for which there is no room
+	barred  map[model.Name]struct{}       // that are not led for where an endpoint is
+	number  uint32                        // of the last group
 }
 
 // objects are those of connect.c.
@@ -154,7 +155,13 @@ func (t *Target) bring(s *model.Snapshot, anew bool) (err error) {
 			}
 		}
 	} else {
-		for name := range model.Touched(t.last, s) {
+		touched := t.touched(t.last, s)
+		if anew {
+			for _, name := range t.crowded {
+				touched[name] = struct{}{}
+			}
+		}
+		for name := range touched {
 			if err := t.setService(s, name); err != nil {
 				return err
 			}
@@ -182,7 +189,7 @@ func load() (*objects, error) {
 		if !linux.Capable(unix.CAP_NET_ADMIN) || !linux.Capable(unix.CAP_BPF) && !linux.Capable(unix.CAP_SYS_ADMIN) {
 			return nil, fmt.Errorf("load eBPF programs: it needs the capabilities BPF and NET_ADMIN: %w", unix.EPERM)
 		}
-		return nil, fmt.Errorf("load eBPF programs, which need Linux 5.14 with BTF: %w", err)
+		return nil, fmt.Errorf("load eBPF programs, which need Linux 5.14, and nobody who forbids them, as seccomp may: %w", err)
 	}
 	return o, nil
 }
@@ -249,7 +256,8 @@ func (t *Target) unload() {
 	}
 	t.objects, t.links = nil, nil
 	t.pods, t.known, t.groups = nil, make(map[uint64]struct{}), make(map[netip.AddrPort]*group)
-	t.owned, t.crowded = make(map[model.Name][]netip.AddrPort), make(map[netip.AddrPort]struct{})
+	t.owned, t.crowded = make(map[model.Name][]netip.AddrPort), make(map[netip.AddrPort]model.Name)
+	t.barred = make(map[model.Name]struct{})
 }
 
 // Suspend takes the programs away until Verify is called: another agent follows the changes, and it would not be told of them.

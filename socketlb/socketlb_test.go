@@ -415,12 +415,74 @@ func TestCrowded(t *testing.T) {
 	if led(gone) {
 		t.Error("a Service that is gone leads somewhere")
 	}
-	for i := 10; i < 10+services; i++ { // they change, and so are looked at again
-		s.b.SetSlice(model.Slice{Name: name(i), Service: name(i).Name, Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8081}}, Endpoints: ends})
-	}
-	s.apply()
+	s.sockets.Verify() // nothing about the others has changed
 	if r := s.sockets.Report(); r.Crowded != crowded-1 || r.Services+r.Crowded != services+1 {
 		t.Errorf("after one is gone: %+v, %d were crowded", r, crowded)
+	}
+}
+
+// TestNotInAPod: what would be something else in a pod, its loopback or an address of its own, is never led, whatever a Service claims.
+func TestNotInAPod(t *testing.T) {
+	s := newScene(t)
+	s.lead(1, 1)
+	s.b.SetService(model.ServiceSpec{Name: name(1), ClusterIPs: vips(1), Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 80}},
+		Exposure: &model.Exposure{Balancers: []netip.Addr{addr("127.0.0.1"), podAddrs(5)[0]}, ExternalIPs: []netip.Addr{podAddrs(5)[1]}}})
+	s.apply()
+	for _, at := range []string{"127.0.0.1:80", "10.244.1.5:80", "[fd00:244:0:1::5]:80"} {
+		s.client.EchoAs("own", "tcp", at)
+		if got, _, err := s.dial(s.client, netip.MustParseAddrPort(at)); err != nil || got != "own" {
+			t.Errorf("%s: %s, %v", at, got, err)
+		}
+	}
+	if got, _, err := s.dial(s.client, netip.AddrPortFrom(vips(1)[0], 80)); err != nil || got != "e1" {
+		t.Errorf("the Service: %s, %v", got, err)
+	}
+}
+
+// TestBarred: a Service whose endpoint becomes something to the rules is left to them, and is led again when that ends.
+func TestBarred(t *testing.T) {
+	s := newScene(t)
+	s.lead(1, 1, 2)
+	s.apply()
+	at := netip.AddrPortFrom(vips(1)[0], 80)
+	other := model.ServiceSpec{Name: name(2), ClusterIPs: vips(2), Ports: []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}}}
+	for _, tt := range []struct {
+		what   string
+		change func()
+		led    int
+	}{
+		{"an external address", func() {
+			other.Exposure = &model.Exposure{ExternalIPs: []netip.Addr{endpoints(2)[0]}}
+			s.b.SetService(other)
+		}, 0},
+		{"an endpoint less", func() { s.lead(1, 1) }, 1},
+		{"the endpoint again", func() { s.lead(1, 2) }, 0},
+		{"another external address", func() {
+			other.Exposure = &model.Exposure{ExternalIPs: []netip.Addr{endpoints(3)[0]}}
+			s.b.SetService(other)
+		}, 1},
+		{"a node port at an endpoint that is no address of the node", func() {
+			other.Ports = []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080, NodePort: 8080}}
+			s.b.SetService(other)
+		}, 1},
+		{"the endpoint as an address of the node", func() { s.b.SetNode(model.Node{Name: "n1", Addrs: []netip.Addr{endpoints(2)[0]}}) }, 0},
+		{"no node port", func() {
+			other.Ports = []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080}}
+			s.b.SetService(other)
+		}, 1},
+		{"a node port", func() {
+			other.Ports = []model.Port{{Name: "http", Protocol: model.TCP, Port: 8080, NodePort: 8080}}
+			s.b.SetService(other)
+		}, 0},
+		{"no such Service", func() { s.b.DeleteService(other.Name) }, 1},
+		{"a range of Services with the endpoint", func() { s.b.SetServiceCIDR("x", []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}) }, 0},
+		{"no such range", func() { s.b.DeleteServiceCIDR("x") }, 1},
+	} {
+		tt.change()
+		s.apply()
+		if got, err := s.sockets.Read(podAddrs(5)[0], at); err != nil || len(got) != tt.led {
+			t.Errorf("%s: leads to %v, %v, want %d", tt.what, got, err, tt.led)
+		}
 	}
 }
 

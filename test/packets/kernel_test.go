@@ -290,7 +290,7 @@ func (l *lab) led() uint64 {
 	return l.sockets.Report().Connections
 }
 
-// isLed reports whether a row's connections have to be: those of pods by TCP to a Service's own address, unless who asks makes a difference.
+// isLed reports whether a row's connections have to be: those of pods by TCP to a ClusterIP, unless who asks makes a difference, or an endpoint is something to the rules itself.
 func (l *lab) isLed(r Row) bool {
 	if l.sockets == nil || r.Protocol != model.TCP || l.pods[r.Src] == nil {
 		return false
@@ -299,8 +299,17 @@ func (l *lab) isLed(r Row) bool {
 	if v.Action != model.Forward || v.Affinity > 0 {
 		return false
 	}
-	w, ok := l.snap.Way(v.Frontend)
-	return ok && !w.Guarded && w.Kind <= model.AtExternalIP
+	if v.Kind != model.AtClusterIP {
+		return false
+	}
+	for _, b := range v.Candidates {
+		// The rules decide about a packet once.
+		p := model.Packet{Protocol: r.Protocol, Src: netip.AddrPortFrom(r.Src, 40000), Dst: b.AddrPort(), ToNode: l.isNode(b.Addr)}
+		if l.snap.Lookup(p).Action != model.Pass {
+			return false
+		}
+	}
+	return true
 }
 
 // judgeReject wants the refusal of a closed port, at once, and no trace of it.
