@@ -9,12 +9,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 )
 
-// The agent with what spares a pod the queries of its search list.
-const switchedOn = "fairlead, switches on"
+// The agent with what spares a pod the queries of its search list, and with the fast path beside.
+const (
+	switchedOn   = "fairlead, switches on"
+	switchedFast = "fairlead, switches on, fast path"
+)
 
 // switches are those flags.
 var switches = []string{"--dns-search-completion=on", "--dns-suppress-aaaa=on"}
@@ -36,7 +40,7 @@ func (r looked) queries() float64 { return float64(r.Queries) / float64(r.All) }
 
 // externalLookups measures names outside the cluster, as a pod looks them up.
 func externalLookups(ctx context.Context, s *suite) error {
-	names := []string{fairlead.name, coreDNS.name, switchedOn}
+	names := []string{fairlead.name, coreDNS.name, switchedOn, switchedFast}
 	nodes := map[string]*dnsNode{}
 	defer func() { closeAll(nodes) }()
 	for _, r := range []resolver{fairleadDNS, coreDNS} {
@@ -75,11 +79,18 @@ func externalLookups(ctx context.Context, s *suite) error {
 		if runs == name {
 			return n, n.process.gone()
 		}
-		runs, n.command = name, agentCommand()
-		if name == switchedOn {
+		switch runs = name; name {
+		case fairlead.name:
+			n.command = agentCommand()
+		case switchedOn:
 			n.command = agentCommand(switches...)
+		case switchedFast:
+			n.command = agentCommand(append(slices.Clone(switches), podFastPath)...)
 		}
-		return n, begin(n)
+		if err := begin(n); err != nil || name != switchedFast {
+			return n, err
+		}
+		return n, n.onFastPath(ctx)
 	}
 	progress("looking up names outside the cluster for the first time")
 	fresh := pick(s, 100, 10) // of each thread
@@ -109,6 +120,7 @@ func externalLookups(ctx context.Context, s *suite) error {
 	}
 	s.reportLookups("switches off", cold[fairlead.name], cold[coreDNS.name], taken[fairlead.name], taken[coreDNS.name], nil)
 	s.reportLookups("switches on", cold[switchedOn], cold[coreDNS.name], taken[switchedOn], taken[coreDNS.name], atLeast(4.5))
+	s.reportLookups("switches on, fast path", cold[switchedFast], cold[coreDNS.name], taken[switchedFast], taken[coreDNS.name], atLeast(4.5))
 	return nil
 }
 

@@ -11,9 +11,9 @@
 
 enum { DNS_PORT = 53, DNS_HLEN = 12, UDP_HLEN = 8, OPT_LEN = 11, CLASS_IN = 1, TYPE_OPT = 41, HOPS = 64 };
 enum { RD = 1, AD = 0x20, CD = 0x10 }; // of two octets
-enum { WITH_EDNS = 1, WITH_DO = 2, WITH_CD = 4 };
+enum { WITH_EDNS = 1, WITH_DO = 2, WITH_CD = 4, WITH_AD = 8 };
 enum { NXDOMAIN = 3 };
-enum { MAX_NAME = 104, MAX_REST = 288 }; // so that an entry of the map takes 512 bytes, the kernel's own with it
+enum { MAX_NAME = 104, MAX_REST = 280 }; // so that an entry of the map takes 512 bytes, the kernel's own with it
 
 // What was asked, and where.
 struct question {
@@ -21,19 +21,19 @@ struct question {
 	__u16 type;
 	__u8 size; // of the name
 	__u8 form;
-	__u32 unused;
+	__u32 askers; // whose question it is: 0 for anybody's
 	__u64 name[MAX_NAME / 8]; // in wire form and lower case, with zeros behind it
 };
 
 // What is behind the question in its answer, and what becomes of the header.
 //
-// It holds as long as the state that it was made from: while slots[ALL] and its own slot have the numbers that they had then. A state's number is in it too, if it denies
-// something: at an offset, unless that is 0.
+// It holds as long as the state that it was made from: while slots[ALL] and its own slot have the numbers that they had then; and until a time of the kernel's clock, if that is
+// not 0. A state's number is in it too, if it denies something: at an offset, unless that is 0.
 //
 // The kernel uses the memory of an entry that was replaced for another one at once, also while a program reads it. So the program reads a copy of its own, and the seal says
 // whether that is whole and the question's.
 struct answer {
-	__u64 seal;
+	__u64 seal, until;
 	__u32 all, number, slot;
 	__u16 kind, size, serial;
 	__u16 sum;            // of the rest, as the Internet's checksum has it
@@ -52,7 +52,7 @@ struct {
 	type_of(value, struct answer);
 } answers SEC(".maps");
 
-// Numbers that answers depend on. The first are about everything, and the number of the state as it is said to clients; the others are Services'.
+// Numbers that answers depend on. The first are about everything, the number of the state as it is said to clients, and what is about any Service; the others are Services'.
 enum { ALL, SERIAL, SLOTS = 1 << 14 };
 
 struct {
@@ -62,6 +62,15 @@ struct {
 	type_of(key, __u32);
 	type_of(value, __u64);
 } slots SEC(".maps");
+
+// Pods that some questions are answered for otherwise than for all, by which of them are answered alike.
+struct {
+	uint(type, HASH);
+	uint(map_flags, NO_PREALLOC);
+	uint(max_entries, 1 << 16);
+	type_of(key, struct addr);
+	type_of(value, __u32);
+} askers SEC(".maps");
 
 // How many questions were answered, by the kinds that they are told apart by.
 struct count {
@@ -280,7 +289,7 @@ static inline_always __u32 read_message(struct packet *p, __u32 at, __u16 size, 
 		return 0;
 	q->type = kind[0];
 	q->size = name;
-	q->form = h->flags[1] & CD ? WITH_CD : 0;
+	q->form = (h->flags[1] & CD ? WITH_CD : 0) | (h->flags[1] & AD ? WITH_AD : 0);
 	if (h->additional) {
 		// A record of the root, of version 0 and without options.
 		if (load_bytes(p, at + DNS_HLEN + name + sizeof kind, opt, OPT_LEN) || opt[0] || opt[1] || opt[2] != TYPE_OPT || opt[5] || opt[6] || opt[7] & 0x7f ||
@@ -307,7 +316,7 @@ static inline_always __u64 seal_of(const struct draft *d)
 }
 
 // Takes the answer of the question in the draft, if there is one that holds.
-static inline_always int find_answer(struct draft *d)
+static never_inline int take_answer(struct draft *d)
 {
 	const struct answer *found = map_lookup(&answers, &d->question);
 	const __u32 all = ALL;
@@ -326,7 +335,20 @@ static inline_always int find_answer(struct draft *d)
 	now = map_lookup(&slots, &slot);
 	if (!now || (__u32)*now != d->answer.number)
 		return 0;
-	return !d->answer.sample || random() % d->answer.sample;
+	return !d->answer.until || monotonic() < d->answer.until;
+}
+
+// Takes the answer that anybody is given, or that pods like the one that asks are.
+static inline_always int find_answer(struct draft *d, const struct addr *src)
+{
+	const __u32 *like;
+	if (take_answer(d))
+		return !d->answer.sample || random() % d->answer.sample;
+	like = map_lookup(&askers, src);
+	if (!like)
+		return 0;
+	d->question.askers = *like;
+	return take_answer(d);
 }
 
 // Answers a question of a pod, if it is one that has been answered before and the answer still holds.
@@ -350,7 +372,7 @@ static never_inline int answer(struct packet *p)
 	if (!name)
 		return NEXT;
 	pod = map_lookup(&pods, &src);
-	if (!pod || pod->ifindex != p->ifindex || !find_answer(d) || d->answer.size > MAX_REST)
+	if (!pod || pod->ifindex != p->ifindex || !find_answer(d, &src) || d->answer.size > MAX_REST)
 		return NEXT;
 	key = d->answer.kind;
 	c = map_lookup(&counts, &key);

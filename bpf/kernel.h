@@ -122,6 +122,7 @@ static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
 static long (*const store_bytes)(struct packet *, __u32 at, const void *from, __u32 len, __u64 flags) = (void *)9;
 static long (*const l3_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)10;
 static long (*const l4_csum_replace)(struct packet *, __u32 at, __u64 from, __u64 to, __u64 flags) = (void *)11;
+static __u64 (*const monotonic)(void) = (void *)5; // CLOCK_MONOTONIC, in nanoseconds
 static __u32 (*const random)(void) = (void *)7;
 static long (*const load_bytes)(const struct packet *, __u32 at, void *to, __u32 len) = (void *)26;
 static __s32 (*const csum_diff)(const void *from, __u32 from_len, const void *to, __u32 to_len, __u32 seed) = (void *)28;

@@ -126,7 +126,7 @@ func (w *writer) cached(req []byte) {
 		return
 	}
 	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}
-	resp, ok := w.upstreams.Append(w.buf, asked)
+	resp, fresh, ok := w.upstreams.Append(w.buf, asked)
 	if !ok {
 		w.missed = true
 		return
@@ -135,7 +135,7 @@ func (w *writer) cached(req []byte) {
 	w.buf[2] &^= 4 // another one's word
 	w.rcode = w.buf[3] & 15
 	w.answers, w.denied, w.extra = binary.BigEndian.Uint16(resp[6:]), binary.BigEndian.Uint16(resp[8:]), binary.BigEndian.Uint16(resp[10:])
-	w.source = client.FromCache
+	w.source, w.fresh = client.FromCache, fresh
 	w.fit()
 }
 
@@ -172,6 +172,7 @@ type writer struct {
 	disputed bool   // it may change although nothing that it is about has changed
 	serial   int    // where the number of the state is; 0: nowhere
 	shuffled int    // how many of the first records may come in any order
+	fresh    forward.Fresh
 }
 
 // question begins the answer: the header, and the question as it was spelled.

@@ -36,7 +36,7 @@ func paths(t testing.TB, s *Server, proto string, from netip.Addr, req []byte) b
 	if quick == nil {
 		return false
 	}
-	resp, later := s.slow(d, req, make([]byte, 4096), true)
+	resp, later := s.slow(d, s.gate.state.Load(), req, make([]byte, 4096), true)
 	if later != nil {
 		t.Fatalf("the slow path has to wait for what the fast one answers:\n%s", describe(t, req, quick))
 	}
@@ -224,7 +224,7 @@ func TestFastCounts(t *testing.T) {
 						t.Errorf("%s is not fast", q.name)
 					}
 					d.sent(s.now())
-				} else if resp, _ := s.slow(d, req, make([]byte, slotSize), true); resp == nil {
+				} else if resp, _ := s.slow(d, s.gate.state.Load(), req, make([]byte, slotSize), true); resp == nil {
 					t.Errorf("%s has to wait", q.name)
 				}
 			}

@@ -47,6 +47,8 @@ type query struct {
 	source   client.Source
 	upstream bool // an upstream was asked, or might have been
 	missed   bool // the cache has been asked in vain
+	// completed is what an answer rests on that was completed without waiting; nil: it was not.
+	completed *resting
 }
 
 // handle answers one message. It returns the answer in buf or in memory of its own; nil means silence. If the answer is not to
@@ -65,9 +67,9 @@ func (s *Server) handle(d *desk, from netip.Addr, req, buf []byte) (resp []byte,
 		if resp := s.fast(d, st, req, buf); resp != nil {
 			return resp, nil
 		}
-		return s.slow(d, req, buf, true)
+		return s.slow(d, st, req, buf, true)
 	case client.Refuse:
-		return s.slow(d, req, buf, false)
+		return s.slow(d, st, req, buf, false)
 	}
 	d.dropped.Add(1)
 	return nil, nil
@@ -81,7 +83,7 @@ func (s *Server) panicked(p any) []byte {
 }
 
 // slow answers what is not usual. A client that is not admitted is refused.
-func (s *Server) slow(d *desk, req, buf []byte, admitted bool) (resp []byte, later func(context.Context, []byte) []byte) {
+func (s *Server) slow(d *desk, st *state, req, buf []byte, admitted bool) (resp []byte, later func(context.Context, []byte) []byte) {
 	if len(req) < headerSize || req[2]&0x80 != 0 {
 		d.dropped.Add(1)
 		return nil, nil
@@ -94,11 +96,16 @@ func (s *Server) slow(d *desk, req, buf []byte, admitted bool) (resp []byte, lat
 		// No words here: who is not known may have a forged address, and must not get more than was sent in its name.
 		return q.pack(buf, failed(mdns.RcodeRefused, mdns.ExtendedErrorCodeProhibited, "")), nil
 	}
+	p := s.plan.Load()
 	if f := q.begin(); f != nil {
 		return q.pack(buf, f), nil
 	}
 	if f := q.resolve(nil); f != nil {
-		return q.pack(buf, f), nil
+		resp = q.pack(buf, f)
+		if s.taught.Answers != nil && q.completed != nil {
+			s.teachCompleted(d, q, st, p, req, resp)
+		}
+		return resp, nil
 	}
 	return nil, func(ctx context.Context, buf []byte) (resp []byte) {
 		defer func() {

@@ -50,8 +50,10 @@ func (q *query) resolve(ctx context.Context) *found {
 // byBlock answers the question, or is nil as resolve is, by the block: its rules, the cluster's zones, the upstreams.
 func (q *query) byBlock(ctx context.Context) *found {
 	if a, err := q.block.rules.Answer(q.question); err != nil {
+		q.completed.unsure()
 		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeOther, err.Error())
 	} else if a != nil {
+		q.completed.unsure()
 		f := &found{rcode: a.Rcode, answer: a.Answer, ns: a.Ns, extra: a.Extra, authoritative: true}
 		if a.Error != nil {
 			f.code, f.why = a.Error.InfoCode, a.Error.ExtraText
@@ -76,6 +78,8 @@ func (q *query) instead(ctx context.Context, name string, qtype uint16) *found {
 	f := other.begin()
 	if f == nil {
 		f = other.byBlock(ctx)
+	} else {
+		q.completed.unsure()
 	}
 	if other.undo != nil && f != nil {
 		m := &mdns.Msg{MsgHdr: mdns.MsgHdr{Rcode: f.rcode}, Answer: f.answer, Ns: f.ns, Extra: f.extra}
@@ -137,7 +141,11 @@ func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 	if q.block.upstreams == nil {
 		return nobody(q.block.refusal)
 	}
-	if q.s.clients.Suppress(q.who, qtype, true) {
+	suppress := q.s.clients.Suppress(q.who, qtype, true)
+	if q.s.clients.CountsSuppressed(q.who, qtype) {
+		q.completed.suppressed()
+	}
+	if suppress {
 		// The pod has no address to reach one from.
 		return &found{suppressed: true}
 	}
@@ -175,6 +183,7 @@ func (q *query) reply(ctx context.Context, asked forward.Question) (r *forward.R
 	if !q.missed {
 		q.source, r = client.FromCache, q.block.upstreams.Cached(asked)
 		q.missed = r == nil
+		q.completed.hit(q.block.upstreams, r)
 	}
 	return r, nil
 }
@@ -203,6 +212,9 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		return denied
 	}
 	waits := false
+	if ctx == nil {
+		q.completed = new(resting)
+	}
 	c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
 		f := q.instead(ctx, name, qtype)
 		if f == nil {
@@ -215,6 +227,7 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 		return nil
 	}
 	client.CountCompletion(q.s.clients, 1, c, ok)
+	q.completed.done(c, ok)
 	if !ok {
 		return denied
 	}

@@ -4,6 +4,8 @@
 package dns
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -16,6 +18,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"github.com/fairlead/fairlead/dns/client"
+	"github.com/fairlead/fairlead/dns/forward"
 	"github.com/fairlead/fairlead/dns/meter"
 	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/model"
@@ -36,12 +39,77 @@ type taught struct {
 
 // class is what the metrics tell answers in the kernel apart by.
 type class struct {
-	local netip.AddrPort
-	qtype int // of [countedTypes]
-	rcode byte
-	do    bool
-	sizes [2]int // classes of size, of the question and the answer
+	local   netip.AddrPort
+	zone    int
+	qtype   int // of [countedTypes]
+	rcode   byte
+	do      bool
+	sizes   [2]int // classes of size, of the question and the answer
+	outside outside
+	spared  client.Spared
 }
+
+// outside is what of an answer came out of a cache of upstreams' answers: how many answers and denials. Without one, upstreams is nil.
+type outside struct {
+	upstreams        *forward.Forwarder
+	answers, denials uint8
+}
+
+// resting is what a completed answer rests on beside the state: what was in the cache, for how long, and what was counted. Its methods do nothing on nil.
+type resting struct {
+	outside
+	client.Spared
+	until  uint64 // by the kernel's clock; 0: not on time
+	others bool   // and on what nobody knows when it changes
+}
+
+func (r *resting) unsure() {
+	if r != nil {
+		r.others = true
+	}
+}
+
+func (r *resting) suppressed() {
+	if r != nil {
+		r.Suppressed++
+	}
+}
+
+func (r *resting) hit(f *forward.Forwarder, reply *forward.Reply) {
+	if r == nil || reply == nil {
+		return
+	}
+	fresh := reply.Fresh()
+	if r.upstreams != nil && r.upstreams != f {
+		r.others = true
+	}
+	r.upstreams = f
+	r.count(fresh.Denial)
+	if until := endOf(fresh); r.until == 0 || until < r.until {
+		r.until = until
+	}
+}
+
+func (r *resting) done(c client.Completion[*found], ok bool) {
+	switch {
+	case r == nil:
+	case ok:
+		r.Completed, r.Failed, r.Saved = true, c.Failed(), uint8(c.Saved)
+	default:
+		r.Kept = true
+	}
+}
+
+func (o *outside) count(denial bool) {
+	if denial {
+		o.denials++
+	} else {
+		o.answers++
+	}
+}
+
+// endOf is when an answer of the cache is given with other TTLs, by the kernel's clock.
+func endOf(f forward.Fresh) uint64 { return shortcut.Clock() + uint64(f.Left) }
 
 // tally is how many of a class are counted.
 type tally struct {
@@ -101,37 +169,85 @@ func (w *writer) sampled() bool { return w.shared() && w.taught.Has(&w.ask) }
 // teach tells the kernel an answer that was just written for a pod of this node, if every pod would be answered so, for as long as the Service that it is about
 // stays as it is.
 func (s *Server) teach(w *writer, p *plan) {
-	q, t := &w.asked, &s.taught
-	if w.source != client.FromCluster || w.zoneOf != zoneCluster || w.disputed || len(w.Log) > 0 || !w.shared() || s.clients.Limits() || s.clients.Samples() {
+	q := &w.asked
+	f, c := shortcut.Form{Serial: w.serial, Shuffled: w.shuffled}, class{zone: w.zoneOf}
+	switch {
+	case w.disputed:
+		return
+	case w.source == client.FromCluster && w.zoneOf == zoneCluster:
+	case w.source == client.FromCache && !s.clients.Suppressing(q.qtype):
+		w.slot, f.Until = shortcut.All, endOf(w.fresh)
+		if w.Loadbalance {
+			f.Shuffled = w.fresh.First
+		}
+		c.outside.upstreams = w.upstreams
+		c.outside.count(w.fresh.Denial)
+	default:
 		return
 	}
-	if !t.once.again(q.name[:q.size]) {
+	if !w.teachable() {
 		return
 	}
-	f := shortcut.Form{Serial: w.serial, Shuffled: w.shuffled}
 	// A pod whose resolver has completed the name is answered otherwise, or one question in so many is counted.
 	if mode := w.completion(w.clients); w.rcode == mdns.RcodeNameError && mode != client.Off && w.state.announced.clients.Completed(q.name[:q.size], q.count) {
 		if mode == client.On {
-			return
+			if w.who.Pod.Alike() == 0 {
+				return
+			}
+			w.ask.Of(w.who.Pod.Alike())
+		} else {
+			f.Sample = client.Sample
 		}
-		f.Sample = client.Sample
 	}
-	if !w.told.Set(w.buf, q.size, f) {
+	w.tell(p, f, c)
+}
+
+// teachable reports whether the kernel may be taught what was written: it would answer such a question, and the server needs not see each.
+func (w *writer) teachable() bool {
+	return len(w.Log) == 0 && w.shared() && !w.clients.Limits() && !w.clients.Samples() && w.taught.once.again(w.asked.name[:w.asked.size])
+}
+
+// tell tells the kernel what was written, unless the state is another one by now.
+func (w *writer) tell(p *plan, f shortcut.Form, c class) {
+	t := &w.taught
+	if !w.told.Set(w.buf, w.asked.size, f) {
 		return
 	}
-	kind, ok := t.class(s, w)
+	kind, ok := t.class(w, c)
 	if !ok {
 		return
 	}
 	basis := t.Basis(w.slot)
-	if s.gate.state.Load() == w.state && s.plan.Load() == p {
+	if w.gate.state.Load() == w.state && w.plan.Load() == p {
 		t.Put(&w.ask, &w.told, kind, basis)
 	}
 }
 
-// class is how an answer is counted; false if there are too many ways already.
-func (t *taught) class(s *Server, w *writer) (uint16, bool) {
-	c := class{local: w.local, qtype: countedType(w.asked.qtype), rcode: w.rcode, do: w.asked.do, sizes: [2]int{meter.Class(len(w.request)), meter.Class(len(w.buf))}}
+// teachCompleted tells the kernel an answer that was completed for a pod, for all pods that are answered alike: until something about any Service changes, or the TTLs
+// that it has from the cache.
+func (s *Server) teachCompleted(d *desk, q *query, st *state, p *plan, req, resp []byte) {
+	r := q.completed
+	if r.others || resp[3]&15 == mdns.RcodeServerFailure || !d.asked.parse(req) || q.who.Pod.Alike() == 0 {
+		return
+	}
+	// The alias leads to the name as it was spelled, which here may be in upper case, and for others not.
+	if name := d.asked.name[:d.asked.size]; !bytes.Equal(name, req[headerSize:headerSize+len(name)]) {
+		return
+	}
+	if r.until == 0 && binary.BigEndian.Uint16(resp[6:]) > 2 {
+		return // the alias comes first, and the kernel would give several addresses in one order for ever
+	}
+	w := writer{desk: d, Server: s, served: q.block, state: st, buf: resp, request: req, slot: shortcut.Any, rcode: resp[3] & 15}
+	if !w.teachable() {
+		return
+	}
+	w.ask.Of(q.who.Pod.Alike())
+	w.tell(p, shortcut.Form{Until: r.until}, class{zone: q.zone, outside: r.outside, spared: r.Spared})
+}
+
+// class is how an answer is counted; false if there are too many ways already. Of c it is said what is not to be seen from the answer.
+func (t *taught) class(w *writer, c class) (uint16, bool) {
+	c.local, c.qtype, c.rcode, c.do, c.sizes = w.local, countedType(w.asked.qtype), w.rcode, w.asked.do, [2]int{meter.Class(len(w.request)), meter.Class(len(w.buf))}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.classes[c]; n != nil {
@@ -143,7 +259,7 @@ func (t *taught) class(s *Server, w *writer) (uint16, bool) {
 	}
 	n := &tally{index: index, question: len(w.request), answer: len(w.buf), stats: t.stats[w.local]}
 	if n.stats == nil {
-		n.stats = s.newStats("udp", w.local)
+		n.stats = w.newStats("udp", w.local)
 		t.stats[w.local] = n.stats
 	}
 	t.classes[c] = n
@@ -168,9 +284,16 @@ func (s *Server) collect() {
 		}
 		n.counted = now
 		answers := now.Answers - last.Answers
-		n.stats.countType(zoneCluster, c.qtype, int(c.rcode), answers)
-		n.stats.observe(zoneCluster, 0, answers)
-		n.stats.meter.Add(zoneCluster, answers, meter.Sizes{Of: n.question, Sum: now.Asked - last.Asked}, meter.Sizes{Of: n.answer, Sum: now.Said - last.Said}, c.do)
+		if answers == 0 {
+			continue
+		}
+		n.stats.countType(c.zone, c.qtype, int(c.rcode), answers)
+		n.stats.observe(c.zone, 0, answers)
+		c.spared.Count(s.clients, answers)
+		if f := c.outside.upstreams; f != nil {
+			f.Count(answers*uint64(c.outside.answers), answers*uint64(c.outside.denials))
+		}
+		n.stats.meter.Add(c.zone, answers, meter.Sizes{Of: n.question, Sum: now.Asked - last.Asked}, meter.Sizes{Of: n.answer, Sum: now.Said - last.Said}, c.do)
 	}
 	table, was := s.gate.state.Load().announced.clients, t.pods
 	t.pods = make(map[netip.Addr]shortcut.Asked, len(was))
@@ -187,6 +310,13 @@ func (s *Server) collect() {
 // unteach ends the answers in the kernel that a change of the state may have made wrong.
 func (s *Server) unteach(old, now *state) {
 	t := &s.taught
+	if old.announced.clients != now.announced.clients {
+		// Before the others end: what pods are told from then on is for what they are now.
+		if err := t.SetAlike(now.announced.clients.Alike()); err != nil {
+			s.log.Warn("completed names are not answered in the kernel for all pods", "err", err)
+		}
+	}
+	t.Changed(shortcut.Any)
 	all := old.published == nil || old.announced.clients != now.announced.clients
 	for _, v := range []*View{old.announced, old.published, now.announced, now.published} {
 		// One Service may have got what another had, or lost it.
@@ -220,5 +350,12 @@ func (s *Server) InKernel(pod netip.Addr, at netip.AddrPort, name string, qtype 
 	}
 	msg, err := new(mdns.Msg).SetQuestion(mdns.CanonicalName(name), qtype).Pack()
 	var q shortcut.Question
-	return err == nil && q.Read(at.Addr(), msg, msg[headerSize:len(msg)-4]) && s.taught.Has(&q)
+	if err != nil || !q.Read(at.Addr(), msg, msg[headerSize:len(msg)-4]) {
+		return false
+	}
+	if s.taught.Has(&q) {
+		return true
+	}
+	q.Of(s.taught.Alike(pod))
+	return s.taught.Has(&q)
 }

@@ -100,12 +100,13 @@ type objects struct {
 	Forwarded   *ebpf.Map     `ebpf:"forwarded"`
 	Answers     *ebpf.Map     `ebpf:"answers"`
 	Slots       *ebpf.Map     `ebpf:"slots"`
+	Askers      *ebpf.Map     `ebpf:"askers"`
 	Counts      *ebpf.Map     `ebpf:"counts"`
 }
 
 func (o *objects) close() error {
 	return errors.Join(o.FromPod.Close(), o.FromNode.Close(), o.Ranges.Close(), o.Pods.Close(), o.Established.Close(), o.Forwarded.Close(),
-		o.Answers.Close(), o.Slots.Close(), o.Counts.Close())
+		o.Answers.Close(), o.Slots.Close(), o.Askers.Close(), o.Counts.Close())
 }
 
 // New returns a target that has done nothing yet, and will answer pods with what is in answers. log may be nil.
@@ -158,7 +159,7 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 			return err
 		}
 		o := t.objects
-		if err := t.answers.Load(shortcut.Maps{Answers: o.Answers, Slots: o.Slots, Counts: o.Counts, Pods: o.Pods}); err != nil {
+		if err := t.answers.Load(shortcut.Maps{Answers: o.Answers, Slots: o.Slots, Counts: o.Counts, Pods: o.Pods, Askers: o.Askers}); err != nil {
 			return err
 		}
 	}

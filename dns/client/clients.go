@@ -96,6 +96,40 @@ func (c *Clients) Suppresses(cl Client, qtype uint16) bool {
 	return c.settings.AAAA == On && needless(cl, qtype)
 }
 
+// CountsSuppressed reports whether [Clients.Suppress] counts a question about a name outside.
+func (c *Clients) CountsSuppressed(cl Client, qtype uint16) bool {
+	return c.settings.AAAA != Off && needless(cl, qtype)
+}
+
+// Suppressing reports whether some pods' questions of a type are suppressed.
+func (c *Clients) Suppressing(qtype uint16) bool {
+	return c.settings.AAAA == On && qtype == mdns.TypeAAAA
+}
+
+// Spared is what an answer that was put together for a pod is counted as, beside what every answer is.
+type Spared struct {
+	// Suppressed is how many of the names that it was asked for [Clients.Suppress] has counted.
+	Suppressed uint8
+	// Completed says that there was a [Completion], Failed that it led to a failure, Saved how many names it has spared the resolver; Kept that
+	// there was none, and the answer stayed as it was.
+	Completed, Failed, Kept bool
+	Saved                   uint8
+}
+
+// Count counts n answers like one that was counted already.
+func (s Spared) Count(c *Clients, n uint64) {
+	c.suppressed.Add(n * uint64(s.Suppressed))
+	switch {
+	case s.Kept:
+		c.kept.Add(n)
+	case s.Failed:
+		c.failed.Add(n)
+	case s.Completed:
+		c.completed.Add(n)
+		c.saved.Add(n * uint64(s.Saved))
+	}
+}
+
 // needless reports whether a question is for addresses that the client cannot reach.
 func needless(cl Client, qtype uint16) bool {
 	return qtype == mdns.TypeAAAA && cl.Pod != nil && !cl.Pod.IPv6
@@ -114,7 +148,7 @@ func CountCompletion[A any](c *Clients, n uint64, done Completion[A], ok bool) {
 	switch {
 	case !ok:
 		c.kept.Add(n)
-	case done.failed():
+	case done.Failed():
 		c.failed.Add(n)
 	default:
 		c.completed.Add(n)

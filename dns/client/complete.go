@@ -31,7 +31,8 @@ type Outcome struct {
 
 func (o Outcome) missing() bool { return o.Rcode == mdns.RcodeNameError }
 
-func (o Outcome) failed() bool { return o.Rcode != mdns.RcodeSuccess && !o.missing() }
+// Failed reports whether there is neither an answer nor a denial.
+func (o Outcome) Failed() bool { return o.Rcode != mdns.RcodeSuccess && !o.missing() }
 
 // Completion is the answer to a question that was completed.
 type Completion[A any] struct {
@@ -98,7 +99,7 @@ func Complete[A any](p *Pod, q Question, ask func(name string, qtype uint16) (Ou
 			name += further[i]
 		}
 		o, a := ask(name, q.Type)
-		if !last && !o.Ours && !o.Suppressed && !o.failed() {
+		if !last && !o.Ours && !o.Suppressed && !o.Failed() {
 			if b, _ := ask(name, other); !b.Suppressed && b.missing() != o.missing() {
 				return c, false
 			}

@@ -203,7 +203,7 @@ func TestComplete(t *testing.T) {
 			switch {
 			case c.Records:
 				what = "data"
-			case c.failed():
+			case c.Failed():
 				what = "failed"
 			}
 			got = fmt.Sprintf("%s %s saved %d", c.Name, what, c.Saved)

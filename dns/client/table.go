@@ -55,6 +55,7 @@ type Pod struct {
 	IPv6 bool
 
 	search search
+	alike  uint32
 	rate   bucket
 	refuse bucket
 	counts counts
@@ -175,11 +176,13 @@ func sameResolver(a, b *model.Resolver) bool {
 }
 
 func (t *Table) newPod(p *model.Pod) *Pod {
-	return &Pod{
+	n := &Pod{
 		Name:   p.Name,
 		IPv6:   slices.ContainsFunc(p.Addrs, netip.Addr.Is6),
 		search: newSearch(p, t.options.Domain, t.options.NodeSearch),
 	}
+	n.alike = alike.number(n)
+	return n
 }
 
 func (t *Table) newNodes() addrMap[Kind] {

@@ -386,7 +386,7 @@ func TestPrefetch(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			if _, ok := r.Append(header("popular.example.", typeA), question("popular.example.", typeA)); !ok {
+			if _, _, ok := r.Append(header("popular.example.", typeA), question("popular.example.", typeA)); !ok {
 				t.Error("had to wait")
 			}
 		})
@@ -639,7 +639,7 @@ func TestCacheIsShared(t *testing.T) {
 			for range 300 {
 				name := fmt.Sprintf("%d.example.", rnd.IntN(400))
 				q := question(name, typeA)
-				resp, ok := r.Append(header(name, typeA), q)
+				resp, _, ok := r.Append(header(name, typeA), q)
 				if !ok {
 					reply, err := r.Ask(context.Background(), q)
 					if err != nil {
@@ -685,10 +685,10 @@ func TestAppendDoesNotAllocate(t *testing.T) {
 	i, buf := 0, make([]byte, 0, 512)
 	if n := testing.AllocsPerRun(1000, func() {
 		i++
-		if _, ok := f.Append(append(buf, heads[i%10]...), qs[i%10]); !ok {
+		if _, _, ok := f.Append(append(buf, heads[i%10]...), qs[i%10]); !ok {
 			t.Fatal("no hit")
 		}
-		if out, ok := f.Append(head, missing); ok || !slices.Equal(out, head) {
+		if out, _, ok := f.Append(head, missing); ok || !slices.Equal(out, head) {
 			t.Fatal("a hit, or something was written")
 		}
 	}); n != 0 {

@@ -237,16 +237,26 @@ func parent(name []byte) []byte { return name[min(1+int(name[0]), len(name)):] }
 // failures and for answers past their time, which have something to say that belongs into an OPT.
 //
 // It does not allocate if dst has room.
-func (f *Forwarder) Append(dst []byte, q Question) (resp []byte, ok bool) {
+func (f *Forwarder) Append(dst []byte, q Question) (resp []byte, fresh Fresh, ok bool) {
 	now := f.now()
 	h := f.get(q, now, true)
 	if h.refresh {
 		f.refresh(q, h)
 	}
 	if h.fresh == nil {
-		return dst, false
+		return dst, Fresh{}, false
 	}
-	return h.fresh.append(dst, q, h.fresh.remaining(now), f.o.Rotate), true
+	return h.fresh.append(dst, q, h.fresh.remaining(now), f.o.Rotate), h.fresh.at(now), true
+}
+
+// Count counts answers that somebody else has given in the cache's place: so many, and so many denials.
+func (f *Forwarder) Count(answers, denials uint64) {
+	s := &f.cache.shards[0]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.requests += answers + denials
+	s.counts.hits[0] += answers
+	s.counts.hits[1] += denials
 }
 
 // Cached is the reply to a client's question if [Forwarder.Append] could give it; otherwise nil. The question's name becomes the reply's.
@@ -263,7 +273,7 @@ func (f *Forwarder) Cached(q Question) *Reply {
 }
 
 func (f *Forwarder) fresh(q Question, e *entry, now int64) *Reply {
-	return &Reply{e: e, q: q, ttl: e.remaining(now), rotate: f.o.Rotate}
+	return &Reply{e: e, q: q, ttl: e.remaining(now), fresh: e.at(now), rotate: f.o.Rotate}
 }
 
 // refresh asks anew in the background.

@@ -507,7 +507,7 @@ func TestClose(t *testing.T) {
 	close(release)
 	want(t, <-answered, "NOERROR a.example. A 192.0.2.80")
 	<-closed
-	if _, ok := r.Append(header("a.example.", typeA), question("a.example.", typeA)); !ok {
+	if _, _, ok := r.Append(header("a.example.", typeA), question("a.example.", typeA)); !ok {
 		t.Error("the cache is gone with its forwarder; another one may have it")
 	}
 }
@@ -533,7 +533,7 @@ func TestAdopt(t *testing.T) {
 		t.Error("what was learnt of the upstream is forgotten")
 	}
 	for _, name := range []string{"a.example.", "b.corp.example."} {
-		if _, ok := same.Append(header(name, typeA), question(name, typeA)); !ok {
+		if _, _, ok := same.Append(header(name, typeA), question(name, typeA)); !ok {
 			t.Errorf("%s was forgotten", name)
 		}
 	}
@@ -552,7 +552,7 @@ func TestAdopt(t *testing.T) {
 		o.Caching.Size = 1 << 20
 	}, up)
 	other.Adopt(same.Forwarder)
-	if _, ok := other.Append(header("a.example.", typeA), question("a.example.", typeA)); !ok {
+	if _, _, ok := other.Append(header("a.example.", typeA), question("a.example.", typeA)); !ok {
 		t.Error("a.example. was forgotten")
 	}
 	for _, name := range []string{"b.corp.example.", "to-corp.example."} {

@@ -118,11 +118,29 @@ func (e *entry) append(dst []byte, q Question, ttl uint32, rotate bool) []byte {
 // remaining is an answer's TTL at a time, in seconds.
 func (e *entry) remaining(now int64) uint32 { return uint32(max(0, e.until-now) / int64(time.Second)) }
 
+// Fresh is what there is to know of an answer that is in its time.
+type Fresh struct {
+	// Left is for how long it is given with the same TTLs.
+	Left   time.Duration
+	Denial bool
+	// First is how many addresses it begins with, which may come in any order; 0: none.
+	First int
+}
+
+func (e *entry) at(now int64) Fresh {
+	f := Fresh{Left: time.Duration(e.until-now) % time.Second, Denial: e.denial}
+	if e.turn == 0 {
+		f.First = e.count
+	}
+	return f
+}
+
 // Reply is the answer to a question: an upstream's, a remembered one, or the reason why there is none.
 type Reply struct {
 	e      *entry
 	q      Question
 	ttl    uint32
+	fresh  Fresh
 	rotate bool
 	code   uint16
 	text   string
@@ -132,6 +150,9 @@ type Reply struct {
 // appendTo writes the reply behind what dst ends with: 12 octets of header and the client's question (the name in its own case, type and
 // class). It sets the header's response code, AD and the counts; the other flags are the caller's. There is no OPT.
 func (r *Reply) appendTo(dst []byte) []byte { return r.e.append(dst, r.q, r.ttl, r.rotate) }
+
+// Fresh is what there is to know of the reply, if it is one that was remembered and is in its time.
+func (r *Reply) Fresh() Fresh { return r.fresh }
 
 // ExtendedError is the code and the text of RFC 8914 that belong to the reply, if any: why it failed, or that it is old.
 func (r *Reply) ExtendedError() (code uint16, text string, ok bool) { return r.code, r.text, r.extra }

@@ -327,7 +327,7 @@ func (r rig) ask(name string, qtype uint16, change ...func(*Question)) *mdns.Msg
 		c(&q)
 	}
 	m := new(mdns.Msg)
-	resp, ok := r.Append(header(name, qtype), q)
+	resp, _, ok := r.Append(header(name, qtype), q)
 	if !ok {
 		reply, err := r.Ask(context.Background(), q)
 		if err != nil {

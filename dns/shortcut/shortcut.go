@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -20,7 +21,7 @@ import (
 
 // Maps are those of the program that is loaded.
 type Maps struct {
-	Answers, Slots, Counts, Pods *ebpf.Map
+	Answers, Slots, Counts, Pods, Askers *ebpf.Map
 }
 
 // Answers are those in the kernel. Without a program that is loaded there are none, and everything is in vain.
@@ -29,7 +30,8 @@ type Answers struct {
 	kinds atomic.Uint32
 	full  atomic.Bool
 
-	mu     sync.RWMutex // writing: the maps come or go
+	mu     sync.RWMutex // writing: the maps come or go, or alike changes
+	alike  map[netip.Addr]uint32
 	maps   *Maps
 	loads  uint64
 	serial atomic.Uint64
@@ -50,7 +52,49 @@ func (a *Answers) Load(m Maps) error {
 	a.maps, a.slots = &m, unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(mem))), Slots)
 	a.loads++
 	a.slots[serial].Store(a.serial.Load())
+	alike := a.alike
+	a.alike = nil
+	return a.setAlike(alike)
+}
+
+// SetAlike says which pods are answered alike where not everybody is: those with the same number, which is not 0. The map is not to be changed afterwards. The error is
+// that the kernel has no room.
+func (a *Answers) SetAlike(alike map[netip.Addr]uint32) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.setAlike(alike)
+}
+
+func (a *Answers) setAlike(alike map[netip.Addr]uint32) error {
+	before := a.alike
+	a.alike = alike
+	if a.maps == nil {
+		return nil
+	}
+	for addr := range before {
+		if _, ok := alike[addr]; ok {
+			continue
+		}
+		if err := a.maps.Askers.Delete(addr.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("write pods that are answered alike: %w", err)
+		}
+	}
+	for addr, n := range alike {
+		if before[addr] == n {
+			continue
+		}
+		if err := a.maps.Askers.Put(addr.As16(), n); err != nil {
+			return fmt.Errorf("write pods that are answered alike: %w", err)
+		}
+	}
 	return nil
+}
+
+// Alike is the number of the pods that are answered as the one at an address is; 0: there is none.
+func (a *Answers) Alike(pod netip.Addr) uint32 {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.alike[pod]
 }
 
 // Unload forgets the program, and ends every answer: it may still be on devices, and is told of no change any more.
@@ -84,6 +128,8 @@ const (
 	// All is the slot of everything.
 	All uint32 = iota
 	serial
+	// Any is the slot of any Service.
+	Any
 	services
 	// Slots is how many there are.
 	Slots = 1 << 14
@@ -159,7 +205,19 @@ func (a *Answers) Has(q *Question) bool {
 	if a.maps == nil || a.maps.Answers.Lookup(unsafe.Pointer(q), unsafe.Pointer(&e)) != nil || e.slot >= Slots {
 		return false
 	}
+	if e.until != 0 && Clock() >= e.until {
+		return false
+	}
 	return e.all == uint32(a.slots[All].Load()) && e.number == uint32(a.slots[e.slot].Load())
+}
+
+// Clock is the kernel's monotonic one, in nanoseconds.
+func Clock() uint64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return math.MaxUint64 // there is no kernel without
+	}
+	return uint64(t.Nano())
 }
 
 // clear makes room: what is still asked for comes again.

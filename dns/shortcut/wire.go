@@ -12,7 +12,7 @@ import (
 // What a name and an answer may have, in octets, and how many kinds of answers there are.
 const (
 	maxName  = 104
-	maxRest  = 288
+	maxRest  = 280
 	maxKinds = 1024
 )
 
@@ -29,7 +29,7 @@ type Question struct {
 	kind [2]byte // the type, as in the message
 	size byte
 	form byte
-	_    uint32
+	like uint32 // 0: anybody
 	name [maxName]byte
 }
 
@@ -37,6 +37,7 @@ const (
 	withEDNS byte = 1 << iota
 	withDO
 	withCD
+	withAD
 )
 
 const (
@@ -57,6 +58,9 @@ func (q *Question) Read(at netip.Addr, msg, name []byte) bool {
 	if msg[3]&cd != 0 {
 		q.form |= withCD
 	}
+	if msg[3]&ad != 0 {
+		q.form |= withAD
+	}
 	if msg[11] == 0 {
 		return len(msg) == end
 	}
@@ -71,9 +75,12 @@ func (q *Question) Read(at netip.Addr, msg, name []byte) bool {
 	return true
 }
 
+// Of makes the question one of pods that are answered alike, as [Answers.SetAlike] tells them apart; 0: of anybody.
+func (q *Question) Of(like uint32) { q.like = like }
+
 // Answer is answer.h's struct answer: what follows the question.
 type Answer struct {
-	seal               uint64
+	seal, until        uint64
 	all, number, slot  uint32
 	kind, size, serial uint16
 	sum                [2]byte
@@ -92,6 +99,8 @@ type Form struct {
 	Shuffled int
 	// Sample is of how many questions one is left to the DNS, up to 255; 0: none is.
 	Sample uint8
+	// Until is when it ends, by the kernel's monotonic clock; 0: not by time.
+	Until uint64
 }
 
 // Set makes an answer of a message, the name of whose question has so many octets. It reports whether there is room for it.
@@ -101,7 +110,7 @@ func (e *Answer) Set(msg []byte, name int, f Form) bool {
 	if len(rest) > maxRest {
 		return false
 	}
-	*e = Answer{size: uint16(len(rest)), sample: f.Sample, header: [8]byte{msg[2] &^ rd, msg[3] &^ cd, 6: msg[10], 7: msg[11]}}
+	*e = Answer{until: f.Until, size: uint16(len(rest)), sample: f.Sample, header: [8]byte{msg[2] &^ rd, msg[3] &^ cd, 6: msg[10], 7: msg[11]}}
 	copy(e.header[2:], msg[6:10])
 	copy(e.rest[:], rest)
 	if f.Serial != 0 {
