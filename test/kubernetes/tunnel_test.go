@@ -51,12 +51,8 @@ func TestWalkAtTheSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := parseReport(text)
-		if err != nil || r.PodNetwork.SocketLB == nil {
-			t.Fatalf("%s: %v, %s", n.Name, err, text)
-		}
-		if led := r.PodNetwork.SocketLB; len(r.Off) > 0 || led.Pods < 1 || led.Services < 2 || led.Connections < 6 {
-			t.Errorf("%s: %+v, %q", n.Name, led, r.Off)
+		if led, err := socketLB(text); err != nil || led.Pods < 1 || led.Services < 2 || led.Connections < 6 {
+			t.Errorf("%s: %+v, %v", n.Name, led, err)
 		}
 	}
 }
@@ -82,6 +78,20 @@ func fastPath(text string) (status.FastPath, error) {
 		}
 	}
 	return *r.PodNetwork.FastPath, nil
+}
+
+// socketLB reads an agent's status of connections that are led at the socket, which is to have nothing to complain of.
+func socketLB(text string) (status.SocketLB, error) {
+	r, err := parseReport(text)
+	if err != nil || r.PodNetwork.SocketLB == nil {
+		return status.SocketLB{}, fmt.Errorf("nothing is led at the socket: %w: %s", err, text)
+	}
+	for _, s := range r.Off {
+		if strings.Contains(s, "led at") {
+			return *r.PodNetwork.SocketLB, errors.New(s)
+		}
+	}
+	return *r.PodNetwork.SocketLB, nil
 }
 
 // tunnelPackets is how many packets a node has sent through its tunnel; 0 if it has none.
