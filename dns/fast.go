@@ -126,6 +126,9 @@ func (w *writer) cached(req []byte) {
 		return
 	}
 	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}
+	if w.taught.Answers != nil {
+		w.asOf = shortcut.Clock()
+	}
 	resp, fresh, ok := w.upstreams.Append(w.buf, asked)
 	if !ok {
 		w.missed = true
@@ -172,6 +175,7 @@ type writer struct {
 	disputed bool   // it may change although nothing that it is about has changed
 	serial   int    // where the number of the state is; 0: nowhere
 	shuffled int    // how many of the first records may come in any order
+	asOf     uint64 // by the kernel's clock: before the cache was asked
 	fresh    forward.Fresh
 }
 

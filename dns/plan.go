@@ -30,6 +30,7 @@ type plan struct {
 
 // served is a block made ready.
 type served struct {
+	name string // its label
 	Block
 	zone      *zone              // nil if the cluster is not served here
 	rules     *rules.Set         // nil if there are none
@@ -128,7 +129,7 @@ func (p *plan) adopt(old *plan) {
 }
 
 func newServed(o Options, b Block) (*served, error) {
-	s := &served{Block: b}
+	s := &served{Block: b, name: b.label()}
 	for _, a := range o.Self {
 		s.cluster = append(s.cluster, a.Addr())
 	}

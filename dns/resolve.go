@@ -81,6 +81,9 @@ func (q *query) instead(ctx context.Context, name string, qtype uint16) *found {
 	} else {
 		q.completed.unsure()
 	}
+	if other.undo != nil {
+		q.completed.unsure()
+	}
 	if other.undo != nil && f != nil {
 		m := &mdns.Msg{MsgHdr: mdns.MsgHdr{Rcode: f.rcode}, Answer: f.answer, Ns: f.ns, Extra: f.extra}
 		other.undo.Apply(m)
@@ -181,9 +184,10 @@ func (q *query) reply(ctx context.Context, asked forward.Question) (r *forward.R
 		return q.block.upstreams.Ask(ctx, asked)
 	}
 	if !q.missed {
+		asOf := q.completed.now()
 		q.source, r = client.FromCache, q.block.upstreams.Cached(asked)
 		q.missed = r == nil
-		q.completed.hit(q.block.upstreams, r)
+		q.completed.hit(q.block, r, asOf)
 	}
 	return r, nil
 }

@@ -31,6 +31,7 @@ type taught struct {
 
 	mu      sync.Mutex
 	classes map[class]*tally
+	put     int // of those, what is not from the cluster's zones alone
 	stats   map[netip.AddrPort]*socketStats
 
 	collecting sync.Mutex
@@ -49,9 +50,12 @@ type class struct {
 	spared  client.Spared
 }
 
-// outside is what of an answer came out of a cache of upstreams' answers: how many answers and denials. Without one, upstreams is nil.
+// mostPut is how many ways of counting there are for what is not from the cluster's zones alone; for the rest there are as many.
+const mostPut = 512
+
+// outside is what of an answer came out of a block's cache of upstreams' answers: how many answers and denials. Without one, block is empty.
 type outside struct {
-	upstreams        *forward.Forwarder
+	block            string // by its label, as a reload makes other blocks
 	answers, denials uint8
 }
 
@@ -75,17 +79,25 @@ func (r *resting) suppressed() {
 	}
 }
 
-func (r *resting) hit(f *forward.Forwarder, reply *forward.Reply) {
+// now is the time by the kernel's clock.
+func (r *resting) now() uint64 {
+	if r == nil {
+		return 0
+	}
+	return shortcut.Clock()
+}
+
+func (r *resting) hit(b *served, reply *forward.Reply, asOf uint64) {
 	if r == nil || reply == nil {
 		return
 	}
-	fresh := reply.Fresh()
-	if r.upstreams != nil && r.upstreams != f {
+	if r.block != "" && r.block != b.name {
 		r.others = true
 	}
-	r.upstreams = f
+	fresh := reply.Fresh()
+	r.block = b.name
 	r.count(fresh.Denial)
-	if until := endOf(fresh); r.until == 0 || until < r.until {
+	if until := asOf + uint64(fresh.Left); r.until == 0 || until < r.until {
 		r.until = until
 	}
 }
@@ -107,9 +119,6 @@ func (o *outside) count(denial bool) {
 		o.answers++
 	}
 }
-
-// endOf is when an answer of the cache is given with other TTLs, by the kernel's clock.
-func endOf(f forward.Fresh) uint64 { return shortcut.Clock() + uint64(f.Left) }
 
 // tally is how many of a class are counted.
 type tally struct {
@@ -166,8 +175,8 @@ func (w *writer) shared() bool {
 // sampled reports whether the kernel has left the question to the server although it has the answer.
 func (w *writer) sampled() bool { return w.shared() && w.taught.Has(&w.ask) }
 
-// teach tells the kernel an answer that was just written for a pod of this node, if every pod would be answered so, for as long as the Service that it is about
-// stays as it is.
+// teach tells the kernel an answer that was just written for a pod of this node: of the cluster's zones, for as long as the Service that it is about stays as it is; from the cache,
+// until its TTLs change. It is for all pods, or for those that are answered alike.
 func (s *Server) teach(w *writer, p *plan) {
 	q := &w.asked
 	f, c := shortcut.Form{Serial: w.serial, Shuffled: w.shuffled}, class{zone: w.zoneOf}
@@ -176,11 +185,14 @@ func (s *Server) teach(w *writer, p *plan) {
 		return
 	case w.source == client.FromCluster && w.zoneOf == zoneCluster:
 	case w.source == client.FromCache && !s.clients.Suppressing(q.qtype):
-		w.slot, f.Until = shortcut.All, endOf(w.fresh)
+		if w.fresh.Left == 0 {
+			return
+		}
+		w.slot, f.Until = shortcut.All, w.asOf+uint64(w.fresh.Left)
 		if w.Loadbalance {
 			f.Shuffled = w.fresh.First
 		}
-		c.outside.upstreams = w.upstreams
+		c.outside.block = w.name
 		c.outside.count(w.fresh.Denial)
 	default:
 		return
@@ -241,8 +253,21 @@ func (s *Server) teachCompleted(d *desk, q *query, st *state, p *plan, req, resp
 	if !w.teachable() {
 		return
 	}
+	if r.until != 0 && r.until <= shortcut.Clock() {
+		return
+	}
 	w.ask.Of(q.who.Pod.Alike())
 	w.tell(p, shortcut.Form{Until: r.until}, class{zone: q.zone, outside: r.outside, spared: r.Spared})
+}
+
+// countCached counts in a block's cache what was given in its place.
+func (p *plan) countCached(o outside, n uint64) {
+	for _, b := range p.blocks {
+		if b.name == o.block && b.upstreams != nil {
+			b.upstreams.Count(n*uint64(o.answers), n*uint64(o.denials))
+			return
+		}
+	}
 }
 
 // class is how an answer is counted; false if there are too many ways already. Of c it is said what is not to be seen from the answer.
@@ -252,6 +277,13 @@ func (t *taught) class(w *writer, c class) (uint16, bool) {
 	defer t.mu.Unlock()
 	if n := t.classes[c]; n != nil {
 		return n.index, true
+	}
+	// There are more ways for what is put together from others' answers, and a pod can ask for many: they have to leave room.
+	if c.outside != (outside{}) || c.spared != (client.Spared{}) {
+		if t.put == mostPut {
+			return 0, false
+		}
+		t.put++
 	}
 	index, ok := t.NewKind()
 	if !ok {
@@ -290,8 +322,8 @@ func (s *Server) collect() {
 		n.stats.countType(c.zone, c.qtype, int(c.rcode), answers)
 		n.stats.observe(c.zone, 0, answers)
 		c.spared.Count(s.clients, answers)
-		if f := c.outside.upstreams; f != nil {
-			f.Count(answers*uint64(c.outside.answers), answers*uint64(c.outside.denials))
+		if c.outside.block != "" {
+			s.plan.Load().countCached(c.outside, answers)
 		}
 		n.stats.meter.Add(c.zone, answers, meter.Sizes{Of: n.question, Sum: now.Asked - last.Asked}, meter.Sizes{Of: n.answer, Sum: now.Said - last.Said}, c.do)
 	}
@@ -316,7 +348,6 @@ func (s *Server) unteach(old, now *state) {
 			s.log.Warn("completed names are not answered in the kernel for all pods", "err", err)
 		}
 	}
-	t.Changed(shortcut.Any)
 	all := old.published == nil || old.announced.clients != now.announced.clients
 	for _, v := range []*View{old.announced, old.published, now.announced, now.published} {
 		// One Service may have got what another had, or lost it.
@@ -338,8 +369,13 @@ func (t *taught) changed(a, b *model.Snapshot) {
 	if a == b {
 		return
 	}
+	some := false
 	for name := range model.Diff(a.Services, b.Services) {
 		t.Changed(shortcut.Slot(name))
+		some = true
+	}
+	if some {
+		t.Changed(shortcut.Any)
 	}
 }
 

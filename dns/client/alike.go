@@ -25,11 +25,14 @@ func (n *numbers) number(p *Pod) uint32 {
 	key := strings.Join(p.search.suffixes, "") + strconv.Itoa(p.search.ndots) + strconv.FormatBool(p.IPv6)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.of[key] == 0 {
+	if n.of[key] == 0 && len(n.of) < mostNumbers {
 		n.of[key] = uint32(len(n.of) + 1)
 	}
 	return n.of[key]
 }
+
+// mostNumbers bounds the memory for search lists that pods had once. Pods with further ones have no number.
+const mostNumbers = 4096
 
 // Alike is the same number, and not 0, for pods that are given the same answers by [Complete] and [Clients.Suppress]; 0 for one whose names are not completed.
 func (p *Pod) Alike() uint32 {

@@ -173,6 +173,8 @@ type hit struct {
 	failed *failure
 	// refresh is set for one caller, who is to ask anew though there is an answer.
 	refresh bool
+	// alone is until when questions for the fresh one need not be seen here: none of them would have it asked for anew.
+	alone int64
 }
 
 // get looks a question up. When counted is set, the question is a client's.
@@ -190,7 +192,14 @@ func (f *Forwarder) get(q Question, now int64, counted bool) (out hit) {
 		e.used = true
 		if counted {
 			e.hits++
-			if n := f.o.Caching.PrefetchHits; n > 0 && e.hits >= n && !e.refreshing && now >= e.retry && (e.until-now)*100 <= (e.until-e.stored)*int64(f.o.Caching.PrefetchPercent) {
+		}
+		out.alone = e.until
+		if n := f.o.Caching.PrefetchHits; n > 0 {
+			window := e.until - (e.until-e.stored)*int64(f.o.Caching.PrefetchPercent)/100
+			if out.alone = window; e.hits < n {
+				out.alone = now
+			}
+			if counted && e.hits >= n && !e.refreshing && now >= e.retry && now >= window {
 				e.refreshing, out.refresh = true, true
 				s.counts.prefetchs++
 			}

@@ -246,7 +246,7 @@ func (f *Forwarder) Append(dst []byte, q Question) (resp []byte, fresh Fresh, ok
 	if h.fresh == nil {
 		return dst, Fresh{}, false
 	}
-	return h.fresh.append(dst, q, h.fresh.remaining(now), f.o.Rotate), h.fresh.at(now), true
+	return h.fresh.append(dst, q, h.fresh.remaining(now), f.o.Rotate), h.at(now), true
 }
 
 // Count counts answers that somebody else has given in the cache's place: so many, and so many denials.
@@ -269,11 +269,11 @@ func (f *Forwarder) Cached(q Question) *Reply {
 	if h.fresh == nil {
 		return nil
 	}
-	return f.fresh(q, h.fresh, now)
+	return f.fresh(q, &h, now)
 }
 
-func (f *Forwarder) fresh(q Question, e *entry, now int64) *Reply {
-	return &Reply{e: e, q: q, ttl: e.remaining(now), fresh: e.at(now), rotate: f.o.Rotate}
+func (f *Forwarder) fresh(q Question, h *hit, now int64) *Reply {
+	return &Reply{e: h.fresh, q: q, ttl: h.fresh.remaining(now), fresh: h.at(now), rotate: f.o.Rotate}
 }
 
 // refresh asks anew in the background.
@@ -306,7 +306,7 @@ func (f *Forwarder) Ask(ctx context.Context, q Question) (*Reply, error) {
 	h := f.get(q, now, false)
 	switch {
 	case h.fresh != nil:
-		return f.fresh(q, h.fresh, now), nil
+		return f.fresh(q, &h, now), nil
 	case h.stale != nil && (h.failed != nil || f.o.Caching.StaleAtOnce):
 		if h.refresh {
 			f.refresh(q, h)

@@ -120,15 +120,16 @@ func (e *entry) remaining(now int64) uint32 { return uint32(max(0, e.until-now) 
 
 // Fresh is what there is to know of an answer that is in its time.
 type Fresh struct {
-	// Left is for how long it is given with the same TTLs.
+	// Left is for how long it may be given without being asked for here: until its TTLs change, or questions for it are to have it asked for anew.
 	Left   time.Duration
 	Denial bool
 	// First is how many addresses it begins with, which may come in any order; 0: none.
 	First int
 }
 
-func (e *entry) at(now int64) Fresh {
-	f := Fresh{Left: time.Duration(e.until-now) % time.Second, Denial: e.denial}
+func (h *hit) at(now int64) Fresh {
+	e := h.fresh
+	f := Fresh{Left: max(0, min(time.Duration(e.until-now)%time.Second, time.Duration(h.alone-now))), Denial: e.denial}
 	if e.turn == 0 {
 		f.First = e.count
 	}

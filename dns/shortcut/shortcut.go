@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -54,7 +54,8 @@ func (a *Answers) Load(m Maps) error {
 	a.slots[serial].Store(a.serial.Load())
 	alike := a.alike
 	a.alike = nil
-	return a.setAlike(alike)
+	_ = a.setAlike(alike) // what is not there is not answered
+	return nil
 }
 
 // SetAlike says which pods are answered alike where not everybody is: those with the same number, which is not 0. The map is not to be changed afterwards. The error is
@@ -66,26 +67,35 @@ func (a *Answers) SetAlike(alike map[netip.Addr]uint32) error {
 }
 
 func (a *Answers) setAlike(alike map[netip.Addr]uint32) error {
-	before := a.alike
-	a.alike = alike
 	if a.maps == nil {
+		a.alike = alike
 		return nil
 	}
-	for addr := range before {
-		if _, ok := alike[addr]; ok {
+	// What is wrong goes first, and what could not be written is not said to be there.
+	now := make(map[netip.Addr]uint32, len(alike))
+	var errs []error
+	for addr, n := range a.alike {
+		if alike[addr] == n {
+			now[addr] = n
 			continue
 		}
 		if err := a.maps.Askers.Delete(addr.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("write pods that are answered alike: %w", err)
+			now[addr] = n
+			errs = append(errs, err)
 		}
 	}
 	for addr, n := range alike {
-		if before[addr] == n {
+		if now[addr] != 0 {
 			continue
 		}
 		if err := a.maps.Askers.Put(addr.As16(), n); err != nil {
-			return fmt.Errorf("write pods that are answered alike: %w", err)
+			errs = append(errs, err)
+			continue
 		}
+		now[addr] = n
+	}
+	if a.alike = now; len(errs) > 0 {
+		return fmt.Errorf("write %d pods that are answered alike: %w", len(errs), errs[0])
 	}
 	return nil
 }
@@ -211,14 +221,20 @@ func (a *Answers) Has(q *Question) bool {
 	return e.all == uint32(a.slots[All].Load()) && e.number == uint32(a.slots[e.slot].Load())
 }
 
-// Clock is the kernel's monotonic one, in nanoseconds.
-func Clock() uint64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
-		return math.MaxUint64 // there is no kernel without
-	}
-	return uint64(t.Nano())
-}
+// Clock is the kernel's monotonic one, in nanoseconds, or a moment before.
+func Clock() uint64 { return kernelClock + uint64(time.Since(began)) }
+
+// The runtime reads the same clock, faster than by a system call, and does not say from when it counts.
+var (
+	kernelClock = func() uint64 {
+		var t unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+			panic(err) // there is no kernel without
+		}
+		return uint64(t.Nano())
+	}()
+	began = time.Now()
+)
 
 // clear makes room: what is still asked for comes again.
 func (a *Answers) clear() {
