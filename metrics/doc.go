@@ -36,6 +36,7 @@
 //	fairlead_checkpoint_write_failures_total                   own: those that failed
 //	fairlead_pod_fast_path_answers_total                       own: questions answered in the kernel ([github.com/fairlead/fairlead/fastpath])
 //	fairlead_pod_fast_path_packets_total                       own: packets past netfilter ([github.com/fairlead/fairlead/fastpath])
+//	fairlead_socket_lb_connections_total                       own: connections led to an endpoint when made ([github.com/fairlead/fairlead/socketlb])
 //
 // The invariant: nothing is waited for on the way of a change; each call is one or two atomic operations, and what others count already is
 // asked for when a scrape comes.

@@ -18,6 +18,7 @@ import (
 	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/fastpath"
 	"github.com/fairlead/fairlead/metrics"
+	"github.com/fairlead/fairlead/socketlb"
 )
 
 // described lists the names and labels of an agent's metrics, sorted, each "NAME LABEL, LABEL".
@@ -29,7 +30,8 @@ func described(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	var out []string
-	for _, c := range slices.Concat(metrics.New(metrics.Options{}).Collectors(), metrics.NewCheckpoint().Collectors(), server.Collectors(), fastpath.New(shortcut.New(), nil).Collectors()) {
+	for _, c := range slices.Concat(metrics.New(metrics.Options{}).Collectors(), metrics.NewCheckpoint().Collectors(), server.Collectors(), fastpath.New(shortcut.New(), nil).Collectors(),
+		socketlb.New(nil, nil).Collectors()) {
 		ch := make(chan *prometheus.Desc)
 		go func() { defer close(ch); c.Describe(ch) }()
 		for d := range ch {
