@@ -56,7 +56,8 @@ func run(args []string) error {
 	case "carry":
 		return carry(args[1:], os.Stdout)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// What was made is to be removed also when nobody reads the figures any more.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
 	defer stop()
 	switch name {
 	case "compare-dns":
