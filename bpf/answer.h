@@ -21,7 +21,7 @@ struct question {
 	__u16 type;
 	__u8 size; // of the name
 	__u8 form;
-	__u32 askers; // whose question it is: 0 for anybody's
+	__u32 like; // whose question it is, as askers tells them apart; 0 for anybody's
 	__u64 name[MAX_NAME / 8]; // in wire form and lower case, with zeros behind it
 };
 
@@ -347,7 +347,7 @@ static inline_always int find_answer(struct draft *d, const struct addr *src)
 	like = map_lookup(&askers, src);
 	if (!like)
 		return 0;
-	d->question.askers = *like;
+	d->question.like = *like;
 	return take_answer(d);
 }
 

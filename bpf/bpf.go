@@ -1,11 +1,11 @@
 // Copyright The Fairlead Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bpf has the programs that run in the kernel: their C, and what the compiler makes of it.
+// Package bpf has the programs that run in the kernel: their C, what the compiler makes of it, and what all who load them need.
 //
 //	program       where                                               maps                                      from Linux
 //	from_pod      TCX ingress of the node's end of pods' veth pairs   ranges, pods, established, forwarded      6.6
-//	                                                                  and answers, slots, counts, drafts
+//	                                                                  and answers, askers, slots, counts, drafts
 //	from_node     TCX ingress of links to other nodes and the tunnel  ranges, pods, established, forwarded      6.6
 //	connect4      connect() in the machine's first cgroup             namespaces, services, endpoints,          5.14
 //	connect6                                                          translations, translated

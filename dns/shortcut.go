@@ -103,12 +103,10 @@ func (r *resting) hit(b *served, reply *forward.Reply, asOf uint64) {
 }
 
 func (r *resting) done(c client.Completion[*found], ok bool) {
-	switch {
-	case r == nil:
-	case ok:
-		r.Completed, r.Failed, r.Saved = true, c.Failed(), uint8(c.Saved)
-	default:
-		r.Kept = true
+	if r != nil {
+		suppressed := r.Suppressed
+		r.Spared = client.SparedBy(c, ok)
+		r.Suppressed = suppressed
 	}
 }
 

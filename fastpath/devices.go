@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
+	"github.com/fairlead/fairlead/bpf"
 	"github.com/fairlead/fairlead/dns/shortcut"
 	"github.com/fairlead/fairlead/linux"
 	"github.com/fairlead/fairlead/model"
@@ -51,7 +52,7 @@ func (t *Target) place(h *netlink.Handle, s *model.Snapshot, links *nodenet.Link
 			continue
 		}
 		delete(t.pods, addr)
-		if err := ignoreMissing(t.objects.Pods.Delete(addr.As16())); err != nil {
+		if err := bpf.IgnoreMissing(t.objects.Pods.Delete(addr.As16())); err != nil {
 			return fmt.Errorf("write pods: %w", err)
 		}
 	}

@@ -188,7 +188,7 @@ func (t *Target) bring(s *model.Snapshot, links *nodenet.Links, anew bool) error
 		}
 	}
 	for _, prefix := range gone {
-		if err := ignoreMissing(t.objects.Ranges.Delete(keyOf(prefix))); err != nil {
+		if err := bpf.IgnoreMissing(t.objects.Ranges.Delete(keyOf(prefix))); err != nil {
 			return fmt.Errorf("write ranges of pods: %w", err)
 		}
 	}
@@ -320,21 +320,9 @@ func (t *Target) Report() Report {
 	}
 	slices.Sort(r.Left)
 	if t.objects != nil {
-		var each []uint64
-		if err := t.objects.Forwarded.Lookup(uint32(0), &each); err == nil {
-			for _, n := range each {
-				r.Packets += n
-			}
-		}
+		r.Packets = bpf.Total(t.objects.Forwarded)
 	}
 	return r
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	return err
 }
 
 // Course is how much of a TCP connection goes the fast way on this node.
@@ -358,7 +346,7 @@ func (t *Target) Course(src, dst netip.Addr) (Course, error) {
 	}
 	var from, to shortcut.Pod
 	if err := t.objects.Pods.Lookup(src.As16(), &from); err != nil {
-		return LongWay, ignoreMissing(err)
+		return LongWay, bpf.IgnoreMissing(err)
 	}
 	if _, ok := t.on[int(from.Dev)]; !ok {
 		return LongWay, nil
@@ -371,7 +359,7 @@ func (t *Target) Course(src, dst netip.Addr) (Course, error) {
 	}
 	switch {
 	case err != nil:
-		return LongWay, ignoreMissing(err)
+		return LongWay, bpf.IgnoreMissing(err)
 	case to.What&services != 0:
 		return Established, nil
 	case to.What&askServices != 0 || to.Dev == 0:

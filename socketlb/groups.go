@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/bpf"
 	"github.com/fairlead/fairlead/model"
 )
 
@@ -65,6 +66,8 @@ func (t *Target) touched(from, to *model.Snapshot) map[model.Name]struct{} {
 	for f := range model.Diff(from.Frontends, to.Frontends) {
 		switch {
 		case f.Protocol != model.TCP:
+		case isLeaving(from, f) && isLeaving(to, f):
+			// A pod that is ending is that in all of its Services, which have changed.
 		case f.Addr.IsUnspecified():
 			ports[f.Port] = struct{}{}
 		case !to.InServiceCIDRs(f.Addr):
@@ -87,6 +90,12 @@ func (t *Target) touched(from, to *model.Snapshot) map[model.Name]struct{} {
 		}
 	}
 	return touched
+}
+
+// isLeaving reports whether a frontend is nothing in a snapshot but the address of an endpoint that is ending, if it is there at all.
+func isLeaving(s *model.Snapshot, f model.Frontend) bool {
+	w, ok := s.Way(f)
+	return !ok || w.Kind == model.AtLeaving
 }
 
 func ownAddrs(s *model.Snapshot) []netip.Addr {
@@ -213,7 +222,7 @@ func seated(before, to []netip.AddrPort) []netip.AddrPort {
 func (t *Target) dropGroup(at netip.AddrPort, seats int) error {
 	g := t.groups[at]
 	delete(t.groups, at)
-	if err := ignoreMissing(t.objects.Services.Delete(placeOf(at))); err != nil {
+	if err := bpf.IgnoreMissing(t.objects.Services.Delete(placeOf(at))); err != nil {
 		return fmt.Errorf("remove %s: %w", at, err)
 	}
 	return t.empty(g.number, 0, seats)
@@ -222,7 +231,7 @@ func (t *Target) dropGroup(at netip.AddrPort, seats int) error {
 // empty frees the seats of a group from one to before another.
 func (t *Target) empty(number uint32, from, to int) error {
 	for i := from; i < to; i++ {
-		if err := ignoreMissing(t.objects.Endpoints.Delete(seat{number, uint32(i)})); err != nil {
+		if err := bpf.IgnoreMissing(t.objects.Endpoints.Delete(seat{number, uint32(i)})); err != nil {
 			return fmt.Errorf("remove endpoint: %w", err)
 		}
 	}

@@ -37,7 +37,7 @@ import (
 
 // Report is what is led at the socket.
 type Report struct {
-	// Off is why nothing is, in words that follow "pods' sockets are not led: "; empty if they are.
+	// Off is why nothing is, in words that follow "pods' connections are not led at their sockets: "; empty if they are.
 	Off string
 	// Pods is how many network namespaces of pods are known, Services how many addresses and ports of Services lead somewhere.
 	Pods, Services int
@@ -237,7 +237,7 @@ func (t *Target) setPods() error {
 		t.known[cookie] = struct{}{}
 	}
 	for cookie := range gone {
-		if err := ignoreMissing(t.objects.Namespaces.Delete(cookie)); err != nil {
+		if err := bpf.IgnoreMissing(t.objects.Namespaces.Delete(cookie)); err != nil {
 			return fmt.Errorf("write network namespaces: %w", err)
 		}
 		delete(t.known, cookie)
@@ -281,12 +281,7 @@ func (t *Target) Report() Report {
 	defer t.mu.Unlock()
 	r := Report{Off: t.trial.Off(), Pods: len(t.known), Services: len(t.groups), Crowded: len(t.crowded)}
 	if t.objects != nil {
-		var each []uint64
-		if err := t.objects.Translated.Lookup(uint32(0), &each); err == nil {
-			for _, n := range each {
-				r.Connections += n
-			}
-		}
+		r.Connections = bpf.Total(t.objects.Translated)
 	}
 	return r
 }
@@ -300,7 +295,7 @@ func (t *Target) Read(pod netip.Addr, at netip.AddrPort) ([]netip.AddrPort, erro
 	}
 	var nothing uint32
 	if err := t.objects.Namespaces.Lookup(t.pods[pod], &nothing); err != nil {
-		return nil, ignoreMissing(err)
+		return nil, bpf.IgnoreMissing(err)
 	}
 	return t.objects.read(placeOf(at))
 }
@@ -347,11 +342,4 @@ func (t *Target) Collectors() []prometheus.Collector {
 		Name: "fairlead_socket_lb_connections_total",
 		Help: "TCP connections of pods to Services that were led to an endpoint when they were made.",
 	}, func() float64 { return float64(t.Report().Connections) })}
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	}
-	return err
 }

@@ -110,7 +110,7 @@ func (c *Clients) Suppressing(qtype uint16) bool {
 type Spared struct {
 	// Suppressed is how many of the names that it was asked for [Clients.Suppress] has counted.
 	Suppressed uint8
-	// Completed says that there was a [Completion], Failed that it led to a failure, Saved how many names it has spared the resolver; Kept that
+	// Completed says that there was a [Completion], and Saved how many names it has spared the resolver; Failed that it led to a failure; Kept that
 	// there was none, and the answer stayed as it was.
 	Completed, Failed, Kept bool
 	Saved                   uint8
@@ -145,13 +145,10 @@ func (c *Clients) Completion() Mode { return c.settings.Completion }
 
 // CountCompletion counts what [Complete] has returned, for n questions: [Sample] of them if the others were not looked at.
 func CountCompletion[A any](c *Clients, n uint64, done Completion[A], ok bool) {
-	switch {
-	case !ok:
-		c.kept.Add(n)
-	case done.Failed():
-		c.failed.Add(n)
-	default:
-		c.completed.Add(n)
-		c.saved.Add(n * uint64(done.Saved))
-	}
+	SparedBy(done, ok).Count(c, n)
+}
+
+// SparedBy is what CountCompletion counts.
+func SparedBy[A any](done Completion[A], ok bool) Spared {
+	return Spared{Completed: ok && !done.failed(), Failed: ok && done.failed(), Kept: !ok, Saved: uint8(done.Saved)}
 }

@@ -31,8 +31,7 @@ type Outcome struct {
 
 func (o Outcome) missing() bool { return o.Rcode == mdns.RcodeNameError }
 
-// Failed reports whether there is neither an answer nor a denial.
-func (o Outcome) Failed() bool { return o.Rcode != mdns.RcodeSuccess && !o.missing() }
+func (o Outcome) failed() bool { return o.Rcode != mdns.RcodeSuccess && !o.missing() }
 
 // Completion is the answer to a question that was completed.
 type Completion[A any] struct {
@@ -99,7 +98,7 @@ func Complete[A any](p *Pod, q Question, ask func(name string, qtype uint16) (Ou
 			name += further[i]
 		}
 		o, a := ask(name, q.Type)
-		if !last && !o.Ours && !o.Suppressed && !o.Failed() {
+		if !last && !o.Ours && !o.Suppressed && !o.failed() {
 			if b, _ := ask(name, other); !b.Suppressed && b.missing() != o.missing() {
 				return c, false
 			}

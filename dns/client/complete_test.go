@@ -203,7 +203,7 @@ func TestComplete(t *testing.T) {
 			switch {
 			case c.Records:
 				what = "data"
-			case c.Failed():
+			case c.failed():
 				what = "failed"
 			}
 			got = fmt.Sprintf("%s %s saved %d", c.Name, what, c.Saved)

@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/bpf"
 	"github.com/fairlead/fairlead/model"
 )
 
@@ -79,7 +80,7 @@ func (a *Answers) setAlike(alike map[netip.Addr]uint32) error {
 			now[addr] = n
 			continue
 		}
-		if err := a.maps.Askers.Delete(addr.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := bpf.IgnoreMissing(a.maps.Askers.Delete(addr.As16())); err != nil {
 			now[addr] = n
 			errs = append(errs, err)
 		}
