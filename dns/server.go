@@ -82,7 +82,6 @@ func (s *Server) Reload(blocks []Block) error {
 			return fmt.Errorf("port %d is not open: another port takes another start", port)
 		}
 	}
-	s.collect()
 	p.adopt(old) // not before all is well: it takes the counters along
 	s.plan.Store(p)
 	if s.taught.Answers != nil {

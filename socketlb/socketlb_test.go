@@ -265,6 +265,25 @@ func TestAgain(t *testing.T) {
 		}
 		return nil
 	})
+	// Also when it is the very endpoint that refused.
+	fd, refused := 0, &unix.SockaddrInet4{Port: 9999, Addr: endpoints(1)[0].As4()}
+	s.client.Do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: 80, Addr: vips(2)[0].As4()}); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("where nobody listens: %v", err)
+		}
+		return nil
+	})
+	defer unix.Close(fd)
+	s.node.EchoAs("late", "tcp", netip.AddrPortFrom(endpoints(1)[0], 9999).String())
+	if err := unix.Connect(fd, refused); err != nil {
+		t.Fatal(err)
+	}
+	if peer, err := peerOfFD(fd); err != nil || peer != netip.AddrPortFrom(endpoints(1)[0], 9999) {
+		t.Errorf("connected directly, it sees %s, %v", peer, err)
+	}
 }
 
 // TestComeAndGo: pods are led from when they are told, and when they go; without programs connections live on, and see where they lead; and programs that
