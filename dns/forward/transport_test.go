@@ -277,7 +277,7 @@ func TestNoEDNS(t *testing.T) {
 				}
 				return addresses(q, tcp)
 			})
-			r := start(t, nil, up)
+			r := start(t, nil, up).untested()
 			ask := func(name string) int64 {
 				before := up.asked[0].Load()
 				want(t, data(r.ask(name, typeA)), "NOERROR "+name+" A 192.0.2.80")
@@ -297,7 +297,7 @@ func TestNoEDNS(t *testing.T) {
 	}
 	// One that does not like the question itself keeps its EDNS.
 	up := newResolver(t, says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeFormatError }))
-	r := start(t, nil, up)
+	r := start(t, nil, up).untested()
 	if m := r.ask("a.example.com.", typeA); m.Rcode != mdns.RcodeFormatError {
 		t.Errorf("%v", m)
 	}
