@@ -132,9 +132,11 @@ func (s *site) nodeN(i, nodes, pods int) model.Node {
 }
 
 // podAddr is the fifth address of a range.
-func podAddr(r netip.Prefix) netip.Addr {
+func podAddr(r netip.Prefix) netip.Addr { return nth(r, 5) }
+
+func nth(r netip.Prefix, n int) netip.Addr {
 	a := r.Addr()
-	for range 5 {
+	for range n {
 		a = a.Next()
 	}
 	return a
@@ -146,46 +148,50 @@ func (s *site) addPod(m *member, i int) *testnet.Host {
 	pod, dev := s.world.Host(fmt.Sprintf("p%d", i)), fmt.Sprintf("fl%011x", i)
 	s.world.Cable(m.Host, dev, pod, "eth0")
 	m.Sysctl("net/ipv4/conf/"+dev+"/rp_filter", "0")
-	var macs [2]net.HardwareAddr
-	for i, end := range []struct {
-		h   *testnet.Host
-		dev string
-	}{{m.Host, dev}, {pod, "eth0"}} {
-		link, err := end.h.Link.LinkByName(end.dev)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		macs[i] = link.Attrs().HardwareAddr
-	}
-	wire := func(h *testnet.Host, add func(*linux.Batch)) {
-		b, err := h.NS.Batch()
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		defer b.Close()
-		add(b)
-		if err := b.Send(); err != nil {
-			s.t.Fatal(err)
-		}
+	outer, err := m.Link.LinkByName(dev)
+	if err != nil {
+		s.t.Fatal(err)
 	}
 	for _, r := range m.node.PodCIDRs {
-		a := podAddr(r)
 		gateway, all := netip.MustParseAddr("169.254.1.1"), netip.MustParsePrefix("0.0.0.0/0")
-		if a.Is6() {
+		if r.Addr().Is6() {
 			gateway, all = netip.MustParseAddr("fe80::1"), netip.MustParsePrefix("::/0")
 		}
-		wire(m.Host, func(b *linux.Batch) {
-			b.NeighSet(m.Index(dev), a, macs[1])
-			b.RouteAdd(linux.Route{Dst: single(a), Index: m.Index(dev)})
-		})
-		wire(pod, func(b *linux.Batch) {
-			b.AddrAdd(pod.Index("eth0"), single(a))
-			b.NeighSet(pod.Index("eth0"), gateway, macs[0])
+		s.addPodAddr(m, pod, dev, podAddr(r))
+		s.wire(pod, func(b *linux.Batch) {
+			b.NeighSet(pod.Index("eth0"), gateway, outer.Attrs().HardwareAddr)
 			b.RouteAdd(linux.Route{Dst: all, Via: gateway, Index: pod.Index("eth0")})
 		})
-		settle(s.t, pod, a.String())
+		settle(s.t, pod, podAddr(r).String())
 	}
 	return pod
+}
+
+// addPodAddr gives a pod an address, and the node the way there.
+func (s *site) addPodAddr(m *member, pod *testnet.Host, dev string, a netip.Addr) {
+	s.t.Helper()
+	inner, err := pod.Link.LinkByName("eth0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.wire(m.Host, func(b *linux.Batch) {
+		b.NeighSet(m.Index(dev), a, inner.Attrs().HardwareAddr)
+		b.RouteAdd(linux.Route{Dst: single(a), Index: m.Index(dev)})
+	})
+	s.wire(pod, func(b *linux.Batch) { b.AddrAdd(pod.Index("eth0"), single(a)) })
+}
+
+func (s *site) wire(h *testnet.Host, add func(*linux.Batch)) {
+	s.t.Helper()
+	b, err := h.NS.Batch()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer b.Close()
+	add(b)
+	if err := b.Send(); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 func (s *site) snapshot(self int, without ...int) *model.Snapshot {
