@@ -16,7 +16,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // answer is the one line a server sends back: who answered and whom it saw.
@@ -167,22 +170,24 @@ func serveMain(ctx context.Context, args []string, out io.Writer) error {
 // serve answers on every listener until ctx ends, and returns once the
 // requests in hand are finished or grace has passed.
 //
-// http.Server.Shutdown alone would not do: it drops a request that arrives, on
-// a connection it has accepted, after the shutdown began. Such a client did
-// nothing wrong and must get its answer, so the listeners are closed first and
+// http.Server.Shutdown alone would not do: the kernel resets what was connected
+// and not accepted yet when a listener is closed, and a request is dropped that
+// arrives, on a connection that was accepted, after the shutdown began. Such
+// clients did nothing wrong and must get their answers, so a listener is closed
+// once nobody waits at it, which is at once unless the processors are busy, and
 // Shutdown comes when no connection is owed one.
 func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time.Duration) error {
 	srv := &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second, ConnState: s.owed.note}
 	failed := make(chan error, len(listeners))
-	var wg sync.WaitGroup
+	var accepting sync.WaitGroup
 	for _, ln := range listeners {
-		wg.Go(func() {
+		accepting.Go(func() {
 			if err := srv.Serve(ln); !s.draining.Load() {
 				failed <- err
 			}
 		})
 	}
-	defer wg.Wait()
+	defer accepting.Wait()
 	select {
 	case err := <-failed:
 		srv.Close()
@@ -193,8 +198,11 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time
 	end, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	for _, ln := range listeners {
+		for waiting(ln) && sleepUntil(end, time.Now().Add(time.Millisecond)) {
+		}
 		ln.Close()
 	}
+	accepting.Wait() // all that was accepted is known to be owed an answer
 	srv.SetKeepAlivesEnabled(false)
 	for s.owed.count() > 0 && sleepUntil(end, time.Now().Add(5*time.Millisecond)) {
 	}
@@ -202,6 +210,24 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener, grace time
 		return err
 	}
 	return nil
+}
+
+// waiting reports whether somebody is connected to a listener's address and has
+// not been accepted.
+func waiting(ln net.Listener) bool {
+	conn, ok := ln.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var n int
+	raw.Control(func(fd uintptr) {
+		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	})
+	return n > 0
 }
 
 // owed is the set of connections that may expect an answer: new ones, and those

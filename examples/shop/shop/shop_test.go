@@ -242,6 +242,58 @@ func TestShutdownAnswersWhoIsConnected(t *testing.T) {
 	}
 }
 
+// held is a listener at which everybody waits until it is opened.
+type held struct {
+	*net.TCPListener
+	opened chan struct{}
+}
+
+func (h held) Accept() (net.Conn, error) {
+	<-h.opened
+	return h.TCPListener.Accept()
+}
+
+// A connection that nobody has accepted when the shutdown begins gets its answer too.
+func TestShutdownAnswersWhoWaits(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := held{ln.(*net.TCPListener), make(chan struct{})}
+	s := newServer("v1", nil, func(string) string { return "x" })
+	ctx, term := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.serve(ctx, []net.Listener{h}, 30*time.Second) }()
+	var clients []net.Conn
+	for range 5 {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprint(c, "GET /self HTTP/1.1\r\nHost: x\r\n\r\n")
+		clients = append(clients, c)
+	}
+	term()
+	for !s.draining.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case err := <-served:
+		t.Fatalf("serve returned %v while clients waited", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(h.opened)
+	for _, c := range clients {
+		if text, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(text), "HTTP/1.1 200") {
+			t.Errorf("answer %q, %v", text, err)
+		}
+	}
+	if err := <-served; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
 func TestReady(t *testing.T) {
 	s := newServer("v1", nil, func(string) string { return "x" })
 	for _, want := range []int{http.StatusOK, http.StatusServiceUnavailable} {
