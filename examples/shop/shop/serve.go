@@ -18,8 +18,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // answer is the one line a server sends back: who answered and whom it saw.
@@ -225,7 +223,11 @@ func waiting(ln net.Listener) bool {
 	}
 	var n int
 	raw.Control(func(fd uintptr) {
-		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		var set syscall.FdSet // of 1,024, of which listeners have the first
+		if word := int(fd) / 64; word < len(set.Bits) {
+			set.Bits[word] = 1 << (fd % 64)
+			n, _ = syscall.Select(int(fd)+1, &set, nil, nil, &syscall.Timeval{})
+		}
 	})
 	return n > 0
 }
