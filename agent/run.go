@@ -32,6 +32,7 @@ import (
 	"github.com/fairlead/fairlead/model"
 	"github.com/fairlead/fairlead/nft"
 	"github.com/fairlead/fairlead/nodenet"
+	"github.com/fairlead/fairlead/program"
 	"github.com/fairlead/fairlead/socketlb"
 	"github.com/fairlead/fairlead/status"
 )
@@ -298,11 +299,12 @@ const (
 	relistingGC = 10
 )
 
-// settleMemory gives back what lists needed. From then on little changes, and memory on every node is worth more than a collector that
-// runs less often.
+// settleMemory gives back what lists needed, and what of the program only the start did. From then on little changes, and memory on every node is worth more than a
+// collector that runs less often.
 func settleMemory() {
 	collectAt(settledGC)
 	debug.FreeOSMemory()
+	_ = program.Release() // what it cannot give up it keeps
 }
 
 // relisting keeps memory small while lists come in again. They may end all at once: giving back is for later.

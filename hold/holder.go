@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/program"
 )
 
 const (
@@ -113,11 +115,16 @@ func run() int {
 		}
 		h.reap() // those whose end nobody was told of meanwhile
 	}
+	resting := false
 	for {
 		wake, done := h.settle(time.Now())
 		if done {
 			return h.code
 		}
+		if !resting && wake == 0 {
+			_ = program.Release() // what it cannot give up it keeps
+		}
+		resting = wake == 0
 		var timer <-chan time.Time
 		if wake > 0 {
 			timer = time.After(wake)
