@@ -36,7 +36,7 @@ func dnsSample() *suite {
 	s.reportLearned(round, coreDNS.name, round)
 	lookups := []looked{{lookedUp{Lookups: 10, All: 10, Queries: 80, Seconds: 1}, 100, 0.5}}
 	s.reportLookups("switches off", lookups, lookups, lookups, lookups, nil)
-	s.reportMemory(shape{10000, 10, 0, 0}, []held{{memory{mib, mib, mib}, 2 * mib}}, []held{{memory{mib, mib, mib}, 2 * mib}}, []float64{1}, mib)
+	s.reportMemory(shape{10000, 10, 0, 0}, []held{{memory{RSS: mib, PSS: mib, Peak: mib}, 2 * mib}}, []held{{memory{RSS: mib, PSS: mib, Peak: mib}, 2 * mib}}, []float64{1}, mib)
 	return s
 }
 

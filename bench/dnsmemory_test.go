@@ -60,7 +60,7 @@ func TestForgetPeak(t *testing.T) {
 func TestReportMemory(t *testing.T) {
 	s := testSuite()
 	rounds := func(rss, peak float64) []held {
-		return []held{{memory{rss * mib, rss * mib, 0}, peak * mib}, {memory{rss * mib, rss * mib, 0}, peak * mib}}
+		return []held{{memory{RSS: rss * mib, PSS: rss * mib}, peak * mib}, {memory{RSS: rss * mib, PSS: rss * mib}, peak * mib}}
 	}
 	s.reportMemory(shape{1000, 100, 0, 0}, rounds(50, 55), rounds(200, 400), nil, 0)
 	s.reportMemory(shape{10000, 10, 0, 0}, rounds(50, 60), rounds(200, 400), []float64{30, 10}, 2*mib)

@@ -27,7 +27,7 @@ type idle struct {
 
 // plus is both together.
 func (i idle) plus(o idle) idle {
-	return idle{memory{i.RSS + o.RSS, i.PSS + o.PSS, i.Peak + o.Peak}, i.cpu + o.cpu, i.wakeup + o.wakeup}
+	return idle{memory{i.RSS + o.RSS, i.PSS + o.PSS, i.Own + o.Own, i.Peak + o.Peak}, i.cpu + o.cpu, i.wakeup + o.wakeup}
 }
 
 // footprint measures an idle agent in all its roles beside the sum of the programs whose work that is.

@@ -44,8 +44,8 @@ func TestParseWakeups(t *testing.T) {
 }
 
 func TestIdlePlus(t *testing.T) {
-	sum := idle{memory{1, 2, 3}, time.Second, 4}.plus(idle{memory{10, 20, 30}, time.Minute, 40})
-	if want := (idle{memory{11, 22, 33}, 61 * time.Second, 44}); sum != want {
+	sum := idle{memory{1, 2, 3, 4}, time.Second, 4}.plus(idle{memory{10, 20, 30, 40}, time.Minute, 40})
+	if want := (idle{memory{11, 22, 33, 44}, 61 * time.Second, 44}); sum != want {
 		t.Errorf("%+v, want %+v", sum, want)
 	}
 }

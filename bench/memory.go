@@ -41,6 +41,8 @@ func memories(ctx context.Context, s *suite) error {
 		proxy.name, held[1].PSS/mib, share, atMost(0.25))
 	s.contrast(figure{Section: "memory", Figure: "resident memory of the process" + at, Unit: "MiB", Value: held[0].RSS / mib},
 		proxy.name, held[1].RSS/mib, share, atMost(0.25))
+	s.contrast(figure{Section: "memory", Figure: "memory of its own, without its program's pages" + at, Unit: "MiB", Value: held[0].Own / mib},
+		proxy.name, held[1].Own/mib, share, nil)
 	s.contrast(figure{Section: "memory", Figure: "most memory it ever had" + at, Unit: "MiB", Value: held[0].Peak / mib},
 		proxy.name, held[1].Peak/mib, share, atMost(0.25))
 	for _, row := range []struct {

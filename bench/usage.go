@@ -179,6 +179,7 @@ func confineOne(pid, cpu int) error {
 type memory struct {
 	RSS  float64 // the agent is two processes of one program, so this counts their common pages twice
 	PSS  float64 // what the proportional set sizes would sum up to on a node of their own: common pages once
+	Own  float64 // the processes' own: what is not pages of their program
 	Peak float64 // the most that was resident at a time
 }
 
@@ -199,10 +200,10 @@ type resident struct{ all, own, peak float64 }
 func together(members []resident) (sum memory) {
 	var program float64
 	for _, m := range members {
-		sum.RSS, sum.PSS, sum.Peak = sum.RSS+m.all, sum.PSS+m.own, sum.Peak+m.peak
+		sum.RSS, sum.Own, sum.Peak = sum.RSS+m.all, sum.Own+m.own, sum.Peak+m.peak
 		program = max(program, m.all-m.own)
 	}
-	sum.PSS += program
+	sum.PSS = sum.Own + program
 	return sum
 }
 

@@ -175,10 +175,10 @@ func TestMachineTime(t *testing.T) {
 
 // What two processes share of their program counts twice in what is resident, and once in what they hold together.
 func TestTogether(t *testing.T) {
-	if got, want := together([]resident{{10, 4, 12}, {7, 1, 8}}), (memory{RSS: 17, PSS: 5 + 6, Peak: 20}); got != want {
+	if got, want := together([]resident{{10, 4, 12}, {7, 1, 8}}), (memory{RSS: 17, PSS: 5 + 6, Own: 5, Peak: 20}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	if got, want := together([]resident{{10, 4, 12}}), (memory{RSS: 10, PSS: 10, Peak: 12}); got != want {
+	if got, want := together([]resident{{10, 4, 12}}), (memory{RSS: 10, PSS: 10, Own: 4, Peak: 12}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }
