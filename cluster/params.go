@@ -40,6 +40,9 @@ type Params struct {
 	APIPort uint16 `json:"apiPort"`
 	// Domain is the cluster's DNS zone, without a dot at the end.
 	Domain string `json:"clusterDomain"`
+	// PodFastPath and PodSocketLB are the agents' switches of these names. They may be others at each start.
+	PodFastPath bool `json:"podFastPath,omitempty"`
+	PodSocketLB bool `json:"podSocketLB,omitempty"`
 }
 
 // DefaultParams returns a cluster of three nodes with IPv4 only, in the ranges that Kubernetes users know.
@@ -263,6 +266,6 @@ func bare(ps []netip.Prefix) []netip.Addr {
 
 // Equal says whether two sets of parameters are the same in every field.
 func (p Params) Equal(q Params) bool {
-	return p.Nodes == q.Nodes && p.APIPort == q.APIPort && p.Domain == q.Domain &&
+	return p.Nodes == q.Nodes && p.APIPort == q.APIPort && p.Domain == q.Domain && p.PodFastPath == q.PodFastPath && p.PodSocketLB == q.PodSocketLB &&
 		slices.Equal(p.ServiceCIDRs, q.ServiceCIDRs) && slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.NodeCIDRs, q.NodeCIDRs)
 }

@@ -181,9 +181,9 @@ func TestValidParamsHaveDistinctAddresses(t *testing.T) {
 
 func TestDifferences(t *testing.T) {
 	p, q := DefaultParams(), DefaultParams()
-	q.APIPort = 1
+	q.APIPort, q.PodFastPath, q.PodSocketLB = 1, true, true
 	if d := p.Differences(q); len(d) != 0 {
-		t.Errorf("another port is a difference: %v", d)
+		t.Errorf("another port, or a switch, is a difference: %v", d)
 	}
 	q.Nodes, q.Domain, q.PodCIDRs = 5, "x", cidrs(t, "10.0.0.0/16")
 	if d := strings.Join(p.Differences(q), "; "); d != "--nodes 5, not 3; --pod-cidr 10.0.0.0/16, not 10.244.0.0/16; --cluster-domain x, not cluster.local" {
@@ -194,6 +194,7 @@ func TestDifferences(t *testing.T) {
 func TestParamsJSON(t *testing.T) {
 	p := DefaultParams()
 	dual(&p)
+	p.PodSocketLB = true
 	b, err := json.Marshal(p)
 	if err != nil {
 		t.Fatal(err)

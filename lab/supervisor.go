@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -450,6 +451,7 @@ func (s *supervisor) agent(name string) *child {
 		"--dns-ip", joinAddrs(s.params.DNSAddrs()),
 		"--service-cidr", cluster.FormatCIDRs(s.params.ServiceCIDRs),
 		"--pod-cidr", cluster.FormatCIDRs(s.params.PodCIDRs),
+		"--pod-fast-path=" + strconv.FormatBool(s.params.PodFastPath), "--pod-socket-lb=" + strconv.FormatBool(s.params.PodSocketLB),
 	}, s.AgentFlags...), s.Dir.Log("agent-"+name), h.group.Child("agent"), s.Logger)
 	c.netns = h.netns
 	c.told = func() { poke(s.changed[name]) }

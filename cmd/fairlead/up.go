@@ -52,7 +52,8 @@ a process of the machine in namespaces of its own. Nothing is added to the machi
 its loopback address; everything else is in the state directory and ends with the cluster.
 
 up stays until Ctrl-C and then takes the cluster down; with --detach it returns when the cluster is ready. The state
-directory keeps all objects: the next up brings the same cluster back.`,
+directory keeps all objects: the next up brings the same cluster back, with the flags that it had. The port and the two
+switches that begin with --pod may be others each time.`,
 		Example: "  fairlead up\n  fairlead up --nodes 5 --detach\n  fairlead up --service-cidr 10.96.0.0/16,fd00:96::/112 --pod-cidr 10.244.0.0/16,fd00:244::/48",
 		Args:    cobra.NoArgs,
 	}
@@ -65,10 +66,12 @@ directory keeps all objects: the next up brings the same cluster back.`,
 	node := f.String("node-cidr", cluster.FormatCIDRs(d.NodeCIDRs), "`ranges` of node addresses, families as in --service-cidr")
 	port := f.Uint16("api-port", d.APIPort, "`port` of the Kubernetes API on 127.0.0.1")
 	domain := f.String("cluster-domain", d.Domain, "DNS `domain` of the cluster")
+	fast := f.Bool("pod-fast-path", d.PodFastPath, "lead TCP between pods past netfilter, and answer their questions to the DNS in the kernel")
+	socket := f.Bool("pod-socket-lb", d.PodSocketLB, "lead pods' TCP connections to Services to an endpoint when they are made")
 	detach := f.Bool("detach", false, "return when the cluster is ready")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		u := up{state: *state, detach: *detach, out: c.OutOrStdout(), err: c.ErrOrStderr()}
-		u.params = cluster.Params{Nodes: *nodes, APIPort: *port, Domain: *domain}
+		u.params = cluster.Params{Nodes: *nodes, APIPort: *port, Domain: *domain, PodFastPath: *fast, PodSocketLB: *socket}
 		for _, l := range []struct {
 			flag string
 			text string
@@ -231,6 +234,8 @@ func (u *up) settle() error {
 		"node-cidr":      func() { is.NodeCIDRs = old.NodeCIDRs },
 		"cluster-domain": func() { is.Domain = old.Domain },
 		"api-port":       func() { is.APIPort = old.APIPort },
+		"pod-fast-path":  func() { is.PodFastPath = old.PodFastPath },
+		"pod-socket-lb":  func() { is.PodSocketLB = old.PodSocketLB },
 	} {
 		if !slices.Contains(u.given, flag) {
 			keep()
