@@ -38,10 +38,7 @@ func Release() error {
 }
 
 // mapped is a part of a process's memory that is from a file.
-type mapped struct {
-	begin, end uintptr
-	resident   int // KiB
-}
+type mapped struct{ begin, end uintptr }
 
 // memory reads from the text of an smaps file (proc_pid_smaps(5)) what is of the file at a path, cannot be written, and has no page that is not the
 // file's: a page of the process's own would be lost.
@@ -53,10 +50,8 @@ func memory(smaps, path string) (all []mapped) {
 	for line := range strings.Lines(smaps) {
 		head, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		switch head {
-		case "Rss:":
-			m.resident = kibibytes(rest)
 		case "Anonymous:":
-			if ours && kibibytes(rest) == 0 {
+			if ours && strings.TrimSpace(rest) == "0 kB" {
 				all = append(all, m)
 			}
 			ours = false
@@ -65,7 +60,7 @@ func memory(smaps, path string) (all []mapped) {
 			if !isRange {
 				continue
 			}
-			m, ours = mapped{}, false
+			ours = false
 			from, err1 := strconv.ParseUint(begin, 16, 64)
 			to, err2 := strconv.ParseUint(end, 16, 64)
 			// Permissions, offset, device, inode, and a path that may have spaces.
@@ -73,18 +68,8 @@ func memory(smaps, path string) (all []mapped) {
 			if err1 != nil || err2 != nil || len(fields) < 5 || strings.Contains(fields[0], "w") {
 				continue
 			}
-			m, ours = mapped{begin: uintptr(from), end: uintptr(to)}, strings.TrimLeft(fields[4], " ") == path
+			m, ours = mapped{uintptr(from), uintptr(to)}, strings.TrimLeft(fields[4], " ") == path
 		}
 	}
 	return all
-}
-
-// kibibytes reads "  123 kB"; -1: it is something else.
-func kibibytes(s string) int {
-	number, ok := strings.CutSuffix(strings.TrimSpace(s), " kB")
-	n, err := strconv.Atoi(number)
-	if !ok || err != nil {
-		return -1
-	}
-	return n
 }
