@@ -167,7 +167,7 @@ func (s *site) seconds(family int) (one, two netip.Addr) {
 	var addrs [2]netip.Addr
 	for i, m := range s.members[:2] {
 		addrs[i] = nth(m.node.PodCIDRs[family], 6)
-		s.addPodAddr(m, m.pod, fmt.Sprintf("fl%011x", i+1), addrs[i])
+		s.addPodAddr(m, m.pod, podDevice(i+1), addrs[i])
 		settle(s.t, m.pod, addrs[i].String())
 	}
 	return addrs[0], addrs[1]

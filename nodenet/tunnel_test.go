@@ -134,6 +134,7 @@ func (s *site) nodeN(i, nodes, pods int) model.Node {
 // podAddr is the fifth address of a range.
 func podAddr(r netip.Prefix) netip.Addr { return nth(r, 5) }
 
+// nth is the nth address after a range's first.
 func nth(r netip.Prefix, n int) netip.Addr {
 	a := r.Addr()
 	for range n {
@@ -142,10 +143,13 @@ func nth(r netip.Prefix, n int) netip.Addr {
 	return a
 }
 
+// podDevice is the node's end of its i-th pod's veth pair.
+func podDevice(i int) string { return fmt.Sprintf("fl%011x", i) }
+
 // addPod connects a pod as package podnet does.
 func (s *site) addPod(m *member, i int) *testnet.Host {
 	s.t.Helper()
-	pod, dev := s.world.Host(fmt.Sprintf("p%d", i)), fmt.Sprintf("fl%011x", i)
+	pod, dev := s.world.Host(fmt.Sprintf("p%d", i)), podDevice(i)
 	s.world.Cable(m.Host, dev, pod, "eth0")
 	m.Sysctl("net/ipv4/conf/"+dev+"/rp_filter", "0")
 	outer, err := m.Link.LinkByName(dev)
