@@ -47,7 +47,8 @@ func TestShortcuts(t *testing.T) {
 			if err := ask(); err != nil {
 				return err
 			}
-			fast, led := w.report(t, "n1").PodNetwork.FastPath, w.report(t, "n1").PodNetwork.SocketLB
+			network := w.report(t, "n1").PodNetwork
+			fast, led := network.FastPath, network.SocketLB
 			switch {
 			case !start.on && (fast != nil || led != nil):
 				t.Fatalf("start %d: %+v, %+v", i, fast, led)
