@@ -178,7 +178,7 @@ func confineOne(pid, cpu int) error {
 // themselves, of which there are several here and one on a node.
 type memory struct {
 	RSS  float64 // the agent is two processes of one program, so this counts their common pages twice
-	PSS  float64 // what the proportional set sizes would sum up to on a node of their own: common pages once
+	PSS  float64 // nearly what the proportional set sizes would sum up to on a node of their own: pages of the program as the one has them that has most
 	Own  float64 // the processes' own: what is not pages of their program
 	Peak float64 // the most that was resident at a time
 }

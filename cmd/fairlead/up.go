@@ -52,8 +52,8 @@ a process of the machine in namespaces of its own. Nothing is added to the machi
 its loopback address; everything else is in the state directory and ends with the cluster.
 
 up stays until Ctrl-C and then takes the cluster down; with --detach it returns when the cluster is ready. The state
-directory keeps all objects: the next up brings the same cluster back, with the flags that it had. The port and the two
-switches that begin with --pod may be others each time.`,
+directory keeps all objects: the next up brings the same cluster back, with the flags that it had. --api-port,
+--pod-fast-path and --pod-socket-lb may be others each time.`,
 		Example: "  fairlead up\n  fairlead up --nodes 5 --detach\n  fairlead up --service-cidr 10.96.0.0/16,fd00:96::/112 --pod-cidr 10.244.0.0/16,fd00:244::/48",
 		Args:    cobra.NoArgs,
 	}
