@@ -74,9 +74,11 @@ type Loop struct {
 	Dataplane Dataplane
 	Names     Names
 	Turn      Turn
-	State     *State
-	Metrics   *metrics.Proxy
-	Logger    *slog.Logger
+	// Rest is called once after changes, when nothing has changed for verifyEvery at least: what they took can be given back. nil: nothing is done then.
+	Rest    func()
+	State   *State
+	Metrics *metrics.Proxy
+	Logger  *slog.Logger
 }
 
 // Run applies every snapshot until ctx ends. It never gives up on an error: it says it once, keeps what works, and tries
@@ -89,6 +91,7 @@ func (l *Loop) Run(ctx context.Context) {
 	var triggers []kube.Trigger
 	var yield <-chan struct{}
 	first := true
+	changes, restless := false, false // since the last check, and before it
 	if l.Turn != nil {
 		yield = l.Turn.Yield()
 	}
@@ -109,6 +112,10 @@ func (l *Loop) Run(ctx context.Context) {
 				failing, retry = refused.Error(), time.After(pause) // names must hear of it
 				l.Logger.Error("a Service cannot be programmed any more; trying again", "err", refused)
 			}
+			if restless && !changes && l.Rest != nil {
+				l.Rest()
+			}
+			changes, restless = false, changes
 			continue
 		case <-l.Source.Changed():
 		case <-retry:
@@ -134,7 +141,7 @@ func (l *Loop) Run(ctx context.Context) {
 			}
 			snap = l.Source.Snapshot()
 		}
-		first = false
+		first, changes = false, true
 		whole := l.State.Acknowledged() == nil
 		l.State.begin()
 		err := l.apply(ctx, snap)

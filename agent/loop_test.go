@@ -34,6 +34,8 @@ type stage struct {
 	verified int
 	// suspended counts how often it was told that another agent writes.
 	suspended int
+	// rest is called when changes are over.
+	rest func()
 	// triggers are when the changes happened that were not asked for yet.
 	triggers []kube.Trigger
 	// answered are the changes of which the names were told that they are published.
@@ -153,7 +155,7 @@ func playMeasured(t *testing.T, s *stage, story func(*testing.T, *State, *metric
 		ctx, cancel := context.WithCancel(t.Context())
 		s.changed = make(chan struct{}, 1)
 		state, measured := NewState(), metrics.New(metrics.Options{})
-		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, Turn: s.turn, State: state, Metrics: measured, Logger: slog.New(slog.DiscardHandler)}
+		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, Turn: s.turn, Rest: s.rest, State: state, Metrics: measured, Logger: slog.New(slog.DiscardHandler)}
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()
 		story(t, state, measured)
@@ -288,6 +290,34 @@ func TestVerifiesWhatIsApplied(t *testing.T) {
 		s.sleep(2 * verifyEvery)
 		if s.verified != 4 { // routes and dataplane
 			t.Errorf("verified %d times in two periods", s.verified)
+		}
+	})
+}
+
+// What changes took is given back once, when they are over: not while they go on, and not at idle.
+func TestRestsAfterChanges(t *testing.T) {
+	s := newStage()
+	rests := 0
+	s.rest = func() { rests++ }
+	play(t, s, func(t *testing.T, _ *State) {
+		for i, step := range []struct {
+			change bool
+			rests  int // by the end of this period
+		}{{false, 0}, {true, 0}, {false, 1}, {false, 1}, {true, 1}, {true, 1}, {true, 1}, {false, 2}, {false, 2}, {true, 2}, {false, 3}, {true, 3}, {true, 3}, {false, 4}} {
+			s.sleep(verifyEvery / 2)
+			if step.change {
+				s.change()
+			}
+			s.sleep(verifyEvery / 2)
+			if rests != step.rests {
+				t.Fatalf("it rested %d times by the end of period %d, want %d", rests, i, step.rests)
+			}
+		}
+		// What is told and changes nothing is no change.
+		s.signal()
+		s.sleep(3 * verifyEvery)
+		if rests != 4 {
+			t.Errorf("it rested %d times, want 4: nothing had changed", rests)
 		}
 	})
 }

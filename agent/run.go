@@ -116,7 +116,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
 		ways := &ways{Target: n.routes, fast: n.fast, sockets: n.sockets}
-		loop := &Loop{Source: n.source, Routes: ways, Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log}
+		loop := &Loop{Source: n.source, Routes: ways, Dataplane: n.plane, Names: n.names, Turn: held, Rest: func() { go debug.FreeOSMemory() }, State: n.state, Metrics: n.proxy, Logger: log}
 		loop.Run(ctx)
 		ways.close() // nobody tells them of changes any more
 		return nil
@@ -296,7 +296,7 @@ func (n *Node) afterFirst(ctx context.Context) error {
 // How much garbage the collector waits for, in percent of what is in use, and how much while lists come in again, of which most is garbage at once.
 const (
 	settledGC   = 30
-	relistingGC = 10
+	relistingGC = 5
 )
 
 // settleMemory gives back what lists needed, and what of the program only the start did. From then on little changes, and memory on every node is worth more than a
@@ -307,10 +307,12 @@ func settleMemory() {
 	_ = program.Release() // what it cannot give up it keeps
 }
 
-// relisting keeps memory small while lists come in again. They may end all at once: giving back is for later.
+// relisting keeps memory small while lists come in again, which need other parts of the program than what was done before. They may end all at once: giving back is for
+// later.
 func relisting(on bool) {
 	if on {
 		collectAt(relistingGC)
+		_ = program.Release()
 	} else {
 		go settleMemory()
 	}

@@ -90,6 +90,9 @@ func (s *suite) idleIncumbents(ctx context.Context, services int) (both idle, er
 
 // whileIdle waits until a process has settled and looks at it for a while in which nothing happens.
 func (s *suite) whileIdle(ctx context.Context, pid int) (i idle, err error) {
+	if err := s.rest(ctx); err != nil {
+		return i, err
+	}
 	if i.memory, err = settled(ctx, pid); err != nil {
 		return i, err
 	}

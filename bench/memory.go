@@ -26,6 +26,9 @@ func memories(ctx context.Context, s *suite) error {
 		if _, err := cpuWhenIdle(ctx, r.process.pid()); err != nil {
 			return err
 		}
+		if err := s.rest(ctx); err != nil {
+			return err
+		}
 		if held[i], err = memoryOf(r.process.pid()); err != nil {
 			return err
 		}

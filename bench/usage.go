@@ -113,6 +113,21 @@ func cpuWhenIdle(ctx context.Context, pid int) (time.Duration, error) {
 	return 0, err
 }
 
+// restFor is longer than an agent takes to give back, after the last change, what changes took.
+const restFor = 61 * time.Second
+
+// rest waits until a process that has been started, or told of changes, has given back what that took, if it does so within a minute.
+func (s *suite) rest(ctx context.Context) error {
+	wait := pick(s, restFor, 0)
+	progress("waiting for %v of rest", wait)
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("wait for rest: %w", ctx.Err())
+	case <-time.After(wait):
+		return nil
+	}
+}
+
 // familyOf is a process and all that have it as ancestor, in order.
 func familyOf(pid int) ([]int, error) {
 	parents := map[int]int{}

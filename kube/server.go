@@ -14,24 +14,50 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
 )
 
-// How soon an API server that is gone is noticed. Silence of silent is answered with a question, and a question that gets no answer for silent ends the
-// connection: a server that lost its power is left after ten seconds. The question is a ping of HTTP/2, 17 bytes; of 5,000 nodes, an API server of three gets 333 a second.
-// A server that is there again after a reboot knows nothing of the connection and says so to the first ping.
+// How soon an API server that is gone is noticed. The kernel asks the other machine after silent, and ends a connection on which nothing that was sent, or asked, has
+// been acknowledged for twice that: a server that lost its power is left after ten seconds, and no process wakes up for it, on either side. A machine that is
+// there again after a reboot knows nothing of the connection and says so to the first question.
+//
+// A machine may answer whose program does not, or which only passes on what is sent to another one. So the program is asked too, after speechless: by a ping of HTTP/2, 17
+// bytes, that must be answered within pingPatience. Of 5,000 nodes, an API server of three gets 111 a second.
 const (
-	silent = 5 * time.Second
+	silent       = 5 * time.Second
+	speechless   = 15 * time.Second
+	pingPatience = 5 * time.Second
 	// connectPatience bounds one attempt to connect to one address, and shakePatience the TLS handshake, which a server that is starting may be slow with.
 	connectPatience = 2 * time.Second
 	shakePatience   = 5 * time.Second
 )
+
+// dialer makes connections that end when the other machine has been silent for twice this long, rounded up to seconds.
+func dialer(silent time.Duration) *net.Dialer {
+	return &net.Dialer{
+		Timeout:         connectPatience,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silent, Interval: silent, Count: 2},
+		Control: func(_, _ string, raw syscall.RawConn) (err error) {
+			// Without it, what was sent is sent again for a quarter of an hour, and nothing is asked meanwhile (tcp(7)).
+			set := func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int((2 * silent).Milliseconds()))
+			}
+			if failed := raw.Control(set); failed != nil {
+				return failed
+			}
+			return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", err)
+		},
+	}
+}
 
 // servers is the API servers of a cluster, of which one is used at a time. It makes the connections.
 //
@@ -49,8 +75,9 @@ type servers struct {
 	changed    func()                  // is told, without the lock, when what problems says may have changed; nil: nobody is
 	dial       func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	silent  time.Duration // the constant, but for tests
-	attempt sync.Mutex    // held by whoever connects: the others get what it gets
+	speechless, pingPatience time.Duration // the constants, but for tests
+
+	attempt sync.Mutex // held by whoever connects: the others get what it gets
 
 	mu      sync.Mutex
 	current string    // the address that worked last
@@ -65,7 +92,7 @@ func newServers(cfg *rest.Config, configured []string, virtual bool) (*servers, 
 	if err != nil {
 		return nil, fmt.Errorf("read the API server's address %q: %w", cfg.Host, err)
 	}
-	s := &servers{cfg: cfg, host: authority(base), name: base.Hostname(), secure: base.Scheme == "https", configured: configured, virtual: virtual, silent: silent,
+	s := &servers{cfg: cfg, host: authority(base), name: base.Hostname(), secure: base.Scheme == "https", configured: configured, virtual: virtual, speechless: speechless, pingPatience: pingPatience,
 		conns: make(map[*tracked]time.Time)}
 	if cfg.ServerName != "" {
 		s.name = cfg.ServerName
@@ -74,7 +101,7 @@ func newServers(cfg *rest.Config, configured []string, virtual bool) (*servers, 
 		// What is behind a path is one server's own, and what is not encrypted shows nobody's name.
 		s.known = func() []netip.AddrPort { return nil }
 	}
-	s.dial = (&net.Dialer{Timeout: connectPatience, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silent, Interval: silent, Count: 2}}).DialContext
+	s.dial = dialer(silent).DialContext
 	if cfg.Dial != nil {
 		s.dial = cfg.Dial
 	}
@@ -102,7 +129,7 @@ func (s *servers) client() (*http.Client, error) {
 			return s.connect(ctx, network)
 		},
 		ForceAttemptHTTP2:   true,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: s.silent, PingTimeout: s.silent},
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: s.speechless, PingTimeout: s.pingPatience},
 		MaxIdleConnsPerHost: 10,
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  s.cfg.DisableCompression,

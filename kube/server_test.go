@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/fairlead/fairlead/model"
+	"github.com/fairlead/fairlead/testnet"
 )
 
 // ca issues certificates.
@@ -376,7 +378,7 @@ func TestHalfOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	servers.silent = 100 * time.Millisecond
+	servers.speechless, servers.pingPatience = 100*time.Millisecond, 100*time.Millisecond
 	client, err := newClientOf(cfg, servers)
 	if err != nil {
 		t.Fatal(err)
@@ -389,8 +391,63 @@ func TestHalfOpen(t *testing.T) {
 	a.until("watch that goes on", func() bool { return slices.Contains(a.asked, "services watch@19") })
 	a.send("services", "ADDED", fmt.Sprintf(webJSON, "new", 20))
 	l.wait("event", l.has("web", "old", "new"))
-	if silent > 5*time.Second {
-		t.Errorf("a dead connection is noticed after %v", 2*silent)
+	if silent > 5*time.Second || speechless+pingPatience > 20*time.Second {
+		t.Errorf("a dead machine is noticed after %v, a dead program after %v", 2*silent, speechless+pingPatience)
+	}
+}
+
+// TestDeadMachine: a server whose machine is gone, which nobody says, is left for the next one without a ping: when nothing was sent to it any more, and when something was.
+func TestDeadMachine(t *testing.T) {
+	testnet.MustRoot(t)
+	for what, sent := range map[string]bool{"idle": false, "asked": true} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			world := testnet.New(t)
+			node := world.Host("node")
+			authority := newCA(t)
+			var apis []*api
+			var addrs []string
+			var machines []*testnet.Host
+			for i, ip := range []string{"192.0.2.1", "192.0.2.5"} {
+				m, dev := world.Host(fmt.Sprint("machine-", i)), fmt.Sprint("api", i)
+				world.Cable(node, dev, m, "eth0")
+				node.Addr(dev, netip.MustParseAddr(ip).Next().String()+"/30")
+				m.Addr("eth0", ip+"/30")
+				a := newAPI(t)
+				var web *httptest.Server
+				m.Do(func() error { web = serveTLS(t, ip, authority.server(time.Now(), ip), a); return nil })
+				apis, addrs, machines = append(apis, a), append(addrs, addrOf(web)), append(machines, m)
+			}
+			cfg := &rest.Config{Host: "https://" + addrs[0], TLSClientConfig: rest.TLSClientConfig{CAData: authority.pem}}
+			servers, err := newServers(cfg, addrs, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			servers.speechless, servers.pingPatience = time.Hour, time.Hour
+			servers.dial = func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+				failed := node.NS.Do(func() error { conn, err = dialer(time.Second).DialContext(ctx, network, addr); return nil })
+				return conn, errors.Join(failed, err)
+			}
+			client, err := newClientOf(cfg, servers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := listenWith(t, client)
+			l.wait("list", l.has("web"))
+			link, err := machines[0].Link.LinkByName("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := machines[0].Link.LinkSetDown(link); err != nil {
+				t.Fatal(err)
+			}
+			if sent {
+				go func() { _ = get(client) }()
+			}
+			apis[1].until("watches at the other server", func() bool {
+				return slices.ContainsFunc(apis[1].asked, func(a string) bool { return strings.HasPrefix(a, "services watch") })
+			})
+		})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -38,7 +39,7 @@ type Builder struct {
 
 	specs   map[Name]*ServiceSpec // that Build has not taken in yet; nil: the Service is gone
 	slices  map[Name][]Slice      // by Service
-	owner   map[Name]string       // slice to the Service it was last filed under, in the same namespace
+	strange map[Name]string       // slices whose name does not say the Service they are filed under, with it
 	vips    claims[netip.Addr]
 	foreign claims[netip.Addr]
 	hosts   claims[netip.Addr]
@@ -78,7 +79,7 @@ func NewBuilder(c Config) *Builder {
 		last:      &Snapshot{Config: c},
 		specs:     make(map[Name]*ServiceSpec),
 		slices:    make(map[Name][]Slice),
-		owner:     make(map[Name]string),
+		strange:   make(map[Name]string),
 		vips:      make(claims[netip.Addr]),
 		foreign:   make(claims[netip.Addr]),
 		hosts:     make(claims[netip.Addr]),
@@ -134,7 +135,7 @@ func (b *Builder) DeleteService(n Name) {
 // SetSlice takes in an EndpointSlice, which may have changed the Service it belongs to. The slice belongs to the Builder from then on.
 func (b *Builder) SetSlice(s Slice) {
 	svc := Name{s.Name.Namespace, s.Service}
-	if was, ok := b.owner[s.Name]; ok && was != s.Service {
+	if was, ok := b.filedUnder(s.Name); ok && was != svc {
 		b.DeleteSlice(s.Name)
 	}
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
@@ -144,8 +145,24 @@ func (b *Builder) SetSlice(s Slice) {
 	} else {
 		b.slices[svc] = append(slices.Grow(list, 1), s)
 	}
-	b.owner[s.Name] = s.Service
+	if saidBy(s.Name) != svc {
+		b.strange[s.Name] = s.Service
+	}
 	b.dirty[svc] = struct{}{}
+}
+
+// saidBy is the Service that a slice belongs to by its name: the controllers that make slices append a dash and something random.
+func saidBy(slice Name) Name {
+	return Name{slice.Namespace, slice.Name[:max(strings.LastIndexByte(slice.Name, '-'), 0)]}
+}
+
+// filedUnder is the Service that a slice was last filed under, if it is known.
+func (b *Builder) filedUnder(slice Name) (service Name, ok bool) {
+	if name, ok := b.strange[slice]; ok {
+		return Name{slice.Namespace, name}, true
+	}
+	service = saidBy(slice)
+	return service, slices.ContainsFunc(b.slices[service], func(s Slice) bool { return s.Name == slice })
 }
 
 // HasSlice reports whether an EndpointSlice is known as it is.
@@ -165,12 +182,11 @@ func (e Endpoint) same(o Endpoint) bool {
 
 // DeleteSlice forgets an EndpointSlice; unknown ones are fine.
 func (b *Builder) DeleteSlice(n Name) {
-	service, ok := b.owner[n]
+	svc, ok := b.filedUnder(n)
 	if !ok {
 		return
 	}
-	svc := Name{n.Namespace, service}
-	delete(b.owner, n)
+	delete(b.strange, n)
 	b.slices[svc] = slices.DeleteFunc(b.slices[svc], func(s Slice) bool { return s.Name == n })
 	if len(b.slices[svc]) == 0 {
 		delete(b.slices, svc)
@@ -193,7 +209,15 @@ func (b *Builder) Services(yield func(Name) bool) {
 }
 
 // Slices is like Services, for EndpointSlices.
-func (b *Builder) Slices(yield func(Name) bool) { maps.Keys(b.owner)(yield) }
+func (b *Builder) Slices(yield func(Name) bool) {
+	for _, list := range b.slices {
+		for _, s := range list {
+			if !yield(s.Name) {
+				return
+			}
+		}
+	}
+}
 
 // Pods is like Services, for pods.
 func (b *Builder) Pods(yield func(Name) bool) { keys(b.pods.table)(yield) }

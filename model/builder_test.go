@@ -325,7 +325,9 @@ func randomExposure(r *rand.Rand) *Exposure {
 }
 
 func randomSlice(r *rand.Rand, svc Name) Slice {
-	s := Slice{Name: Name{svc.Namespace, fmt.Sprintf("slice%d", r.IntN(8))}, Service: svc.Name}
+	// Names that say the Service, that say another one, and that say none.
+	said := [...]string{svc.Name + "-", fmt.Sprintf("svc%d-", r.IntN(6)), "slice", "-"}[r.IntN(4)]
+	s := Slice{Name: Name{svc.Namespace, said + fmt.Sprint(r.IntN(2))}, Service: svc.Name}
 	for i := range r.IntN(3) {
 		s.Ports = append(s.Ports, Port{Name: fmt.Sprintf("p%d", i), Protocol: []Protocol{TCP, UDP}[r.IntN(2)], Port: uint16(8080 + r.IntN(2))})
 	}
@@ -510,12 +512,18 @@ func TestBuildKeepsPointers(t *testing.T) {
 }
 
 func TestSliceMovesToAnotherService(t *testing.T) {
+	for _, name := range []string{"s", "a-s", "b-s", "a", "-", "a-b-s"} {
+		t.Run(name, func(t *testing.T) { sliceMoves(t, name) })
+	}
+}
+
+func sliceMoves(t *testing.T, name string) {
 	b := NewBuilder(Config{Self: "n1"})
 	port := []Port{{Protocol: TCP, Port: 80}}
 	for _, n := range []string{"a", "b"} {
 		b.SetService(ServiceSpec{Name: Name{"x", n}, ClusterIPs: []netip.Addr{addr("10.96.0." + map[string]string{"a": "1", "b": "2"}[n])}, Ports: port})
 	}
-	s := Slice{Name: Name{"x", "s"}, Service: "a", Ports: port, Endpoints: []Endpoint{{Addr: addr("10.244.0.1"), Ready: true}}}
+	s := Slice{Name: Name{"x", name}, Service: "a", Ports: port, Endpoints: []Endpoint{{Addr: addr("10.244.0.1"), Ready: true}}}
 	b.SetSlice(s)
 	b.Build()
 	s.Service = "b"
@@ -526,7 +534,12 @@ func TestSliceMovesToAnotherService(t *testing.T) {
 			t.Errorf("%s: %d endpoints in %d slices, want %d", n, len(svc.Endpoints), svc.Slices, want)
 		}
 	}
-	b.DeleteSlice(Name{"x", "unknown"})
+	for _, unknown := range []string{"unknown", "a-unknown", "b-unknown", ""} {
+		b.DeleteSlice(Name{"x", unknown})
+	}
+	if svc, _ := b.Build().Services.Get(Name{"x", "b"}); len(svc.Endpoints) != 1 {
+		t.Error("endpoints went with slices that there were not")
+	}
 	b.DeleteSlice(s.Name)
 	if svc, _ := b.Build().Services.Get(Name{"x", "b"}); len(svc.Endpoints) != 0 {
 		t.Error("endpoints stay after their slice is deleted")
