@@ -5,6 +5,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -157,7 +158,10 @@ func (q *query) forward(ctx context.Context, name string, qtype uint16) *found {
 		return failed(mdns.RcodeFormatError, 0, "")
 	}
 	r, err := q.reply(ctx, asked)
-	if err != nil { // nothing but the end of the context or of the forwarder
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNoReachableAuthority, "the names of the search list took too long")
+	case err != nil: // the end of the context or of the forwarder
 		return failed(mdns.RcodeServerFailure, mdns.ExtendedErrorCodeNotReady, "the server is ending")
 	}
 	if r == nil {
@@ -192,6 +196,9 @@ func (q *query) reply(ctx context.Context, asked forward.Question) (r *forward.R
 	return r, nil
 }
 
+// completionTime bounds all names that are tried for one question, as the time for a question to the upstreams is: resolvers wait 5 s.
+const completionTime = 4500 * time.Millisecond
+
 // complete goes on with a name that the pod's resolver has completed in vain, as that resolver would, if it is to be done and sure to lead to the same.
 // Otherwise it counts what that would have spared.
 func (q *query) complete(ctx context.Context, denied *found) *found {
@@ -218,6 +225,10 @@ func (q *query) complete(ctx context.Context, denied *found) *found {
 	waits := false
 	if ctx == nil {
 		q.completed = new(resting)
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, q.s.completing)
+		defer cancel()
 	}
 	c, ok := client.Complete(q.who.Pod, asked, func(name string, qtype uint16) (client.Outcome, *found) {
 		f := q.instead(ctx, name, qtype)

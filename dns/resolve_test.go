@@ -728,6 +728,38 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
+// The names that a question is completed with have together the time of one question: what is not known by then is a failure, which is no denial, and nobody is asked any more.
+func TestCompletionTakesTooLong(t *testing.T) {
+	const bound = 100 * time.Millisecond
+	up := newResolver(t, func(q *mdns.Msg, tcp bool) [][]byte {
+		time.Sleep(2 * bound) // an upstream that is slow with everything
+		return says(func(m *mdns.Msg) { m.Rcode = mdns.RcodeNameError })(q, tcp)
+	})
+	s := through{dual(t, func(o *Options) {
+		o.Blocks[0] = block("cluster.local", up.addr)
+		o.Clients.Domain = "cluster.local"
+		o.Asking.Completion = client.On
+		o.UpstreamTimeout = time.Minute
+	}), t}
+	s.completing = bound
+	b := model.NewBuilder(model.Config{Self: "n1"})
+	b.SetPod(model.Pod{Name: model.Name{Namespace: "shop", Name: "four"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.77")},
+		Resolver: &model.Resolver{Policy: model.DNSClusterFirst, Ndots: -1, Searches: []string{"a.example", "b.example", "c.example"}}})
+	s.Publish(b.Build())
+	q := new(mdns.Msg).SetQuestion("www.example.com.shop.svc.cluster.local.", typeA)
+	q.SetEdns0(1232, false)
+	m := new(mdns.Msg)
+	if err := m.Unpack(s.respond("udp", netip.MustParseAddr("10.244.1.77"), packed(t, q))); err != nil {
+		t.Fatal(err)
+	}
+	if m.Rcode != mdns.RcodeServerFailure || !strings.Contains(m.String(), "took too long") {
+		t.Errorf("it was answered with %v", m)
+	}
+	if n := up.asked[0].Load(); n > 1 {
+		t.Errorf("the upstream was asked %d questions", n)
+	}
+}
+
 // What is completed is answered at once if the cache has what it leads to, as it was the first time; it counts as the cache's, and as a question to it.
 func TestCompletionFromCache(t *testing.T) {
 	var lines strings.Builder

@@ -39,6 +39,8 @@ type Server struct {
 	conns conns
 	late  atomic.Int64 // UDP queries whose answers take longer
 
+	completing time.Duration // completionTime, but for tests
+
 	reload  sync.Mutex // one at a time
 	statsMu sync.Mutex // of the list, not of what is in it
 	sockets []*socketStats
@@ -52,7 +54,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{clients: client.New(o.Asking), options: o, now: o.Now, started: o.Now(), log: o.Logger}
+	s := &Server{clients: client.New(o.Asking), options: o, now: o.Now, started: o.Now(), log: o.Logger, completing: completionTime}
 	s.plan.Store(p)
 	if o.Shortcut != nil {
 		s.taught = taught{Answers: o.Shortcut, once: new(once), classes: make(map[class]*tally), stats: make(map[netip.AddrPort]*socketStats)}

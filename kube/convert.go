@@ -115,6 +115,9 @@ func slice(o *discoveryv1.EndpointSlice) (model.Slice, bool) {
 	if s.Service == "" || o.AddressType == discoveryv1.AddressTypeFQDN {
 		return s, false
 	}
+	if strings.HasPrefix(s.Name.Name, s.Service) {
+		s.Service = s.Name.Name[:len(s.Service)] // one string is kept and not two
+	}
 	for _, p := range o.Ports {
 		port := model.Port{}
 		if p.Name != nil {
@@ -130,14 +133,18 @@ func slice(o *discoveryv1.EndpointSlice) (model.Slice, bool) {
 			s.Ports = append(s.Ports, port)
 		}
 	}
+	s.Endpoints = make([]model.Endpoint, 0, len(o.Endpoints)) // they are most of what is kept
 	for i := range o.Endpoints {
-		s.Endpoints = append(s.Endpoints, endpoints(&o.Endpoints[i], o.AddressType)...)
+		if e, ok := endpoint(&o.Endpoints[i], o.AddressType); ok {
+			s.Endpoints = append(s.Endpoints, e)
+		}
 	}
 	return s, true
 }
 
-func endpoints(o *discoveryv1.Endpoint, family discoveryv1.AddressType) []model.Endpoint {
-	e := model.Endpoint{
+// endpoint is false for one without an address of the family.
+func endpoint(o *discoveryv1.Endpoint, family discoveryv1.AddressType) (e model.Endpoint, ok bool) {
+	e = model.Endpoint{
 		Ready:       o.Conditions.Ready == nil || *o.Conditions.Ready,
 		Serving:     o.Conditions.Serving == nil || *o.Conditions.Serving,
 		Terminating: o.Conditions.Terminating != nil && *o.Conditions.Terminating,
@@ -159,10 +166,10 @@ func endpoints(o *discoveryv1.Endpoint, family discoveryv1.AddressType) []model.
 	for _, a := range addrs(o.Addresses) {
 		if a.Is4() == (family == discoveryv1.AddressTypeIPv4) {
 			e.Addr = a
-			return []model.Endpoint{e}
+			return e, true
 		}
 	}
-	return nil
+	return e, false
 }
 
 func hints(o *discoveryv1.EndpointHints) *model.Hints {

@@ -25,7 +25,7 @@ type Table[K comparable, V comparable] struct {
 // bucket is a few entries in no order, found by their hashes: at 10,000 entries of a table there are ten. It takes a third of a map's memory, and a
 // lookup meets fewer cache lines.
 type bucket[K comparable, V comparable] struct {
-	hashes  []uint64
+	hashes  []uint32
 	entries []entry[K, V]
 }
 
@@ -34,8 +34,8 @@ type entry[K comparable, V comparable] struct {
 	value V
 }
 
-// find is the place of k, whose hash is h; negative if it is not there.
-func (b *bucket[K, V]) find(h uint64, k K) int {
+// find is the place of k, which has a hash in its bucket; negative if it is not there.
+func (b *bucket[K, V]) find(h uint32, k K) int {
 	if b == nil {
 		return -1
 	}
@@ -55,10 +55,10 @@ func (t Table[K, V]) Get(k K) (v V, ok bool) {
 	if t.buckets == nil {
 		return v, false
 	}
-	h := hash(k)
-	b := t.buckets[h%buckets]
-	if i := b.find(h, k); i >= 0 {
-		return b.entries[i].value, true
+	i, h := place(k)
+	b := t.buckets[i]
+	if at := b.find(h, k); at >= 0 {
+		return b.entries[at].value, true
 	}
 	return v, false
 }
@@ -130,7 +130,19 @@ func (b *bucket[K, V]) all() []entry[K, V] {
 	return b.entries
 }
 
-func hash[K comparable](k K) uint64 { return maphash.Comparable(hashSeed, k) }
+// place is the bucket of a key, and its hash in there.
+func place[K comparable](k K) (bucket int, h uint32) {
+	sum := maphash.Comparable(hashSeed, k)
+	return int(sum % buckets), uint32(sum >> 32)
+}
+
+// withRoom is a list with room for one more. Buckets are many and small: where room doubles, a third of a table is room.
+func withRoom[T any](list []T) []T {
+	if len(list) < cap(list) {
+		return list
+	}
+	return append(make([]T, 0, len(list)+2+len(list)/8), list...)
+}
 
 // editor changes a table in place, copying each bucket the first time it is touched since the last freeze,
 // so that a thousand changes between two snapshots copy no bucket twice.
@@ -148,27 +160,27 @@ func (e *editor[K, V]) freeze() Table[K, V] {
 func (e *editor[K, V]) get(k K) (V, bool) { return e.table.Get(k) }
 
 func (e *editor[K, V]) set(k K, v V) {
-	h := hash(k)
-	at := e.table.bucket(int(h%buckets)).find(h, k)
-	if at >= 0 && e.table.buckets[h%buckets].entries[at].value == v {
+	i, h := place(k)
+	at := e.table.bucket(i).find(h, k)
+	if at >= 0 && e.table.buckets[i].entries[at].value == v {
 		return
 	}
-	b := e.own(int(h % buckets))
+	b := e.own(i)
 	if at >= 0 {
 		b.entries[at].value = v
 		return
 	}
-	b.hashes, b.entries = append(b.hashes, h), append(b.entries, entry[K, V]{k, v})
+	b.hashes, b.entries = append(withRoom(b.hashes), h), append(withRoom(b.entries), entry[K, V]{k, v})
 	e.table.len++
 }
 
 func (e *editor[K, V]) delete(k K) {
-	h := hash(k)
-	at := e.table.bucket(int(h%buckets)).find(h, k)
+	i, h := place(k)
+	at := e.table.bucket(i).find(h, k)
 	if at < 0 {
 		return
 	}
-	b := e.own(int(h % buckets))
+	b := e.own(i)
 	last := len(b.entries) - 1
 	b.hashes[at], b.entries[at] = b.hashes[last], b.entries[last]
 	b.entries[last] = entry[K, V]{} // nothing stays alive for it
