@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -98,26 +97,19 @@ func attachments(ctx context.Context, s *suite) error {
 	for _, family := range []struct {
 		name string
 		dual bool
-	}{{"IPv4", false}, {"dual-stack", true}} {
-		if err := s.attachAll(ctx, family.name, family.dual); err != nil {
+		each int // pods of a round that come one at a time
+	}{
+		{"IPv4", false, pick(s, 100, 5)},
+		{"dual-stack", true, pick(s, 4, 1)}, // of some seconds each
+	} {
+		if err := s.attachAll(ctx, family.name, family.dual, family.each); err != nil {
 			return fmt.Errorf("%s: %w", family.name, err)
 		}
 	}
 	return nil
 }
 
-// pointToPoint is the reference plugin whose dual-stack pods wait for duplicate address detection.
-const pointToPoint = "ptp + host-local"
-
-// oneAtATime is how many pods come one at a time in a round.
-func (s *suite) oneAtATime(a *attacher, dual bool) int {
-	if dual && a.name == pointToPoint {
-		return pick(s, 4, 1) // of some seconds each
-	}
-	return pick(s, 100, 5)
-}
-
-func (s *suite) attachAll(ctx context.Context, family string, dual bool) error {
+func (s *suite) attachAll(ctx context.Context, family string, dual bool, n int) error {
 	all, closeAll, err := attachers(ctx, s, dual)
 	defer closeAll()
 	if err != nil {
@@ -137,12 +129,12 @@ func (s *suite) attachAll(ctx context.Context, family string, dual bool) error {
 	progress("attaching one pod at a time, %s", family)
 	quiet(ctx)
 	one, err := takeTurns(ctx, pick(s, 8, 3), names, func(name string) (attached, error) {
-		return byName[name].oneByOne(ctx, s.oneAtATime(byName[name], dual), pods[0])
+		return byName[name].oneByOne(ctx, n, pods[0])
 	})
 	if err != nil {
 		return err
 	}
-	s.reportAttach(one, family+", one at a time", names[1:])
+	s.reportAttach(one, family+", one at a time", names[1:], n >= 100)
 	progress("attaching %d pods at once, %s", burst, family)
 	quiet(ctx)
 	many, err := takeTurns(ctx, pick(s, 8, 3), names, func(name string) (attached, error) {
@@ -151,7 +143,7 @@ func (s *suite) attachAll(ctx context.Context, family string, dual bool) error {
 	if err != nil {
 		return err
 	}
-	s.reportAttach(many, fmt.Sprintf("%s, %d at once", family, burst), names[1:])
+	s.reportAttach(many, fmt.Sprintf("%s, %d at once", family, burst), names[1:], true)
 	for _, rival := range names[1:] {
 		last := func(r attached) float64 { return r.all }
 		s.compare(figure{Section: "attach", Figure: fmt.Sprintf("ADD, %s, %d at once, until the last has its result", family, burst), Unit: "ms"}, rival,
@@ -214,13 +206,10 @@ func (a *attacher) atOnce(ctx context.Context, pods []*linux.NetNS) (r attached,
 }
 
 // The goals of attaching a pod: times less than a rival, and for the floor the share of its time that is allowed.
-var attachGoals = map[string]*goal{"bridge + host-local": atLeast(4), pointToPoint: atLeast(3), "floor": atLeast(0.5)}
-
-// enoughForTails is how many pods a round must have for its 99th percentile.
-const enoughForTails = 20
+var attachGoals = map[string]*goal{"bridge + host-local": atLeast(4), "ptp + host-local": atLeast(3), "floor": atLeast(0.5)}
 
 // reportAttach records quantiles; the 99th only where a round has enough pods for one.
-func (s *suite) reportAttach(taken map[string][]attached, when string, rivals []string) {
+func (s *suite) reportAttach(taken map[string][]attached, when string, rivals []string, tails bool) {
 	for _, row := range []struct {
 		verb string
 		q    float64
@@ -232,13 +221,13 @@ func (s *suite) reportAttach(taken map[string][]attached, when string, rivals []
 		{"DEL", 0.5, false, func(r attached) []float64 { return r.del }},
 		{"DEL", 0.99, false, func(r attached) []float64 { return r.del }},
 	} {
+		if row.q > 0.5 && !tails {
+			continue
+		}
 		at := func(name string) []float64 {
 			return each(taken[name], func(r attached) float64 { return quantile(row.of(r), row.q) })
 		}
 		for _, rival := range rivals {
-			if row.q > 0.5 && slices.ContainsFunc(taken[rival], func(r attached) bool { return len(row.of(r)) < enoughForTails }) {
-				continue
-			}
 			var target *goal
 			if row.goal {
 				target = attachGoals[rival]
