@@ -116,7 +116,8 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {
 		ways := &ways{Target: n.routes, fast: n.fast, sockets: n.sockets}
-		loop := &Loop{Source: n.source, Routes: ways, Dataplane: n.plane, Names: n.names, Turn: held, Rest: func() { go debug.FreeOSMemory() }, State: n.state, Metrics: n.proxy, Logger: log}
+		loop := &Loop{Source: n.source, Routes: ways, Dataplane: n.plane, Names: n.names, Turn: held, State: n.state, Metrics: n.proxy, Logger: log,
+			Rest: func() { go debug.FreeOSMemory() }} // the program's pages stay: the next change needs them
 		loop.Run(ctx)
 		ways.close() // nobody tells them of changes any more
 		return nil
