@@ -76,9 +76,9 @@ func (t ServiceType) String() string { return [...]string{"ClusterIP", "Headless
 // ServiceSpec is what the Service object itself says.
 type ServiceSpec struct {
 	Name Name
+	Type ServiceType
 	// ClusterIPs are the virtual addresses, at most one of a family; empty unless Type is ClusterIP.
 	ClusterIPs []netip.Addr
-	Type       ServiceType
 	// Unproxied says that somebody else carries the Service's traffic (label service.kubernetes.io/service-proxy-name or
 	// service.kubernetes.io/headless): its names are answered, its packets left alone.
 	Unproxied bool
