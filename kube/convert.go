@@ -163,8 +163,8 @@ func endpoint(o *discoveryv1.Endpoint, family discoveryv1.AddressType) (e model.
 	}
 	e.Hints = hints(o.Hints)
 	// All addresses of one endpoint are interchangeable; consumers use the first.
-	for _, a := range addrs(o.Addresses) {
-		if a.Is4() == (family == discoveryv1.AddressTypeIPv4) {
+	for _, text := range o.Addresses {
+		if a, ok := addr(text); ok && a.Is4() == (family == discoveryv1.AddressTypeIPv4) {
 			e.Addr = a
 			return e, true
 		}
@@ -269,12 +269,18 @@ func ndots(value *string) int {
 	return int(min(n, 15))
 }
 
-// addrs reads addresses and leaves out what is none. The API accepts IPv4 with leading zeros from old objects; ParseAddr does not, rightly.
+// addr reads an address. The API accepts IPv4 with leading zeros from old objects; ParseAddr does not, rightly.
+func addr(s string) (a netip.Addr, ok bool) {
+	a, err := netip.ParseAddr(s)
+	return a.Unmap(), err == nil && a.Zone() == ""
+}
+
+// addrs reads addresses and leaves out what is none.
 func addrs(in []string) []netip.Addr {
 	out := make([]netip.Addr, 0, len(in))
 	for _, s := range in {
-		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-			out = append(out, a.Unmap())
+		if a, ok := addr(s); ok {
+			out = append(out, a)
 		}
 	}
 	return out
