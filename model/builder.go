@@ -140,7 +140,7 @@ func (b *Builder) SetSlice(s Slice) {
 	}
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
 	list := b.slices[svc]
-	if i := slices.IndexFunc(list, func(o Slice) bool { return o.Name == s.Name }); i >= 0 {
+	if i := indexOf(list, s.Name); i >= 0 {
 		list[i] = s
 	} else {
 		b.slices[svc] = append(slices.Grow(list, 1), s)
@@ -162,14 +162,19 @@ func (b *Builder) filedUnder(slice Name) (service Name, ok bool) {
 		return Name{slice.Namespace, name}, true
 	}
 	service = saidBy(slice)
-	return service, slices.ContainsFunc(b.slices[service], func(s Slice) bool { return s.Name == slice })
+	return service, indexOf(b.slices[service], slice) >= 0
+}
+
+// indexOf is the place of a slice among others; negative if it is not there.
+func indexOf(list []Slice, n Name) int {
+	return slices.IndexFunc(list, func(s Slice) bool { return s.Name == n })
 }
 
 // HasSlice reports whether an EndpointSlice is known as it is.
 func (b *Builder) HasSlice(s Slice) bool {
 	slices.SortFunc(s.Endpoints, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
 	list := b.slices[Name{s.Name.Namespace, s.Service}]
-	i := slices.IndexFunc(list, func(o Slice) bool { return o.Name == s.Name })
+	i := indexOf(list, s.Name)
 	return i >= 0 && slices.Equal(list[i].Ports, s.Ports) && slices.EqualFunc(list[i].Endpoints, s.Endpoints, Endpoint.same)
 }
 
