@@ -74,7 +74,7 @@ type Loop struct {
 	Dataplane Dataplane
 	Names     Names
 	Turn      Turn
-	// Rest is called once after changes, when nothing has changed for verifyEvery at least: what they took can be given back. nil: nothing is done then.
+	// Rest is called once after changes, when nothing has changed for verifyEvery at least: what they took can be given back.
 	Rest    func()
 	State   *State
 	Metrics *metrics.Proxy
@@ -112,7 +112,7 @@ func (l *Loop) Run(ctx context.Context) {
 				failing, retry = refused.Error(), time.After(pause) // names must hear of it
 				l.Logger.Error("a Service cannot be programmed any more; trying again", "err", refused)
 			}
-			if restless && !changes && l.Rest != nil {
+			if restless && !changes {
 				l.Rest()
 			}
 			changes, restless = false, changes

@@ -68,7 +68,7 @@ func (s *stage) settle() {
 }
 
 func newStage() *stage {
-	return &stage{changed: make(chan struct{}, 1), builder: model.NewBuilder(model.Config{Self: "n1"}), synced: true, fail: map[string]error{}}
+	return &stage{changed: make(chan struct{}, 1), builder: model.NewBuilder(model.Config{Self: "n1"}), synced: true, fail: map[string]error{}, rest: func() {}}
 }
 
 func (s *stage) Changed() <-chan struct{} { return s.changed }
@@ -528,7 +528,7 @@ func TestYield(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s, other, state := newStage(), newTurns(), NewState()
 		s.changed = make(chan struct{}, 1)
-		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, Turn: other, State: state, Metrics: metrics.New(metrics.Options{}), Logger: slog.New(slog.DiscardHandler)}
+		l := &Loop{Source: s, Routes: s, Dataplane: s, Names: s, Turn: other, Rest: s.rest, State: state, Metrics: metrics.New(metrics.Options{}), Logger: slog.New(slog.DiscardHandler)}
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()
 		s.change()
