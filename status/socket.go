@@ -241,16 +241,18 @@ func Listen(path string) (net.Listener, error) {
 // endGrace is how long the answers may take that are being given when the agent ends.
 const endGrace = 2 * time.Second
 
-// life is the key of a request's context under which is the context of Serve.
+// life is the key of a request's context under which is one that ends once Serve no longer listens.
 type life struct{}
 
 // Serve answers on l until ctx ends, and what was asked until then; but who waits for something is cut off, and can ask the next agent. It closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	open, closed := context.WithCancel(context.Background())
+	defer closed()
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context {
-		return context.WithValue(context.Background(), life{}, ctx)
+		return context.WithValue(context.Background(), life{}, open)
 	}}
-	// Closed here and not by the server, because then whoever was accepted is known to it when it returns.
-	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	// Closed here and not by the server, because then whoever was accepted is known to it when it returns; and before those who wait are let go, who would ask here again.
+	defer context.AfterFunc(ctx, func() { _ = l.Close(); closed() })()
 	err := srv.Serve(l)
 	if ctx.Err() == nil {
 		return fmt.Errorf("serve status socket: %w", err)
@@ -287,8 +289,8 @@ func (c *Client) Get(ctx context.Context, path string, query url.Values, v any) 
 		return fmt.Errorf("ask agent: %w", err)
 	}
 	resp, err := c.http.Do(req)
-	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-		resp, err = c.http.Do(req) // the agent was replaced just then, and the next one has the socket
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		resp, err = c.http.Do(req) // the agent was replaced just then, and the next one has the socket; or it has ended
 	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {

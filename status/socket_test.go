@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairlead/fairlead/explain"
 	"github.com/fairlead/fairlead/model"
 )
@@ -331,6 +333,35 @@ func TestEnd(t *testing.T) {
 	}
 	if Running(t.Context(), path) {
 		t.Error("the socket is still open")
+	}
+}
+
+// Whom the agent has not taken yet when it ends is told that there is none.
+func TestGetWhileEnding(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		raw, err := l.(*net.UnixListener).SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) {
+				for {
+					if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); err != unix.EINTR {
+						return // somebody waits to be taken
+					}
+				}
+			})
+		}
+		ended <- errors.Join(err, l.Close())
+	}()
+	if err := Dial(path).Get(t.Context(), "/v1/status", nil, nil); err == nil || !strings.Contains(err.Error(), "no agent runs at") {
+		t.Errorf("it is told: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
