@@ -36,6 +36,8 @@ type api struct {
 	t *testing.T
 	// misbehave is asked first; it answers and returns true, or returns false.
 	misbehave func(w http.ResponseWriter, r *http.Request, what string) bool
+	// slice is an EndpointSlice that it has too, if not empty.
+	slice string
 
 	mu      sync.Mutex
 	version int
@@ -88,16 +90,12 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.mu.Unlock()
 	}()
 	if what == "list" {
-		items := ""
-		if resource == "services" {
-			items = fmt.Sprintf(webJSON, "web", version)
-		}
-		fmt.Fprintf(w, `{"kind":"%sList","apiVersion":%q,"metadata":{"resourceVersion":"%d"},"items":[%s]}`, kind[0], kind[1], version, items)
+		fmt.Fprintf(w, `{"kind":"%sList","apiVersion":%q,"metadata":{"resourceVersion":"%d"},"items":[%s]}`, kind[0], kind[1], version, a.first(resource, version))
 		return
 	}
 	if what == "stream" {
-		if resource == "services" {
-			event(w, "ADDED", fmt.Sprintf(webJSON, "web", version))
+		if object := a.first(resource, version); object != "" {
+			event(w, "ADDED", object)
 		}
 		event(w, "BOOKMARK", fmt.Sprintf(`{"kind":%q,"apiVersion":%q,"metadata":{"resourceVersion":"%d","annotations":{%q:"true"}}}`, kind[0], kind[1], version, metav1.InitialEventsAnnotationKey))
 	}
@@ -114,6 +112,17 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// first is the object of a resource that is there from the beginning; empty if none is.
+func (a *api) first(resource string, version int) string {
+	switch resource {
+	case "services":
+		return fmt.Sprintf(webJSON, "web", version)
+	case "endpointslices":
+		return a.slice
+	}
+	return ""
 }
 
 func event(w http.ResponseWriter, kind, object string) {
