@@ -73,7 +73,7 @@ bench/bin/coredns: Makefile
 compare-dns: build bench/bin/coredns ## ask Fairlead and CoreDNS the same 100,000 questions, then again with CoreDNS's Corefile for both; a difference that docs/dns.md does not have fails; needs root; COMPARE='-seed 1' for others
 	cd bench && $(GO) build -o bin/ . && bin/bench compare-dns $(COMPARE) && bin/bench compare-dns -corefile $(COMPARE)
 
-bench-dns: build bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd, Knot, NSD, Unbound and bare echoes as yardsticks; needs root, under 40 minutes; BENCH='-quick -run load' for less
+bench-dns: build bench/bin/kube-controller-manager bench/bin/coredns ## Fairlead's DNS beside CoreDNS, with gdnsd, Knot, NSD, Unbound and bare echoes as yardsticks; needs root, under 40 minutes; BENCH='-quick -run load' for less
 	@hack/deps.sh bench-dns
 	cd bench && $(GO) build -o bin/ . && cc -O2 -o bin/udp-echo echo/echo.c && bin/bench dns -docs ../docs $(BENCH)
 

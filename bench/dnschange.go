@@ -74,34 +74,39 @@ func nameChanged(ctx context.Context, s *suite) error {
 
 func (s *suite) reportLearned(own []learned, rival string, theirs []learned) {
 	for _, kind := range nameChanges {
-		of := func(r learned) []float64 { return r.took[kind] }
-		for _, q := range []struct {
-			name string
-			at   float64
-			goal *goal
-		}{{"median", 0.5, nil}, {"p99", 0.99, atLeast(20)}} {
-			ofRound := func(r learned) float64 { return max(quantile(of(r), q.at), tooShort) }
-			f := figure{Section: "change", Figure: kind + ", to the first right answer, " + q.name, Unit: "ms", Rival: rival}
-			f.Value, f.RivalValue = quantile(pool(own, of), q.at), quantile(pool(theirs, of), q.at)
-			target := q.goal
-			if kind != podReady {
-				target = nil
-			}
-			s.judge(f, bootstrap(ratios(each(theirs, ofRound), each(own, ofRound))), timesLess, against(rival, coreDNS, target))
+		var target *goal
+		if kind == podReady {
+			target = against(rival, coreDNS, atLeast(20))
 		}
+		s.reportTook("change", kind, own, rival, theirs, target)
 	}
 	atOnce := func(r learned) float64 { return 100 * r.atOnce }
 	s.compare(figure{Section: "change", Figure: "first question after the API's answer answered right", Unit: "%"}, rival,
 		each(own, atOnce), each(theirs, atOnce), share, nil)
 }
 
-// learn makes n changes of each kind, one after the other at the rate, and asks for each until the answer is right, from when the API has answered. The first of a
-// round is for the names of that round.
+// reportTook compares how long a kind of change took to be answered right; the goal is of p99.
+func (s *suite) reportTook(section, kind string, own []learned, rival string, theirs []learned, target *goal) {
+	of := func(r learned) []float64 { return r.took[kind] }
+	for _, q := range []struct {
+		name string
+		at   float64
+		goal *goal
+	}{{"median", 0.5, nil}, {"p99", 0.99, target}} {
+		ofRound := func(r learned) float64 { return max(quantile(of(r), q.at), tooShort) }
+		f := figure{Section: section, Figure: kind + ", to the first right answer, " + q.name, Unit: "ms", Rival: rival}
+		f.Value, f.RivalValue = quantile(pool(own, of), q.at), quantile(pool(theirs, of), q.at)
+		s.judge(f, bootstrap(ratios(each(theirs, ofRound), each(own, ofRound))), timesLess, q.goal)
+	}
+}
+
+// learn makes n changes of each kind, one after the other at the rate, and asks for each until the answer is right, from when the API has answered. A round's
+// names begin with round.
 func (n *dnsNode) learn(ctx context.Context, round string, count int) (learned, error) {
+	var mu sync.Mutex
 	var changes []nameChange
 	group, made := errgroup.WithContext(ctx)
 	group.SetLimit(seeders)
-	var mu sync.Mutex
 	for i := range count {
 		for _, prepare := range []func(context.Context, string) (nameChange, error){n.prepareService, n.prepareEndpoint, n.preparePod} {
 			group.Go(func() error {
@@ -117,10 +122,16 @@ func (n *dnsNode) learn(ctx context.Context, round string, count int) (learned, 
 		return learned{}, err
 	}
 	quiet(ctx)
+	return n.change(ctx, changes, nameChurnEvery, askGrowing)
+}
+
+// change makes changes at a rate, and asks for each as askUntilRight does, from when the API has answered.
+func (n *dnsNode) change(ctx context.Context, changes []nameChange, every, growing time.Duration) (learned, error) {
+	var mu sync.Mutex
 	out := learned{took: map[string][]float64{}}
-	ticks := time.NewTicker(nameChurnEvery)
+	ticks := time.NewTicker(every)
 	defer ticks.Stop()
-	group, ctx = errgroup.WithContext(ctx)
+	group, ctx := errgroup.WithContext(ctx)
 	for _, c := range changes {
 		select {
 		case <-ticks.C:
@@ -136,7 +147,7 @@ func (n *dnsNode) learn(ctx context.Context, round string, count int) (learned, 
 			if err := c.do(ctx); err != nil {
 				return err
 			}
-			took, asked, err := askUntilRight(ctx, conn, c.question)
+			took, asked, err := askUntilRight(ctx, conn, c.question, growing)
 			if err != nil {
 				return err
 			}
@@ -244,8 +255,9 @@ const (
 	replyLimit = time.Second
 )
 
-// askUntilRight asks at once, and again and again, until the answer is right, and returns how long that took, and how many questions.
-func askUntilRight(ctx context.Context, conn net.Conn, q question) (took time.Duration, asked int, err error) {
+// askUntilRight asks at once, and again and again, with pauses of 1/growing of the time that has passed, until the answer is right, and returns how long that
+// took, and how many questions.
+func askUntilRight(ctx context.Context, conn net.Conn, q question, growing time.Duration) (took time.Duration, asked int, err error) {
 	begin := time.Now()
 	packet := append([]byte(nil), q.packet...)
 	buf := make([]byte, answerSize)
@@ -268,7 +280,7 @@ func askUntilRight(ctx context.Context, conn net.Conn, q question) (took time.Du
 		case took > nameLimit:
 			return 0, asked, fmt.Errorf("after %v the answer to %s is not right: it %w", nameLimit, q.name, err)
 		}
-		pause := max(askEvery, took/askGrowing)
+		pause := max(askEvery, took/growing)
 		if pause > 10*time.Millisecond {
 			time.Sleep(pause)
 			continue

@@ -36,13 +36,13 @@ func TestAskUntilRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	took, n, err := askUntilRight(t.Context(), conn, q)
+	took, n, err := askUntilRight(t.Context(), conn, q, askGrowing)
 	if err != nil || n != 4 || took < replyLimit {
 		t.Errorf("after %v and %d questions: %v, want the fourth, and the third to have been waited for", took, n, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := askUntilRight(ctx, conn, none); !errors.Is(err, context.Canceled) {
+	if _, _, err := askUntilRight(ctx, conn, none, askGrowing); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want canceled", err)
 	}
 }

@@ -18,16 +18,20 @@ var dnsChapter = &chapter{
 		{"load", dnsLoads},
 		{"fast", dnsFast},
 		{"change", nameChanged},
+		{"ready", podsReady},
 		{"external", externalLookups},
 		{"memory", dnsMemory},
 	},
-	needs:    func(p programs) []string { return []string{p.fairlead, p.fairleadServer, p.coreDNS} },
+	needs: func(p programs) []string {
+		return []string{p.fairlead, p.fairleadServer, p.kubeControllerManager, p.coreDNS}
+	},
 	versions: dnsVersions, template: dnsTemplate, plots: dnsPlots,
 }
 
 func dnsVersions(p programs) map[string]string {
 	out := versionsOf(p, "gdnsd", "knot", "nsd", "unbound", "dnsperf", "gcc")
 	out["CoreDNS"] = coreDNSVersion(p)
+	out[manager] = firstLine(p.kubeControllerManager, "--version")
 	return out
 }
 

@@ -197,12 +197,13 @@ func newChurn(ctx context.Context, w *world, load workload) (*churn, error) {
 }
 
 // addPod makes a pod that runs and is ready.
-func (w *world) addPod(ctx context.Context, name, app, node, address string) error {
+func (w *world) addPod(ctx context.Context, name, app, node, address string, edit ...func(*corev1.PodSpec)) error {
 	pods := w.client.CoreV1().Pods(metav1.NamespaceDefault)
-	pod, err := pods.Create(ctx, &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": app}},
-		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "main", Image: "none", Command: []string{"/none"}}}},
-	}, metav1.CreateOptions{})
+	spec := corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "main", Image: "none", Command: []string{"/none"}}}}
+	for _, f := range edit {
+		f(&spec)
+	}
+	pod, err := pods.Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": app}}, Spec: spec}, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("create pod %s: %w", name, err)
 	}
