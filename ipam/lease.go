@@ -42,13 +42,18 @@ func (l *Lease) check() error {
 	if err := checkAddrs(l.Addrs); err != nil {
 		return fmt.Errorf("lease %s: %w", l.ID, err)
 	}
+	for i, addr := range l.Addrs {
+		if slices.Contains(l.Addrs[:i], addr) {
+			return fmt.Errorf("lease %s: address %s twice", l.ID, addr)
+		}
+	}
 	return nil
 }
 
-// checkAddrs wants at least one address, and each in its one form and once.
+// checkAddrs wants at least one address, and each in its one form.
 func checkAddrs(addrs []netip.Addr) error {
-	for i, addr := range addrs {
-		if !addr.IsValid() || addr.Zone() != "" || addr.Is4In6() || slices.Contains(addrs[:i], addr) {
+	for _, addr := range addrs {
+		if !addr.IsValid() || addr.Zone() != "" || addr.Is4In6() {
 			return fmt.Errorf("unusable address %q", addr)
 		}
 	}

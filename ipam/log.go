@@ -5,11 +5,9 @@ package ipam
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -21,8 +19,9 @@ import (
 const version = 1
 
 // keepFreed is how many of the addresses freed last a rewritten file remembers:
-// enough for every address of a /24 and a bound for a /64.
-const keepFreed = 1024
+// enough for every address of a /24, and as many of a /64 beside it. Every ADD and
+// DEL reads them all.
+const keepFreed = 512
 
 // freedPerLine keeps lines readable.
 const freedPerLine = 64
@@ -53,20 +52,25 @@ type freed struct {
 // state is what the lines of a file add up to.
 type state struct {
 	boot  string
-	held  map[string]*Lease       // by ID
-	owner map[netip.Addr]string   // the ID that holds an address
-	freed map[netip.Addr]freeMark // addresses that were held once and are not now
-	marks int                     // how often something was freed: the order of freed
+	held  map[string]*Lease  // by ID
+	uses  map[netip.Addr]use // of every address that is held, or was once
+	freed []mark             // in the order of freeing; of an address only the place in uses counts
 	lines int
 }
 
-type freeMark struct {
-	order int
-	at    time.Time
+// use is what an address is in: a lease, or, without one, the place in freed that tells when it was freed last.
+type use struct {
+	by    *Lease
+	place int
+}
+
+type mark struct {
+	addr netip.Addr
+	at   time.Time
 }
 
 func newState(boot string) *state {
-	return &state{boot: boot, held: map[string]*Lease{}, owner: map[netip.Addr]string{}, freed: map[netip.Addr]freeMark{}}
+	return &state{boot: boot, held: map[string]*Lease{}, uses: map[netip.Addr]use{}}
 }
 
 // apply takes in one record. It cannot fail: a lease that contradicts an earlier
@@ -79,14 +83,13 @@ func (s *state) apply(r record) {
 	case r.Hold != nil:
 		s.release(r.Hold.ID, r.Hold.AllocatedAt)
 		for _, addr := range r.Hold.Addrs {
-			if id, taken := s.owner[addr]; taken {
-				s.release(id, r.Hold.AllocatedAt)
+			if by := s.uses[addr].by; by != nil {
+				s.release(by.ID, r.Hold.AllocatedAt)
 			}
 		}
 		s.held[r.Hold.ID] = r.Hold
 		for _, addr := range r.Hold.Addrs {
-			s.owner[addr] = r.Hold.ID
-			delete(s.freed, addr)
+			s.uses[addr] = use{by: r.Hold}
 		}
 	case r.Free != nil:
 		s.release(r.Free.ID, r.Free.At)
@@ -102,16 +105,16 @@ func (s *state) release(id string, at time.Time) {
 	}
 	delete(s.held, id)
 	for _, addr := range lease.Addrs {
-		delete(s.owner, addr)
+		delete(s.uses, addr)
 	}
 	s.mark(lease.Addrs, at)
 }
 
 func (s *state) mark(addrs []netip.Addr, at time.Time) {
 	for _, addr := range addrs {
-		if _, held := s.owner[addr]; !held {
-			s.marks++
-			s.freed[addr] = freeMark{s.marks, at}
+		if s.uses[addr].by == nil {
+			s.uses[addr] = use{place: len(s.freed)}
+			s.freed = append(s.freed, mark{addr, at})
 		}
 	}
 }
@@ -121,7 +124,8 @@ func (s *state) mark(addrs []netip.Addr, at time.Time) {
 func (s *state) adopt(lease Lease, at time.Time) {
 	known := true
 	for _, addr := range lease.Addrs {
-		known = known && s.owner[addr] == lease.ID
+		by := s.uses[addr].by
+		known = known && by != nil && by.ID == lease.ID
 	}
 	if !known {
 		lease.AllocatedAt = at
@@ -129,11 +133,13 @@ func (s *state) adopt(lease Lease, at time.Time) {
 	}
 }
 
-// freedInOrder returns the freed addresses, longest ago first.
-func (s *state) freedInOrder() []netip.Addr {
-	return slices.SortedFunc(maps.Keys(s.freed), func(a, b netip.Addr) int {
-		return cmp.Compare(s.freed[a].order, s.freed[b].order)
-	})
+// freedInOrder is the addresses that were held once and are not now, longest ago first.
+func (s *state) freedInOrder(yield func(mark) bool) {
+	for i, m := range s.freed {
+		if u, ok := s.uses[m.addr]; ok && u.by == nil && u.place == i && !yield(m) {
+			return
+		}
+	}
 }
 
 // leases returns what is held, in the order of addresses.
@@ -148,15 +154,21 @@ func (s *state) leases() []Lease {
 
 // pick chooses an address of every range.
 func (s *state) pick(ranges []netip.Prefix) ([]netip.Addr, error) {
-	before := s.freedInOrder()
-	held := func(addr netip.Addr) bool { _, ok := s.owner[addr]; return ok }
+	used := func(addr netip.Addr) bool { _, ok := s.uses[addr]; return ok }
+	freed := func(yield func(netip.Addr) bool) {
+		for m := range s.freedInOrder {
+			if !yield(m.addr) {
+				return
+			}
+		}
+	}
 	addrs := make([]netip.Addr, len(ranges))
 	for i, r := range ranges {
-		addr, ok := Pick(r, held, before)
+		addr, ok := Pick(r, used, freed)
 		if !ok {
 			full := &FullError{Range: r}
-			for addr := range s.owner {
-				if r.Contains(addr) {
+			for addr, u := range s.uses {
+				if u.by != nil && r.Contains(addr) {
 					full.Held++
 				}
 			}
@@ -170,9 +182,13 @@ func (s *state) pick(ranges []netip.Prefix) ([]netip.Addr, error) {
 // encode writes the state as a new file.
 func (s *state) encode() []byte {
 	out := encodeRecord(record{Head: &head{Version: version, Boot: s.boot}})
-	before := s.freedInOrder()
-	for part := range slices.Chunk(before[max(0, len(before)-keepFreed):], freedPerLine) {
-		out = append(out, encodeRecord(record{Freed: &freed{part, s.freed[part[len(part)-1]].at}})...)
+	marks := slices.Collect(s.freedInOrder)
+	for part := range slices.Chunk(marks[max(0, len(marks)-keepFreed):], freedPerLine) {
+		addrs := make([]netip.Addr, len(part))
+		for i, m := range part {
+			addrs[i] = m.addr
+		}
+		out = append(out, encodeRecord(record{Freed: &freed{addrs, part[len(part)-1].at}})...)
 	}
 	for _, lease := range s.leases() {
 		out = append(out, encodeRecord(record{Hold: &lease})...)
@@ -227,91 +243,98 @@ func joinAddrs(addrs []netip.Addr) string {
 	return string(b)
 }
 
-// decodeRecord is the inverse of encodeRecord, for a line without its newline.
-func decodeRecord(line []byte) (record, error) {
-	sum, rest, ok := bytes.Cut(line, []byte(" "))
-	want, err := strconv.ParseUint(string(sum), 16, 32)
+// decoder takes a file apart, line by line. What it makes of the lines lies side by side, in room for all of them: a CNI plugin is a new process, for which
+// every further page of memory is one that the kernel has to give it.
+type decoder struct {
+	leases []Lease
+	addrs  []netip.Addr
+
+	// Of the line:
+	left string
+	more bool  // there is a field left, be it an empty one
+	err  error // the first thing that is wrong
+}
+
+// decode is the inverse of encodeRecord, for a line without its newline, and the same as a string.
+func (d *decoder) decode(line []byte, text string) (record, error) {
+	sum, rest, ok := strings.Cut(text, " ")
+	want, err := strconv.ParseUint(sum, 16, 32)
 	if !ok || len(sum) != 8 || err != nil {
 		return record{}, errors.New("no checksum")
 	}
-	if got := crc32.ChecksumIEEE(rest); got != uint32(want) {
+	if got := crc32.ChecksumIEEE(line[len(line)-len(rest):]); got != uint32(want) {
 		return record{}, fmt.Errorf("checksum is %08x, want %08x", got, want)
 	}
-	f := fields{left: string(rest), more: true}
-	r := f.record()
-	if f.err == nil && f.more {
-		f.err = fmt.Errorf("%d fields too many", strings.Count(f.left, "\t")+1)
+	d.left, d.more, d.err = rest, true, nil
+	r := d.record()
+	if d.err == nil && d.more {
+		d.err = fmt.Errorf("%d fields too many", strings.Count(d.left, "\t")+1)
 	}
-	return r, f.err
+	return r, d.err
 }
 
-// fields takes a line apart and remembers the first thing that is wrong.
-type fields struct {
-	left string
-	more bool // there is a field left, be it an empty one
-	err  error
-}
-
-func (f *fields) record() (r record) {
-	switch kind := f.text(); kind {
+func (d *decoder) record() (r record) {
+	switch kind := d.text(); kind {
 	case "head":
-		r.Head = &head{Version: int(f.number()), Boot: f.text()}
+		r.Head = &head{Version: int(d.number()), Boot: d.text()}
 		if r.Head.Version != version || r.Head.Boot == "" {
-			f.fail(fmt.Errorf("head of format %d and boot %q, want format %d", r.Head.Version, r.Head.Boot, version))
+			d.fail(fmt.Errorf("head of format %d and boot %q, want format %d", r.Head.Version, r.Head.Boot, version))
 		}
 	case "hold":
-		r.Hold = &Lease{ID: f.text(), Addrs: f.addrs(), AllocatedAt: f.time(), ContainerID: f.text(), IfName: f.text(),
-			NetNS: f.text(), NetNSID: f.number(), PodNamespace: f.text(), PodName: f.text(), PodUID: f.text()}
-		f.fail(r.Hold.check())
+		d.leases = append(d.leases, Lease{ID: d.text(), Addrs: d.addresses(), AllocatedAt: d.time(), ContainerID: d.text(), IfName: d.text(),
+			NetNS: d.text(), NetNSID: d.number(), PodNamespace: d.text(), PodName: d.text(), PodUID: d.text()})
+		r.Hold = &d.leases[len(d.leases)-1]
+		d.fail(r.Hold.check())
 	case "free":
-		r.Free = &free{ID: f.text(), At: f.time()}
+		r.Free = &free{ID: d.text(), At: d.time()}
 	case "freed":
-		r.Freed = &freed{Addrs: f.addrs(), At: f.time()}
-		f.fail(checkAddrs(r.Freed.Addrs))
+		r.Freed = &freed{Addrs: d.addresses(), At: d.time()}
+		d.fail(checkAddrs(r.Freed.Addrs))
 	default:
-		f.fail(fmt.Errorf("line of kind %q", kind))
+		d.fail(fmt.Errorf("line of kind %q", kind))
 	}
 	return r
 }
 
-func (f *fields) fail(err error) {
-	if f.err == nil {
-		f.err = err
+func (d *decoder) fail(err error) {
+	if d.err == nil {
+		d.err = err
 	}
 }
 
-func (f *fields) text() string {
-	if !f.more {
-		f.fail(errors.New("fields are missing"))
+func (d *decoder) text() string {
+	if !d.more {
+		d.fail(errors.New("fields are missing"))
 		return ""
 	}
-	text, left, more := strings.Cut(f.left, "\t")
-	f.left, f.more = left, more
+	text, left, more := strings.Cut(d.left, "\t")
+	d.left, d.more = left, more
 	if strings.IndexByte(text, '\\') >= 0 {
 		text = unescaper.Replace(text)
 	}
 	return text
 }
 
-func (f *fields) number() uint64 {
-	n, err := strconv.ParseUint(f.text(), 10, 64)
-	f.fail(err)
+func (d *decoder) number() uint64 {
+	n, err := strconv.ParseUint(d.text(), 10, 64)
+	d.fail(err)
 	return n
 }
 
-func (f *fields) time() time.Time {
-	at, err := time.Parse(time.RFC3339Nano, f.text())
-	f.fail(err)
+func (d *decoder) time() time.Time {
+	at, err := time.Parse(time.RFC3339Nano, d.text())
+	d.fail(err)
 	return at.UTC()
 }
 
-func (f *fields) addrs() (addrs []netip.Addr) {
-	for part := range strings.SplitSeq(f.text(), ",") {
+func (d *decoder) addresses() []netip.Addr {
+	first := len(d.addrs)
+	for part := range strings.SplitSeq(d.text(), ",") {
 		addr, err := netip.ParseAddr(part)
-		f.fail(err)
-		addrs = append(addrs, addr)
+		d.fail(err)
+		d.addrs = append(d.addrs, addr)
 	}
-	return addrs
+	return d.addrs[first:len(d.addrs):len(d.addrs)]
 }
 
 // decode reads a file. good is the length of the part that counts: a last line
@@ -320,10 +343,10 @@ func (f *fields) addrs() (addrs []netip.Addr) {
 // state is made of the good lines.
 func decode(data []byte) (s *state, good int, err error) {
 	var corrupt CorruptError
-	s = newState("")
-	lines := bytes.Count(data, []byte("\n"))
-	s.held = make(map[string]*Lease, lines)
-	s.owner = make(map[netip.Addr]string, lines)
+	text := string(data) // of which all texts of all lines are parts
+	lines, holds, commas := strings.Count(text, "\n"), strings.Count(text, " hold\t"), strings.Count(text, ",")
+	d := decoder{leases: make([]Lease, 0, holds), addrs: make([]netip.Addr, 0, lines+commas)}
+	s = &state{held: make(map[string]*Lease, holds), uses: make(map[netip.Addr]use, holds+commas), freed: make([]mark, 0, lines+commas)}
 	number := 0
 	for good < len(data) {
 		end := bytes.IndexByte(data[good:], '\n')
@@ -331,7 +354,7 @@ func decode(data []byte) (s *state, good int, err error) {
 			break
 		}
 		number++
-		r, err := decodeRecord(data[good : good+end])
+		r, err := d.decode(data[good:good+end], text[good:good+end])
 		if err == nil && (r.Head != nil) != (number == 1) {
 			err = errors.New("the head is not the first line")
 		}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +50,7 @@ func dump(s *state) string {
 	for _, l := range s.leases() {
 		text += fmt.Sprintf("%+v\n", l)
 	}
-	return text + fmt.Sprint("freed ", s.freedInOrder())
+	return text + fmt.Sprint("freed ", freedOf(s))
 }
 
 func TestDecode(t *testing.T) {
@@ -60,7 +61,7 @@ func TestDecode(t *testing.T) {
 	if got := s.leases(); len(got) != 2 || !reflect.DeepEqual(got[0], *lease("c", "10.0.0.2", "fd00::4")) || !reflect.DeepEqual(got[1], *lease("b", "10.0.0.3", "fd00::3")) {
 		t.Errorf("leases %+v", got)
 	}
-	if got := fmt.Sprint(s.freedInOrder()); got != "[10.0.0.9 fd00::2]" {
+	if got := fmt.Sprint(freedOf(s)); got != "[10.0.0.9 fd00::2]" {
 		t.Errorf("freed %s", got)
 	}
 	again, _, err := decode(s.encode())
@@ -147,14 +148,14 @@ func TestDecodeRecord(t *testing.T) {
 		{"bad address", hold("x", "10.0.0.256", ""), "10.0.0.256"},
 		{"zone", hold("x", "fe80::1%eth0", ""), "unusable address"},
 		{"mapped", hold("x", "::ffff:10.0.0.1", ""), "unusable address"},
-		{"twice", hold("x", "10.0.0.1,10.0.0.1", ""), "unusable address"},
+		{"twice", hold("x", "10.0.0.1,10.0.0.1", ""), "address 10.0.0.1 twice"},
 		{"huge text", hold("x", "10.0.0.1", strings.Repeat("x", maxText+1)), "text of 4097 bytes"},
 		{"one more", sum("free\tx\t2026-01-02T12:00:00Z\tmore"), "1 fields too many"},
 		{"too few", sum("free\tx"), "missing"},
 		{"no time", sum("free\tx\tnoon"), "noon"},
 		{"freed nothing", sum("freed\t\t2026-01-02T12:00:00Z"), "unable to parse IP"},
 	} {
-		if _, err := decodeRecord([]byte(c.line)); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := new(decoder).decode([]byte(c.line), c.line); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
@@ -178,7 +179,8 @@ func TestRecordText(t *testing.T) {
 		if bytes.Count(line, []byte("\n")) != 1 {
 			t.Errorf("%q: lines %q", text, line)
 		}
-		got, err := decodeRecord(bytes.TrimSuffix(line, []byte("\n")))
+		line = bytes.TrimSuffix(line, []byte("\n"))
+		got, err := new(decoder).decode(line, string(line))
 		if err != nil || !reflect.DeepEqual(got.Hold, want) {
 			t.Errorf("%q: %+v, %v", text, got.Hold, err)
 		}
@@ -194,10 +196,10 @@ func TestApplyContradiction(t *testing.T) {
 	s.apply(record{Hold: lease("b", "10.0.0.4", "fd00::3")})
 	s.apply(record{Free: &free{"nobody", noon}})
 	s.apply(record{Freed: &freed{[]netip.Addr{netip.MustParseAddr("fd00::3")}, noon}}) // is held
-	if got := fmt.Sprint(s.owner); got != "map[10.0.0.4:b fd00::3:b]" {
-		t.Errorf("owner %s", got)
+	if got := fmt.Sprint(s.held["b"].Addrs); got != "[10.0.0.4 fd00::3]" || len(s.held) != 1 || len(s.uses) != 4 {
+		t.Errorf("held %v, used %v", s.held, s.uses)
 	}
-	if got := fmt.Sprint(s.freedInOrder()); got != "[fd00::2 10.0.0.2]" {
+	if got := fmt.Sprint(freedOf(s)); got != "[fd00::2 10.0.0.2]" {
 		t.Errorf("freed %s", got)
 	}
 }
@@ -211,12 +213,20 @@ func TestEncodeForgets(t *testing.T) {
 		addr = addr.Next()
 	}
 	again, _, err := decode(s.encode())
-	if err != nil || len(again.freed) != keepFreed {
-		t.Fatalf("%d freed, %v", len(again.freed), err)
+	if err != nil || len(freedOf(again)) != keepFreed {
+		t.Fatalf("%d freed, %v", len(freedOf(again)), err)
 	}
-	if before := s.freedInOrder(); again.freedInOrder()[0] != before[len(before)-keepFreed] {
+	if before := freedOf(s); freedOf(again)[0] != before[len(before)-keepFreed] {
 		t.Error("forgot others than the oldest")
 	}
+}
+
+// freedOf are the addresses that are free, longest ago first.
+func freedOf(s *state) (addrs []netip.Addr) {
+	for m := range s.freedInOrder {
+		addrs = append(addrs, m.addr)
+	}
+	return addrs
 }
 
 // FuzzDecode wants no panic, and from whatever is read a state that holds: no
@@ -253,23 +263,26 @@ func checkDecode(t *testing.T, data []byte) {
 			t.Fatalf("lease %s: %+v", id, l)
 		}
 		for _, addr := range l.Addrs {
-			if other, ok := holders[addr]; ok || s.owner[addr] != id {
-				t.Fatalf("%s held by %s and %s, owner %s", addr, id, other, s.owner[addr])
+			if other, ok := holders[addr]; ok || s.uses[addr].by != l {
+				t.Fatalf("%s held by %s and %s, used %+v", addr, id, other, s.uses[addr])
 			}
 			holders[addr] = id
-			if _, ok := s.freed[addr]; ok {
-				t.Fatalf("%s is held and free", addr)
-			}
 		}
 	}
-	if len(holders) != len(s.owner) {
-		t.Fatalf("owners %v, holders %v", s.owner, holders)
+	freed := freedOf(s)
+	for i, addr := range freed {
+		if holders[addr] != "" || slices.Contains(freed[:i], addr) {
+			t.Fatalf("%s is free and held by %q, or free twice: %v", addr, holders[addr], freed)
+		}
 	}
-	if err != nil || len(s.freed) > keepFreed {
+	if len(holders)+len(freed) != len(s.uses) {
+		t.Fatalf("uses %v, holders %v, freed %v", s.uses, holders, freed)
+	}
+	if err != nil || len(freed) > keepFreed {
 		return
 	}
 	again, _, err := decode(s.encode())
-	if err != nil || len(again.held) != len(s.held) || fmt.Sprint(again.freedInOrder()) != fmt.Sprint(s.freedInOrder()) {
+	if err != nil || len(again.held) != len(s.held) || fmt.Sprint(freedOf(again)) != fmt.Sprint(freedOf(s)) {
 		t.Fatalf("written and read: %v\n%s\nwant %s", err, dump(again), dump(s))
 	}
 }

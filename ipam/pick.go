@@ -5,6 +5,7 @@ package ipam
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"net/netip"
 )
@@ -53,31 +54,26 @@ func Size(r netip.Prefix) uint64 {
 	}
 }
 
-// Pick chooses a free address of the range: the lowest that is neither held nor
-// in freed, else the one that comes first in freed (which is in the order of
-// freeing) and is in the range. It returns false when there is none. It looks at
-// no more addresses than are held and freed together.
-func Pick(r netip.Prefix, held func(netip.Addr) bool, freed []netip.Addr) (netip.Addr, bool) {
+// Pick chooses a free address of the range: the lowest that is not used, where those that are held count as used and those in freed, which were once; else the
+// first of freed, which is in the order of freeing and has none that is held, that is in the range. It returns false when there is none. It looks at no more
+// addresses than are used.
+func Pick(r netip.Prefix, used func(netip.Addr) bool, freed iter.Seq[netip.Addr]) (netip.Addr, bool) {
 	first, last, err := Bounds(r)
 	if err != nil {
 		return netip.Addr{}, false
 	}
-	var oldest netip.Addr
-	used := make(map[netip.Addr]bool, len(freed))
-	for _, addr := range freed {
-		if addr.Less(first) || last.Less(addr) || addr.BitLen() != first.BitLen() || held(addr) {
-			continue
-		}
-		if used[addr] = true; !oldest.IsValid() {
-			oldest = addr
-		}
-	}
 	for addr := first; ; addr = addr.Next() {
-		if !used[addr] && !held(addr) {
+		if !used(addr) {
 			return addr, true
 		}
 		if addr == last {
-			return oldest, oldest.IsValid()
+			break
 		}
 	}
+	for addr := range freed {
+		if !addr.Less(first) && !last.Less(addr) && addr.BitLen() == first.BitLen() {
+			return addr, true
+		}
+	}
+	return netip.Addr{}, false
 }

@@ -269,7 +269,7 @@ func (s *Store) update(change func(*state) ([]record, error)) error {
 	if err := appendAll(file, lines); err != nil {
 		return err
 	}
-	if st.lines+len(records) <= len(st.held)+len(st.freed)/freedPerLine+slack {
+	if st.lines+len(records) <= len(st.held)+len(st.uses)/freedPerLine+slack {
 		return nil
 	}
 	for _, r := range records {

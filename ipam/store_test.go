@@ -578,23 +578,30 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-// BenchmarkAllocate is one Allocate and one Release on a node with 200 pods that
-// has had every address of its range in use.
+// BenchmarkAllocate is one Allocate and one Release on a node with 200 pods, after many others.
 func BenchmarkAllocate(b *testing.B) {
-	s := open(b, b.TempDir(), "10.0.0.0/24")
-	for i := range 253 {
-		allocate(b, s, fmt.Sprint(i))
-	}
-	for i := range 53 {
-		if _, err := s.Release(fmt.Sprint(i)); err != nil {
-			b.Fatal(err)
-		}
-	}
-	for b.Loop() {
-		allocate(b, s, "x")
-		if _, err := s.Release("x"); err != nil {
-			b.Fatal(err)
-		}
+	for name, ranges := range map[string][]string{"IPv4": {"10.0.0.0/24"}, "dual-stack": {"10.0.0.0/24", "fd00::/64"}} {
+		b.Run(name, func(b *testing.B) {
+			s := open(b, b.TempDir(), ranges...)
+			n := 0
+			turn := func() {
+				n++
+				allocate(b, s, fmt.Sprint(n))
+				if n <= 200 {
+					return
+				}
+				if _, err := s.Release(fmt.Sprint(n - 200)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for range 1000 {
+				turn()
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				turn()
+			}
+		})
 	}
 }
 
