@@ -31,6 +31,7 @@ type Batch struct {
 	fd   int
 	seq  uint32
 	reqs []request
+	in   []byte // what the kernel answers is read into it
 }
 
 // request is one encoded message and what is expected of it.
@@ -81,6 +82,7 @@ func (b *Batch) Close() error { return unix.Close(b.fd) }
 // VethPair describes a pair of connected interfaces.
 type VethPair struct {
 	Name     string           // this end, made up
+	Down     bool             // this end is made down too
 	MAC      net.HardwareAddr // of this end; nil: random
 	PeerName string           // the other end, made down
 	PeerMAC  net.HardwareAddr // of the other end; nil: random
@@ -92,7 +94,11 @@ type VethPair struct {
 // EEXIST if either name is taken.
 func (b *Batch) VethAdd(pair VethPair) {
 	r := b.add("create veth "+pair.Name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	r.ifinfo(0, unix.IFF_UP, unix.IFF_UP)
+	up := uint32(unix.IFF_UP)
+	if pair.Down {
+		up = 0
+	}
+	r.ifinfo(0, up, up)
 	r.linkAttrs(pair.Name, pair.MAC, pair.MTU)
 	info := r.nest(unix.IFLA_LINKINFO)
 	r.attr(unix.IFLA_INFO_KIND, []byte("veth"))
@@ -141,33 +147,27 @@ func (r *request) takeLink(into *netlink.LinkAttrs) {
 // skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h: half of the answer is counters that nobody asked for.
 const skipStats = 8
 
-// RPFilterOff takes packets from the interface whatever the way back to their source (rp_filter 0).
-func (b *Batch) RPFilterOff(index int) {
-	r := b.add(fmt.Sprintf("switch off rp_filter of interface %d", index), unix.RTM_SETLINK, 0)
-	r.ifinfo(index, 0, 0)
+// LinkUpBare sets the interface up as an end of a pair that leads to one pod: it takes packets whatever the way back to their source (rp_filter 0), and with
+// ipv6 it has no IPv6 address of its own making (addr_gen_mode none), for which the other end must not be up yet.
+func (b *Batch) LinkUpBare(index int, ipv6 bool) {
+	r := b.add(fmt.Sprintf("set interface %d up without rp_filter", index), unix.RTM_SETLINK, 0)
+	r.ifinfo(index, unix.IFF_UP, unix.IFF_UP)
 	spec := r.nest(unix.IFLA_AF_SPEC)
 	inet := r.nest(unix.AF_INET)
 	conf := r.nest(unix.IFLA_INET_CONF)
 	r.attr(devconfRPFilter, u32(0))
 	r.end(conf)
 	r.end(inet)
+	if ipv6 {
+		inet6 := r.nest(unix.AF_INET6)
+		r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
+		r.end(inet6)
+	}
 	r.end(spec)
 }
 
 // devconfRPFilter is IPV4_DEVCONF_RP_FILTER of linux/ip.h.
 const devconfRPFilter = 8
-
-// LinkLocalOff leaves the interface without an IPv6 address of its own making (addr_gen_mode none). Call it before the other end of a veth pair is set
-// up.
-func (b *Batch) LinkLocalOff(index int) {
-	r := b.add(fmt.Sprintf("switch off link-local addresses of interface %d", index), unix.RTM_SETLINK, 0)
-	r.ifinfo(index, 0, 0)
-	spec := r.nest(unix.IFLA_AF_SPEC)
-	inet6 := r.nest(unix.AF_INET6)
-	r.attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone})
-	r.end(inet6)
-	r.end(spec)
-}
 
 // addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
 const addrGenModeNone = 1
@@ -292,9 +292,11 @@ func (b *Batch) sendPart(part []request, errs *[]error) error {
 		return fmt.Errorf("send netlink requests: %w", err)
 	}
 	first := binary.NativeEndian.Uint32(part[0].msg[8:])
-	in := make([]byte, 64<<10)
+	if b.in == nil {
+		b.in = make([]byte, 64<<10)
+	}
 	for waiting := len(part); waiting > 0; {
-		answers, err := b.receive(in)
+		answers, err := b.receive(b.in)
 		if err != nil {
 			return err
 		}
@@ -365,11 +367,18 @@ const upTimeout = 5 * time.Second
 // the first packet may be lost. Asking makes kernels since 6.9 do that work at
 // once; with older ones it takes a few tries.
 //
-// It also waits until the addresses, which [Batch.AddrAdd] has added, are the namespace's own: with IPv6 that too is a worker's work.
+// It also waits until the addresses, which [Batch.AddrAdd] has added, are the namespace's own: with IPv6 that too is a worker's work, of which
+// the kernel tells. A worker that waits for the lock of interfaces is not to be held up by those who ask whether it is ready.
 func (b *Batch) WaitUp(name string, addrs ...netip.Addr) error {
-	for end, pause := time.Now().Add(upTimeout), 50*time.Microsecond; ; pause *= 2 {
-		var link netlink.LinkAttrs
-		b.LinkGet(name, &link)
+	if slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		// Without it the address is noticed a little later.
+		_ = unix.SetsockoptInt(b.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_IPV6_ROUTE)
+	}
+	var link netlink.LinkAttrs
+	for end, pause := time.Now().Add(upTimeout), 50*time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+		if link.OperState != netlink.OperUp {
+			b.LinkGet(name, &link)
+		}
 		ways := make([]Found, len(addrs))
 		for i, addr := range addrs {
 			b.RouteGet(addr, &ways[i])
@@ -377,17 +386,18 @@ func (b *Batch) WaitUp(name string, addrs ...netip.Addr) error {
 		if err := b.Send(); err != nil {
 			return err
 		}
-		missing := slices.IndexFunc(ways, func(way Found) bool { return !way.Local })
-		if link.OperState == netlink.OperUp && missing < 0 {
+		up, missing := link.OperState == netlink.OperUp, slices.IndexFunc(ways, func(way Found) bool { return !way.Local })
+		switch {
+		case up && missing < 0:
 			return nil
-		}
-		if time.Now().After(end) {
-			if missing >= 0 {
-				return fmt.Errorf("wait for address %s: interface %s does not answer to it after %s", addrs[missing], name, upTimeout)
-			}
+		case time.Now().Before(end):
+		case up:
+			return fmt.Errorf("wait for address %s: interface %s does not answer to it after %s", addrs[missing], name, upTimeout)
+		default:
 			return fmt.Errorf("wait for interface %s: it is %s after %s", name, link.OperState, upTimeout)
 		}
-		time.Sleep(min(pause, 10*time.Millisecond))
+		limit := unix.NsecToTimespec(pause.Nanoseconds())
+		_, _ = unix.Ppoll([]unix.PollFd{{Fd: int32(b.fd), Events: unix.POLLIN}}, &limit, nil)
 	}
 }
 
@@ -445,6 +455,10 @@ func (r *request) linkAttrs(name string, mac net.HardwareAddr, mtu int) {
 	if mtu > 0 {
 		r.attr(unix.IFLA_MTU, u32(uint32(mtu)))
 	}
+	// One queue is what the kernel gives a veth anyway. Where it has not been asked for one, it makes one for each processor and puts the others away, which
+	// takes two RCU grace periods of all who wait for the lock of interfaces.
+	r.attr(unix.IFLA_NUM_TX_QUEUES, u32(1))
+	r.attr(unix.IFLA_NUM_RX_QUEUES, u32(1))
 }
 
 // attr appends an attribute, padded to four bytes.

@@ -294,8 +294,7 @@ func TestInterfaceSettings(t *testing.T) {
 	}
 	w.Cable(a, "eth0", b, "eth0")
 	settings := batch(t, a.NS)
-	settings.RPFilterOff(a.Index("eth0"))
-	settings.LinkLocalOff(a.Index("eth0"))
+	settings.LinkUpBare(a.Index("eth0"), true)
 	send(t, settings)
 	var link netlink.LinkAttrs
 	settings.LinkAt(a.Index("eth0"), &link)
@@ -311,8 +310,8 @@ func TestInterfaceSettings(t *testing.T) {
 		}
 		return nil
 	})
-	settings.RPFilterOff(1 << 20)
-	if err := settings.Send(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "rp_filter of interface 1048576") {
+	settings.LinkUpBare(1<<20, false)
+	if err := settings.Send(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "interface 1048576 up without rp_filter") {
 		t.Errorf("an interface that is not there: %v", err)
 	}
 	if err := settings.WaitUp("none"); !errors.Is(err, unix.ENODEV) {

@@ -72,53 +72,64 @@ func add(args *skel.CmdArgs) error {
 		return cniErrorf(types.ErrTryAgainLater, "%v", err)
 	}
 	defer agent.close()
-	lease, made, err := attach(conf, store, ns, want, agent)
+	node, err := linux.NewBatch()
 	if err != nil {
 		return err
 	}
-	if err := agent.answer(); err != nil {
-		if made { // and not if it worked before this call
-			err = errors.Join(err, undo(store, lease.ID))
-		}
-		return cniErrorf(types.ErrTryAgainLater, "%v", err)
+	defer node.Close()
+	pod, err := ns.Batch()
+	if err != nil {
+		return err
 	}
-	return types.PrintResult(resultOf(lease, prev, conf.DNS), conf.CNIVersion)
+	defer pod.Close()
+	w := &wiring{ns: ns, node: node, pod: pod, mtu: conf.MTU}
+	made, err := attach(store, w, want, agent)
+	if err != nil {
+		return err
+	}
+	undone := func(err error) error {
+		if made { // and not if it worked before this call
+			err = errors.Join(err, undo(store, w.lease.ID))
+		}
+		return err
+	}
+	if err := agent.answer(); err != nil {
+		return cniErrorf(types.ErrTryAgainLater, "%v", undone(err))
+	}
+	if err := w.waitUp(); err != nil { // the kernel has been at it meanwhile
+		return undone(err)
+	}
+	return types.PrintResult(resultOf(w.lease, prev, conf.DNS), conf.CNIVersion)
 }
 
 // attach takes a lease and wires the pod, while the agent is asked whether it can
 // deliver. If an address is found to be in use against what the leases say, it is
 // held for whoever uses it, and another one is taken. After an error there is
 // neither lease nor wiring.
-func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease, agent *question) (lease ipam.Lease, made bool, err error) {
-	pod, err := ns.Batch()
-	if err != nil {
-		return lease, false, err
-	}
-	defer pod.Close()
-	want.NetNSID, _ = pod.Cookie() // the agent knows the pod's sockets by it; older kernels have none
-	mtu := conf.MTU
-	if mtu == 0 {
-		if mtu, err = linux.DefaultMTU(); err != nil {
-			return lease, false, err
+func attach(store *ipam.Store, w *wiring, want ipam.Lease, agent *question) (made bool, err error) {
+	want.NetNSID, _ = w.pod.Cookie() // the agent knows the pod's sockets by it; older kernels have none
+	if w.mtu == 0 {
+		if w.mtu, err = linux.DefaultMTU(); err != nil {
+			return false, err
 		}
 	}
 	for try := 0; ; try++ {
-		if lease, err = allocate(store, want); err != nil {
-			return lease, false, err
+		if w.lease, err = allocate(store, want); err != nil {
+			return false, err
 		}
 		if try > 0 {
 			err = agent.redial()
 		}
 		if err == nil {
-			err = agent.deliver(lease)
+			err = agent.deliver(w.lease)
 		}
 		if err != nil {
-			_, releaseErr := store.Release(lease.ID)
-			return lease, false, cniErrorf(types.ErrTryAgainLater, "%v", errors.Join(err, releaseErr))
+			_, releaseErr := store.Release(w.lease.ID)
+			return false, cniErrorf(types.ErrTryAgainLater, "%v", errors.Join(err, releaseErr))
 		}
-		made, err = newWiring(ns, pod, lease, mtu).make()
+		made, err = w.make()
 		if err == nil {
-			return lease, made, nil
+			return made, nil
 		}
 		if errors.Is(err, errTaken) && try == 0 {
 			// If this takes the lease away, the next round makes a new one. If not, the
@@ -129,8 +140,8 @@ func attach(conf *Conf, store *ipam.Store, ns *linux.NetNS, want ipam.Lease, age
 			}
 			err = errors.Join(err, adoptErr)
 		}
-		_, releaseErr := store.Release(lease.ID)
-		return lease, false, errors.Join(err, releaseErr)
+		_, releaseErr := store.Release(w.lease.ID)
+		return false, errors.Join(err, releaseErr)
 	}
 }
 
@@ -248,7 +259,8 @@ func check(args *skel.CmdArgs) error {
 	}
 	defer ns.Close()
 	lease.IfName = args.IfName
-	return newWiring(ns, nil, lease, 0).check()
+	w := &wiring{ns: ns, lease: lease}
+	return w.check()
 }
 
 // gc is CNI GC: everything that is not among the valid attachments goes. What is

@@ -55,24 +55,16 @@ func mac(id, end string) net.HardwareAddr {
 	return m
 }
 
-// wiring is what ADD makes and CHECK looks at.
+// wiring is what ADD makes and CHECK looks at: a pair whose node's end has the lease's ID for a name, and whose pod's end has its IfName.
 type wiring struct {
-	ns      *linux.NetNS // the pod's
-	pod     *linux.Batch // acts in it; nil if there is nothing to make
-	host    string       // name of the node's end
-	name    string       // name of the pod's end
-	hostMAC net.HardwareAddr
-	podMAC  net.HardwareAddr
-	addrs   []netip.Addr
-	mtu     int // 0: the kernel's default
+	ns        *linux.NetNS // the pod's
+	node, pod *linux.Batch // act on the node and in the pod; CHECK has none
+	lease     ipam.Lease
+	mtu       int // 0: the kernel's default
 }
 
-func newWiring(ns *linux.NetNS, pod *linux.Batch, lease ipam.Lease, mtu int) *wiring {
-	return &wiring{
-		ns: ns, pod: pod, host: lease.ID, name: lease.IfName, mtu: mtu,
-		hostMAC: mac(lease.ID, "host"), podMAC: mac(lease.ID, "pod"), addrs: lease.Addrs,
-	}
-}
+// mac is that of the pair's end, "host" or "pod".
+func (w *wiring) mac(end string) net.HardwareAddr { return mac(w.lease.ID, end) }
 
 // single is the prefix of one address.
 func single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
@@ -91,35 +83,30 @@ func gatewayOf(addr netip.Addr) (gateway netip.Addr, all netip.Prefix) {
 // right; what is half done or no longer right is made anew. After an error
 // nothing of this attachment is left.
 func (w *wiring) make() (made bool, err error) {
-	node, err := linux.NewBatch()
-	if err != nil {
-		return false, err
-	}
-	defer node.Close()
-	veth, ways, err := w.create(node)
+	veth, ways, err := w.create()
 	if errors.Is(err, unix.EEXIST) && veth.Index != 0 { // the node's end is there: an ADD before this one
 		if w.check() == nil {
 			return false, nil
 		}
-		node.LinkDel(w.host)
-		if err := node.Send(); err != nil {
+		w.node.LinkDel(w.lease.ID)
+		if err := w.node.Send(); err != nil {
 			return false, err
 		}
-		veth, ways, err = w.create(node)
+		veth, ways, err = w.create()
 	}
 	if errors.Is(err, unix.EEXIST) {
-		return false, fmt.Errorf("interface %s is in the pod's network namespace already: %w", w.name, err)
+		return false, fmt.Errorf("interface %s is in the pod's network namespace already: %w", w.lease.IfName, err)
 	}
 	if err == nil {
 		err = w.vacant(ways)
 	}
 	if err == nil {
-		if err = w.connect(node, veth); err == nil {
+		if err = w.connect(veth); err == nil {
 			return true, nil
 		}
 	}
-	node.LinkDel(w.host)
-	return false, errors.Join(err, node.Send())
+	w.node.LinkDel(w.lease.ID)
+	return false, errors.Join(err, w.node.Send())
 }
 
 // vacant wants that nobody has the addresses. That costs nothing unless the node has a way to one of them that is neither a gateway nor a pod of ours: another
@@ -134,7 +121,7 @@ func (w *wiring) vacant(ways []linux.Found) error {
 		return err
 	}
 	for _, u := range used {
-		if slices.Contains(w.addrs, u.Addr) {
+		if slices.Contains(w.lease.Addrs, u.Addr) {
 			return fmt.Errorf("%w: %s, at interface %s", errTaken, u.Addr, u.Link)
 		}
 	}
@@ -144,14 +131,16 @@ func (w *wiring) vacant(ways []linux.Found) error {
 // create makes the pair, and reads what the kernel made of it: the index of the
 // node's end and, as its parent, that of the pod's. ways are the node's ways to the
 // addresses as they were before.
-func (w *wiring) create(node *linux.Batch) (veth netlink.LinkAttrs, ways []linux.Found, err error) {
-	ways = make([]linux.Found, len(w.addrs))
-	for i, addr := range w.addrs {
-		node.RouteGet(addr, &ways[i])
+func (w *wiring) create() (veth netlink.LinkAttrs, ways []linux.Found, err error) {
+	ways = make([]linux.Found, len(w.lease.Addrs))
+	for i, addr := range w.lease.Addrs {
+		w.node.RouteGet(addr, &ways[i])
 	}
-	node.VethAdd(linux.VethPair{Name: w.host, MAC: w.hostMAC, PeerName: w.name, PeerMAC: w.podMAC, PeerNS: w.ns, MTU: w.mtu})
-	node.LinkGet(w.host, &veth)
-	err = node.Send()
+	// The node's end is up only when the pod's is about to be: a kernel that is asked about an interface which is up and leads nowhere first puts its queues
+	// away, and waits until nobody uses them any more.
+	w.node.VethAdd(linux.VethPair{Name: w.lease.ID, Down: true, MAC: w.mac("host"), PeerName: w.lease.IfName, PeerMAC: w.mac("pod"), PeerNS: w.ns, MTU: w.mtu})
+	w.node.LinkGet(w.lease.ID, &veth)
+	err = w.node.Send()
 	return veth, ways, err
 }
 
@@ -159,51 +148,49 @@ func (w *wiring) create(node *linux.Batch) (veth netlink.LinkAttrs, ways []linux
 //
 // The reverse path of a pod's packet is the route to the pod, but the filter would also judge what a service address makes of it. The node's end has no use
 // for a link-local address of its own, nor for what goes with one.
-func (w *wiring) connect(node *linux.Batch, veth netlink.LinkAttrs) error {
-	node.RPFilterOff(veth.Index)
-	if w.has6() {
-		node.LinkLocalOff(veth.Index)
+func (w *wiring) connect(veth netlink.LinkAttrs) error {
+	w.node.LinkUpBare(veth.Index, w.has6())
+	for _, addr := range w.lease.Addrs {
+		w.node.NeighSet(veth.Index, addr, w.mac("pod"))
+		w.node.RouteAdd(linux.Route{Dst: single(addr), Index: veth.Index})
 	}
-	for _, addr := range w.addrs {
-		node.NeighSet(veth.Index, addr, w.podMAC)
-		node.RouteAdd(linux.Route{Dst: single(addr), Index: veth.Index})
-	}
-	if err := node.Send(); err != nil {
+	if err := w.node.Send(); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			err = fmt.Errorf("%w: the node has a route to it: %w", errTaken, err)
 		}
 		return err
 	}
 	if w.has6() {
-		if err := linux.WriteSysctl("net/ipv6/conf/"+w.host+"/accept_ra", "0"); err != nil {
+		if err := linux.WriteSysctl("net/ipv6/conf/"+w.lease.ID+"/accept_ra", "0"); err != nil {
 			return err
 		}
 		if err := w.ns.Do(w.podSysctls); err != nil {
 			return err
 		}
 	}
-	if err := w.connectPod(veth.ParentIndex); err != nil {
-		return err
-	}
-	return node.WaitUp(w.host)
-}
-
-// connectPod makes the pod's end usable.
-func (w *wiring) connectPod(index int) error {
+	index := veth.ParentIndex
 	w.pod.LinkUp(index)
-	for _, addr := range w.addrs {
+	for _, addr := range w.lease.Addrs {
 		gateway, all := gatewayOf(addr)
 		w.pod.AddrAdd(index, single(addr))
-		w.pod.NeighSet(index, gateway, w.hostMAC)
+		w.pod.NeighSet(index, gateway, w.mac("host"))
 		w.pod.RouteAdd(linux.Route{Dst: all, Via: gateway, Index: index})
 	}
-	return w.pod.WaitUp(w.name, w.addrs...)
+	return w.pod.Send()
+}
+
+// waitUp waits until both ends can send and the pod has its addresses. What make has asked for, the kernel's workers do in their own time.
+func (w *wiring) waitUp() error {
+	if err := w.node.WaitUp(w.lease.ID); err != nil {
+		return err
+	}
+	return w.pod.WaitUp(w.lease.IfName, w.lease.Addrs...)
 }
 
 // podSysctls: some runtimes start with IPv6 off. Nobody else is on the link, so
 // there is nobody to have the same address and no router to wait for.
 func (w *wiring) podSysctls() error {
-	dir := "net/ipv6/conf/" + w.name + "/"
+	dir := "net/ipv6/conf/" + w.lease.IfName + "/"
 	return errors.Join(
 		linux.WriteSysctl(dir+"disable_ipv6", "0"),
 		linux.WriteSysctl(dir+"accept_dad", "0"),
@@ -212,7 +199,7 @@ func (w *wiring) podSysctls() error {
 }
 
 func (w *wiring) has6() bool {
-	for _, addr := range w.addrs {
+	for _, addr := range w.lease.Addrs {
 		if addr.Is6() {
 			return true
 		}
@@ -234,19 +221,19 @@ func unwire(host string) error {
 // check looks whether everything is as make leaves it, and names the first thing
 // that is not.
 func (w *wiring) check() error {
-	host, err := netlink.LinkByName(w.host)
+	host, err := netlink.LinkByName(w.lease.ID)
 	if err != nil {
-		return fmt.Errorf("the node's interface %s: %w", w.host, err)
+		return fmt.Errorf("the node's interface %s: %w", w.lease.ID, err)
 	}
 	peer := host.Attrs().ParentIndex
 	if host.Attrs().Flags&net.FlagUp == 0 {
-		return fmt.Errorf("the node's interface %s is down", w.host)
+		return fmt.Errorf("the node's interface %s is down", w.lease.ID)
 	}
-	for _, addr := range w.addrs {
+	for _, addr := range w.lease.Addrs {
 		if err := leadsTo(addr, host.Attrs().Index); err != nil {
 			return fmt.Errorf("on the node: %w", err)
 		}
-		if err := hasNeigh(host.Attrs().Index, addr, w.podMAC); err != nil {
+		if err := hasNeigh(host.Attrs().Index, addr, w.mac("pod")); err != nil {
 			return fmt.Errorf("on the node: %w", err)
 		}
 	}
@@ -260,33 +247,33 @@ func (w *wiring) check() error {
 // checkPod runs in the pod's namespace. index is what the node's end says of its
 // other end.
 func (w *wiring) checkPod(index int) error {
-	link, err := netlink.LinkByName(w.name)
+	link, err := netlink.LinkByName(w.lease.IfName)
 	if err != nil {
-		return fmt.Errorf("interface %s: %w", w.name, err)
+		return fmt.Errorf("interface %s: %w", w.lease.IfName, err)
 	}
 	switch attrs := link.Attrs(); {
-	case attrs.Index != index || attrs.HardwareAddr.String() != w.podMAC.String():
-		return fmt.Errorf("interface %s is not the one connected to %s", w.name, w.host)
+	case attrs.Index != index || attrs.HardwareAddr.String() != w.mac("pod").String():
+		return fmt.Errorf("interface %s is not the one connected to %s", w.lease.IfName, w.lease.ID)
 	case attrs.Flags&net.FlagUp == 0:
-		return fmt.Errorf("interface %s is down", w.name)
+		return fmt.Errorf("interface %s is down", w.lease.IfName)
 	}
 	have, err := linux.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", w.name, err)
+		return fmt.Errorf("list addresses of %s: %w", w.lease.IfName, err)
 	}
-	for _, addr := range w.addrs {
+	for _, addr := range w.lease.Addrs {
 		found := false
 		for _, a := range have {
 			found = found || a.IP.Equal(addr.AsSlice())
 		}
 		if !found {
-			return fmt.Errorf("interface %s does not have address %s", w.name, addr)
+			return fmt.Errorf("interface %s does not have address %s", w.lease.IfName, addr)
 		}
 		gateway, all := gatewayOf(addr)
 		if err := hasRoute(all, index, gateway); err != nil {
 			return err
 		}
-		if err := hasNeigh(index, gateway, w.hostMAC); err != nil {
+		if err := hasNeigh(index, gateway, w.mac("host")); err != nil {
 			return err
 		}
 	}
