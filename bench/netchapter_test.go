@@ -6,6 +6,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -13,14 +14,14 @@ import (
 // networkSample is a result of every experiment.
 func networkSample() *suite {
 	s := &suite{chapter: networkChapter, out: json.NewEncoder(io.Discard)}
-	rivals := []string{"bridge + host-local", "ptp + host-local", "floor"}
+	rivals := []string{"bridge + host-local", ptpName, "floor"}
 	taken := map[string][]attached{"fairlead": {{add: []float64{3, 4}, del: []float64{9, 10}}, {add: []float64{3, 5}, del: []float64{8, 9}}}}
 	for i, rival := range rivals {
 		v := float64(10 - 3*i)
 		taken[rival] = []attached{{add: []float64{v, v}, del: []float64{10, 10}}, {add: []float64{v, v + 1}, del: []float64{10, 11}}}
 	}
-	s.reportAttach(taken, "IPv4, one at a time", rivals, true)
-	s.reportAttach(taken, "dual-stack, one at a time", rivals, false)
+	s.reportAttach(taken, "IPv4, one at a time", rivals)
+	s.reportAttach(taken, "dual-stack, one at a time", rivals)
 	s.compare(figure{Section: "full", Figure: "ADD with 250 of 253 addresses held, p50", Unit: "ms"}, "fairlead, none held", []float64{3}, []float64{2.9}, share, atMost(1.1))
 	carried := func(v float64) []passed {
 		c := carried{PerSecond: v * 1e9, P50: 10 / v, P99: 20 / v}
@@ -43,6 +44,23 @@ func TestWriteNetworkDocs(t *testing.T) {
 		t.Errorf("%d sections, want one for each experiment and the goals", n)
 	}
 	checkPlots(t, dir, page, 2, "Fairlead", "bridge") // those of ADD and of a stream
+}
+
+// A 99th percentile is of a hundred pods, of both.
+func TestReportAttachTails(t *testing.T) {
+	s := &suite{chapter: networkChapter, out: json.NewEncoder(io.Discard)}
+	round := func(n int) []attached {
+		return []attached{{add: slices.Repeat([]float64{1}, n), del: slices.Repeat([]float64{2}, n)}}
+	}
+	s.reportAttach(map[string][]attached{"fairlead": round(enoughForTail), "floor": round(enoughForTail), ptpName: round(4)}, "dual-stack", []string{"floor", ptpName})
+	var got []string
+	for _, f := range s.figures {
+		got = append(got, f.Figure+" / "+f.Rival)
+	}
+	if want := []string{"ADD, dual-stack, p50 / floor", "ADD, dual-stack, p50 / " + ptpName, "ADD, dual-stack, p99 / floor",
+		"DEL, dual-stack, p50 / floor", "DEL, dual-stack, p50 / " + ptpName, "DEL, dual-stack, p99 / floor"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 // Every goal is judged against the rival that it names.
