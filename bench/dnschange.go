@@ -87,17 +87,8 @@ func (s *suite) reportLearned(own []learned, rival string, theirs []learned) {
 
 // reportTook compares how long a kind of change took to be answered right; the goal is of p99.
 func (s *suite) reportTook(section, kind string, own []learned, rival string, theirs []learned, target *goal) {
-	of := func(r learned) []float64 { return r.took[kind] }
-	for _, q := range []struct {
-		name string
-		at   float64
-		goal *goal
-	}{{"median", 0.5, nil}, {"p99", 0.99, target}} {
-		ofRound := func(r learned) float64 { return max(quantile(of(r), q.at), tooShort) }
-		f := figure{Section: section, Figure: kind + ", to the first right answer, " + q.name, Unit: "ms", Rival: rival}
-		f.Value, f.RivalValue = quantile(pool(own, of), q.at), quantile(pool(theirs, of), q.at)
-		s.judge(f, bootstrap(ratios(each(theirs, ofRound), each(own, ofRound))), timesLess, q.goal)
-	}
+	reportTimes(s, figure{Section: section, Figure: kind + ", to the first right answer", Unit: "ms", Rival: rival}, own, theirs,
+		func(r learned) []float64 { return r.took[kind] }, target)
 }
 
 // learn makes n changes of each kind, one after the other at the rate, and asks for each until the answer is right, from when the API has answered. A round's

@@ -64,6 +64,21 @@ func (g goal) met(ratio interval) bool {
 	return ratio.High <= g.bound
 }
 
+// reportTimes compares the median and p99 of what took time, in how many times less; what is too short to tell counts as tooShort. The goal is of p99.
+func reportTimes[T any](s *suite, f figure, own, theirs []T, of func(T) []float64, target *goal) {
+	what := f.Figure
+	for _, q := range []struct {
+		name string
+		at   float64
+		goal *goal
+	}{{"median", 0.5, nil}, {"p99", 0.99, target}} {
+		ofRound := func(r T) float64 { return max(quantile(of(r), q.at), tooShort) }
+		f.Figure = what + ", " + q.name
+		f.Value, f.RivalValue = quantile(pool(own, of), q.at), quantile(pool(theirs, of), q.at)
+		s.judge(f, bootstrap(ratios(each(theirs, ofRound), each(own, ofRound))), timesLess, q.goal)
+	}
+}
+
 // compare records a figure from the values of rounds that belong together.
 func (s *suite) compare(f figure, rival string, own, theirs []float64, of string, target *goal) {
 	rounds := ratios(own, theirs)

@@ -125,16 +125,7 @@ func (s *suite) reportSlices(load workload, own []churned, rival string, theirs 
 		{"pod change " + load.name + " to slice stored, from answer", faster, func(r churned) []float64 { return r.answered }},
 		{"pod change " + load.name + " to slice stored, from request", nil, func(r churned) []float64 { return r.asked }},
 	} {
-		for _, q := range []struct {
-			name string
-			at   float64
-			goal *goal
-		}{{"median", 0.5, nil}, {"p99", 0.99, row.goal}} {
-			ofRound := func(r churned) float64 { return max(quantile(row.of(r), q.at), tooShort) }
-			f := figure{Section: "slices", Figure: row.name + ", " + q.name, Unit: "ms", Rival: rival}
-			f.Value, f.RivalValue = quantile(pool(own, row.of), q.at), quantile(pool(theirs, row.of), q.at)
-			s.judge(f, bootstrap(ratios(each(theirs, ofRound), each(own, ofRound))), timesLess, q.goal)
-		}
+		reportTimes(s, figure{Section: "slices", Figure: row.name, Unit: "ms", Rival: rival}, own, theirs, row.of, row.goal)
 	}
 	writes := func(r churned) float64 { return r.writes }
 	s.compare(figure{Section: "slices", Figure: "writes of slices for a pod change " + load.name}, rival, each(own, writes), each(theirs, writes), share, fewer)
