@@ -69,10 +69,6 @@ type mark struct {
 	at   time.Time
 }
 
-func newState(boot string) *state {
-	return &state{boot: boot, held: map[string]*Lease{}, uses: map[netip.Addr]use{}}
-}
-
 // apply takes in one record. It cannot fail: a lease that contradicts an earlier
 // one wins, since it was made when the earlier one was gone.
 func (s *state) apply(r record) {

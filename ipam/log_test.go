@@ -44,6 +44,10 @@ func encodeAll(records []record) (out []byte) {
 	return out
 }
 
+func newState(boot string) *state {
+	return &state{boot: boot, held: map[string]*Lease{}, uses: map[netip.Addr]use{}}
+}
+
 // dump is the state as text, without the count of lines.
 func dump(s *state) string {
 	text := "boot " + s.boot + "\n"
