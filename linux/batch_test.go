@@ -37,6 +37,9 @@ func TestBatchPod(t *testing.T) {
 	if veth.Name != "fl0" || veth.MTU != 1400 || veth.Index == 0 || veth.ParentIndex == 0 || veth.HardwareAddr.String() != nodeMAC.String() {
 		t.Fatalf("LinkGet: %+v", veth)
 	}
+	if veth.NumTxQueues != 1 || veth.NumRxQueues != 1 {
+		t.Errorf("%d queues to send and %d to receive, want one each", veth.NumTxQueues, veth.NumRxQueues)
+	}
 	onPod.LinkUp(veth.ParentIndex)
 	for i, addr := range addrs {
 		onPod.AddrAdd(veth.ParentIndex, netip.PrefixFrom(addr, addr.BitLen()))
@@ -292,10 +295,19 @@ func TestInterfaceSettings(t *testing.T) {
 	for _, key := range []string{"all", "default"} {
 		a.Sysctl("net/ipv4/conf/"+key+"/rp_filter", "1")
 	}
-	w.Cable(a, "eth0", b, "eth0")
 	settings := batch(t, a.NS)
+	settings.VethAdd(linux.VethPair{Name: "eth0", Down: true, PeerName: "eth0", PeerNS: b.NS})
+	send(t, settings)
+	isUp := func(want bool) {
+		t.Helper()
+		if link, err := a.Link.LinkByName("eth0"); err != nil || link.Attrs().Flags&net.FlagUp != 0 != want {
+			t.Errorf("eth0 is %+v, %v; want it up: %v", link, err, want)
+		}
+	}
+	isUp(false)
 	settings.LinkUpBare(a.Index("eth0"), true)
 	send(t, settings)
+	isUp(true)
 	var link netlink.LinkAttrs
 	settings.LinkAt(a.Index("eth0"), &link)
 	send(t, settings)
