@@ -27,10 +27,11 @@
 // DEL of what is not there is a success.
 //
 // ADD asks the node's agent whether the node can deliver for the pod (its routes,
-// DNS, the services known by then), does its work while the agent thinks, and
-// ends with the answer. If that is no, it undoes everything and says "try again
-// later" (code 11); without an agent it does not begin. DEL tells the agent first
-// that the pod goes, and does not insist.
+// DNS, the services known by then), and does its work while the agent thinks. If
+// the answer is no, it undoes everything and says "try again later" (code 11);
+// without an agent it does not begin. It ends when the kernel's workers have done
+// what it asked for: both ends can send, and the pod has its addresses. DEL tells
+// the agent first that the pod goes, and does not insist.
 //
 // The node's forwarding sysctls are the agent's business, not the plugin's.
 package podnet
