@@ -108,11 +108,12 @@ func (t *Target) Apply(ctx context.Context, s *model.Snapshot) error {
 }
 
 // Add makes every route of the snapshot that is not there yet; one that leads elsewhere now is changed in one step. A node that cannot
-// be reached is no error: the others get their routes, Problems names it, and it is tried again each time.
+// be reached is no error: the others get their routes, Problems names it, and a way is looked for again where its addresses change, and by
+// Verify. What can be written now and could not before is written with the next change of Nodes, or by Verify.
 func (t *Target) Add(ctx context.Context, s *model.Snapshot) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.stale && len(t.problems) == 0 && sameRoutes(t.last, s) && (t.localnet || !needsLocalnet(s)) {
+	if !t.stale && sameRoutes(t.last, s) && (t.localnet || !needsLocalnet(s)) {
 		t.last = s
 		return nil
 	}
@@ -124,7 +125,7 @@ func (t *Target) Add(ctx context.Context, s *model.Snapshot) error {
 	if err := t.forward(s); err != nil {
 		return err
 	}
-	if t.stale || len(t.problems) > 0 {
+	if t.stale {
 		t.ways = newWays()
 	}
 	t.tunnel(h, s)

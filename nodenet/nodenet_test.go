@@ -207,7 +207,8 @@ func TestAdopt(t *testing.T) {
 	})
 }
 
-// TestFarNode: one node that shares no link costs the others nothing, is named, and gets its route once it can.
+// TestFarNode: one node that shares no link costs the others nothing, is named, and gets its route once it can: by the next look at the kernel,
+// or when its address changes. No other change looks for ways, of which there may be as many as nodes.
 func TestFarNode(t *testing.T) {
 	testnet.MustRoot(t)
 	h := fabric(t)[0]
@@ -222,7 +223,17 @@ func TestFarNode(t *testing.T) {
 	if p := tg.Problems(); len(p) != 1 || !strings.Contains(p[0], "pods of node n3 (10.244.3.0/24) cannot be reached") {
 		t.Errorf("problems %q", p)
 	}
+	moved := far
+	moved.Addrs = []netip.Addr{netip.MustParseAddr("172.30.0.13")}
+	if got := apply(t, h, tg, snapshot(1, nodeN(1), nodeN(2), moved)); !strings.Contains(got, "node 10.244.3.0/24 via 172.30.0.13 dev eth0\n") || len(tg.Problems()) != 0 {
+		t.Errorf("with another address\n%s%q", got, tg.Problems())
+	}
+	apply(t, h, tg, s)
 	h.Addr("eth0", "192.0.2.1/24")
+	if got := apply(t, h, tg, snapshot(1, nodeN(1), nodeN(2), far)); strings.Contains(got, "10.244.3.0") || len(tg.Problems()) != 1 {
+		t.Errorf("a snapshot with the same nodes looked for ways\n%s%q", got, tg.Problems())
+	}
+	h.Do(func() error { return tg.Verify(context.Background()) })
 	if got := apply(t, h, tg, s); !strings.Contains(got, "node 10.244.3.0/24 via 192.0.2.3 dev eth0\n") || len(tg.Problems()) != 0 {
 		t.Errorf("with the link there\n%s%q", got, tg.Problems())
 	}
