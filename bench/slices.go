@@ -33,11 +33,13 @@ const (
 // workload is whose pods change.
 type workload struct {
 	name           string
-	services, pods int // pods of each Service
+	services, pods int  // pods of each Service
+	once           bool // a round changes one of each Service
 }
 
-// workloads are a cluster in which something happens everywhere, and one Deployment that is rolled out.
-var workloads = []workload{{"among 100 Services", 100, 10}, {"of one Service", 1, 500}}
+// workloads are a cluster in which something happens everywhere, one Deployment that is rolled out, and a node that fails or comes back: a pod of each
+// Service changes, once.
+var workloads = []workload{{name: "among 100 Services", services: 100, pods: 10}, {name: "of one Service", services: 1, pods: 500}, {"of a node", 100, 10, true}}
 
 // churned is what a round of pod changes led to.
 type churned struct {
@@ -77,6 +79,9 @@ func sliceWrites(ctx context.Context, s *suite) error {
 			churns[name] = c
 		}
 		changes := pick(s, 500, 100)
+		if load.once {
+			changes = load.services
+		}
 		taken, err := takeTurns(ctx, pick(s, 6, 2), names, func(name string) (churned, error) {
 			quiet(ctx)
 			return churns[name].round(ctx, changes)
@@ -134,7 +139,8 @@ func (s *suite) reportSlices(load workload, own []churned, rival string, theirs 
 // churn changes the readiness of pods in a world, and watches the slices.
 type churn struct {
 	w     *world
-	pods  []string
+	load  workload
+	pods  []string // those of a Service one after the other
 	ready map[string]bool
 
 	mu     sync.Mutex
@@ -150,11 +156,11 @@ type wish struct {
 }
 
 func newChurn(ctx context.Context, w *world, load workload) (*churn, error) {
-	c := &churn{w: w, ready: map[string]bool{}, want: map[string]wish{}, left: make(chan struct{}, 1)}
+	c := &churn{w: w, load: load, ready: map[string]bool{}, want: map[string]wish{}, left: make(chan struct{}, 1)}
 	group, made := errgroup.WithContext(ctx)
 	group.SetLimit(seeders)
 	for i := range load.services {
-		app := fmt.Sprintf("app-%d-%d", load.services, i)
+		app := strings.ToLower(strings.ReplaceAll(fmt.Sprintf("%s %d", load.name, i), " ", "-"))
 		group.Go(func() error {
 			_, err := w.client.CoreV1().Services(metav1.NamespaceDefault).Create(made, &corev1.Service{
 				ObjectMeta: metav1.ObjectMeta{Name: app},
@@ -269,6 +275,19 @@ func (c *churn) complete(ctx context.Context) error {
 	}
 }
 
+// draw chooses n pods at random, no two of one Service if the workload is to change each once.
+func (c *churn) draw(n int) []string {
+	each := 1 // pods that one is drawn from
+	if c.load.once {
+		each = c.load.pods
+	}
+	pods := make([]string, n)
+	for k, i := range rand.Perm(len(c.pods) / each)[:n] {
+		pods[k] = c.pods[i*each+rand.IntN(each)]
+	}
+	return pods
+}
+
 // round flips the readiness of n pods, one after the other at the rate, whatever the slices do.
 func (c *churn) round(ctx context.Context, n int) (out churned, err error) {
 	c.mu.Lock()
@@ -282,13 +301,12 @@ func (c *churn) round(ctx context.Context, n int) (out churned, err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	ticks := time.NewTicker(churnEvery)
 	defer ticks.Stop()
-	for _, i := range rand.Perm(len(c.pods))[:n] {
+	for _, pod := range c.draw(n) {
 		select {
 		case <-ticks.C:
 		case <-ctx.Done():
 			return out, errors.Join(ctx.Err(), group.Wait())
 		}
-		pod := c.pods[i]
 		c.ready[pod] = !c.ready[pod]
 		ready := c.ready[pod]
 		group.Go(func() error {

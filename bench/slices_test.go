@@ -3,7 +3,10 @@
 
 package main
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 func TestSumRequests(t *testing.T) {
 	const metrics = `# TYPE apiserver_request_total counter
@@ -23,5 +26,25 @@ apiserver_request_duration_seconds_count{resource="endpointslices",verb="PUT"} 7
 	}
 	if _, err := sumRequests([]byte(`apiserver_request_total{resource="pods",verb="PUT"} many`), "pods"); err == nil {
 		t.Error("no error for a number that is none")
+	}
+}
+
+// TestDraw: a workload draws as many pods as it is told to, none twice, and no two of one Service where it is to change each once.
+func TestDraw(t *testing.T) {
+	for _, once := range []bool{false, true} {
+		c := &churn{load: workload{services: 7, pods: 5, once: once}}
+		for i := range 7 {
+			for j := range 5 {
+				c.pods = append(c.pods, fmt.Sprintf("app-%d-%d", i, j))
+			}
+		}
+		pods, services := map[string]bool{}, map[string]bool{}
+		for _, pod := range c.draw(7) {
+			pods[pod] = true
+			services[pod[:len("app-0")]] = true
+		}
+		if len(pods) != 7 || once && len(services) != 7 {
+			t.Errorf("once %t: drew %v of %v", once, pods, services)
+		}
 	}
 }
