@@ -61,7 +61,7 @@ bench/bin/kube-proxy bench/bin/kube-controller-manager: bench/go.mod
 	cd bench && $(GO) build -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_BENCH)' -o bin/ k8s.io/kubernetes/cmd/$(@F)
 	@touch $@
 
-bench-service: build bench/bin/kube-proxy bench/bin/kube-controller-manager bench/bin/coredns ## Fairlead beside kube-proxy and kube-controller-manager; needs root, under 40 minutes; BENCH='-quick -run change' for less
+bench-service: build bench/bin/kube-proxy bench/bin/kube-controller-manager bench/bin/coredns ## Fairlead beside kube-proxy and kube-controller-manager; needs root, an hour; BENCH='-quick -run change' for less
 	cd bench && $(GO) build -o bin/ . && bin/bench -docs ../docs $(BENCH)
 
 # As its makers release it: with the dependencies of its own module, which bench/go.mod would replace.

@@ -112,7 +112,7 @@ func connections(ctx context.Context, s *suite) error {
 	for _, workers := range []int{1, 4} {
 		quiet(ctx)
 		progress("connecting with %d workers", workers)
-		taken, err := takeTurns(ctx, pick(s, 13, 3), names, func(name string) (loadResult, error) {
+		taken, err := takeTurns(ctx, pick(s, 41, 3), names, func(name string) (loadResult, error) {
 			return runLoad(ctx, s, paths[name], workers)
 		})
 		if err != nil {

@@ -47,7 +47,7 @@
 // Beside the figures, compare-dns (compare.go) asks Fairlead and CoreDNS the same questions and looks how the answers differ.
 //
 //	make compare-dns                           100,000 questions, two minutes
-//	make bench-service                         everything about Services, under 40 minutes
+//	make bench-service                         everything about Services, an hour
 //	make bench-dns                             everything about DNS, under 40 minutes
 //	make bench-network                         everything about the pod network, under 20 minutes
 //	make bench-scale                           everything about the API server's load, ten minutes

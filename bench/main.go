@@ -152,7 +152,7 @@ func measure(ctx context.Context, c *chapter, args []string) error {
 	names := flags.String("run", strings.Join(all, ","), "figures to measure, with commas")
 	quick := flags.Bool("quick", false, "small and short: shows that everything works, the numbers are not to be used")
 	docs := flags.String("docs", "", "folder to write the page and its plots to; what was not measured now is taken from the last time")
-	limit := flags.Duration("limit", 45*time.Minute, "end after this time, whatever is left")
+	limit := flags.Duration("limit", 90*time.Minute, "end after this time, whatever is left")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
