@@ -788,8 +788,8 @@ func (c claims[K]) drop(k K, by claimant, winners *editor[K, Name]) {
 // A slice's port belongs to the Service's port of the same name and protocol. fateOf tells of endpoints whose pods have just been told
 // to end or are gone, which the slices will say a moment later.
 func resolve(spec ServiceSpec, slices_ []Slice, fateOf func(*Endpoint) fate) *Service {
-	svc := &Service{ServiceSpec: spec, Slices: len(slices_), Backends: make([][]Backend, len(spec.Ports))}
-	svc.Endpoints = endpoints(slices_)
+	svc := withAddrs(spec)
+	svc.Slices, svc.Backends, svc.Endpoints = len(slices_), make([][]Backend, len(spec.Ports)), endpoints(slices_)
 	copied := len(slices_) > 1
 	for i := range svc.Endpoints {
 		f := fateOf(&svc.Endpoints[i])
@@ -808,6 +808,27 @@ func resolve(spec ServiceSpec, slices_ []Slice, fateOf func(*Endpoint) fate) *Se
 		svc.Backends[i] = svc.backends(p, slices_)
 	}
 	return svc
+}
+
+// withAddrs is a Service that has its virtual addresses beside it in memory: who answers for its name looks at little else.
+func withAddrs(spec ServiceSpec) *Service {
+	switch len(spec.ClusterIPs) {
+	case 1:
+		s := struct {
+			addrs [1]netip.Addr
+			Service
+		}{[1]netip.Addr(spec.ClusterIPs), Service{ServiceSpec: spec}}
+		s.ClusterIPs = s.addrs[:]
+		return &s.Service
+	case 2:
+		s := struct {
+			addrs [2]netip.Addr
+			Service
+		}{[2]netip.Addr(spec.ClusterIPs), Service{ServiceSpec: spec}}
+		s.ClusterIPs = s.addrs[:]
+		return &s.Service
+	}
+	return &Service{ServiceSpec: spec}
 }
 
 // endpoints are those of some slices, each address once, in order. With one slice that has no address twice, which is how most are, they are

@@ -25,8 +25,9 @@ type Table[K comparable, V comparable] struct {
 // bucket is a few entries in no order, found by their hashes: at 10,000 entries of a table there are ten. It takes a third of a map's memory, and a
 // lookup meets fewer cache lines.
 type bucket[K comparable, V comparable] struct {
-	hashes  []uint32
 	entries []entry[K, V]
+	hashes  []uint32
+	first   [12]uint32 // where hashes are, unless there are more
 }
 
 type entry[K comparable, V comparable] struct {
@@ -199,8 +200,9 @@ func (e *editor[K, V]) own(i int) *bucket[K, V] {
 	}
 	if !e.owned[i] {
 		copied := new(bucket[K, V])
+		copied.hashes = copied.first[:0]
 		if was := e.table.buckets[i]; was != nil {
-			copied.hashes, copied.entries = slices.Clone(was.hashes), slices.Clone(was.entries)
+			copied.hashes, copied.entries = append(copied.hashes, was.hashes...), slices.Clone(was.entries)
 		}
 		e.table.buckets[i], e.owned[i] = copied, true
 	}
