@@ -82,7 +82,7 @@ func newClientOf(cfg *rest.Config, servers *servers) (*Client, error) {
 	client := func(path string, gv schema.GroupVersion) (rest.Interface, error) {
 		c := rest.CopyConfig(cfg)
 		c.APIPath, c.GroupVersion = path, &gv
-		c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+		c.NegotiatedSerializer = leanly{serializer.NewCodecFactory(scheme).WithoutConversion()}
 		c.ContentType = runtime.ContentTypeProtobuf
 		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 		r, err := rest.RESTClientForConfigAndClient(c, wire)
