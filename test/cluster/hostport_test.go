@@ -97,7 +97,12 @@ func TestHostPorts(t *testing.T) {
 		t.Errorf("explain: %s", r)
 	}
 
-	// One that comes later, and wants the same, waits until the first has gone.
+	// One that comes later, and wants the same, waits until the first has gone. What is created in the same second goes by its name.
+	edge, err := w.kube.CoreV1().Pods(namespace).Get(t.Context(), "edge", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(time.Until(edge.CreationTimestamp.Add(time.Second)))
 	at := net.JoinHostPort(node["n1"][1], "8088")
 	w.apply(t, shopPod("also", "n1", hostPorts))
 	w.await(t, "also")
