@@ -810,21 +810,21 @@ func resolve(spec ServiceSpec, slices_ []Slice, fateOf func(*Endpoint) fate) *Se
 	return svc
 }
 
+// beside is a Service after an array of addresses.
+type beside[Array any] struct {
+	addrs Array
+	Service
+}
+
 // withAddrs is a Service that has its virtual addresses beside it in memory: who answers for its name looks at little else.
 func withAddrs(spec ServiceSpec) *Service {
-	switch len(spec.ClusterIPs) {
+	switch ips := spec.ClusterIPs; len(ips) {
 	case 1:
-		s := struct {
-			addrs [1]netip.Addr
-			Service
-		}{[1]netip.Addr(spec.ClusterIPs), Service{ServiceSpec: spec}}
+		s := &beside[[1]netip.Addr]{[1]netip.Addr(ips), Service{ServiceSpec: spec}}
 		s.ClusterIPs = s.addrs[:]
 		return &s.Service
 	case 2:
-		s := struct {
-			addrs [2]netip.Addr
-			Service
-		}{[2]netip.Addr(spec.ClusterIPs), Service{ServiceSpec: spec}}
+		s := &beside[[2]netip.Addr]{[2]netip.Addr(ips), Service{ServiceSpec: spec}}
 		s.ClusterIPs = s.addrs[:]
 		return &s.Service
 	}
