@@ -72,17 +72,15 @@ func newClientOf(cfg *rest.Config, servers *servers) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, fmt.Errorf("register types: %w", err)
-		}
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
 	}
-	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
 	client := func(path string, gv schema.GroupVersion) (rest.Interface, error) {
 		c := rest.CopyConfig(cfg)
 		c.APIPath, c.GroupVersion = path, &gv
-		c.NegotiatedSerializer = leanly{serializer.NewCodecFactory(scheme).WithoutConversion()}
+		c.NegotiatedSerializer = leanly{codecs}
 		c.ContentType = runtime.ContentTypeProtobuf
 		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 		r, err := rest.RESTClientForConfigAndClient(c, wire)
@@ -104,6 +102,18 @@ func newClientOf(cfg *rest.Config, servers *servers) (*Client, error) {
 		return nil, err
 	}
 	return &Client{core: core, discovery: discovery, networking: networking, servers: servers}, nil
+}
+
+// newScheme has the types of the API groups.
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("register types: %w", err)
+		}
+	}
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	return scheme, nil
 }
 
 // Server is the API server's address by the configuration, and where it is really reached if that is elsewhere.

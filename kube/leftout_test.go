@@ -26,11 +26,9 @@ import (
 
 // protobufs are a serializer of the kinds that a client knows, and the one that a client has, which decodes leanly.
 func protobufs(t testing.TB) (scheme *runtime.Scheme, whole, less runtime.Serializer) {
-	scheme = runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			t.Fatal(err)
-		}
+	scheme, err := newScheme()
+	if err != nil {
+		t.Fatal(err)
 	}
 	info, ok := runtime.SerializerInfoForMediaType(leanly{serializer.NewCodecFactory(scheme).WithoutConversion()}.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	if !ok {
