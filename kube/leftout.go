@@ -5,6 +5,7 @@ package kube
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 	"sync"
 
@@ -17,17 +18,19 @@ import (
 type leftOut map[protowire.Number]leftOut
 
 // metadata is that of every object: who wrote which field (managedFields) is half of most objects, and nothing here asks.
-var metadata = leftOut{17: nil}
+var metadata = leftOut{fieldManaged: nil}
 
 // unread are the fields that nobody here reads, by kind; the numbers are those of generated.proto in k8s.io/api, which never change. A Node is the largest
-// object there is, and each agent hears of each every few minutes: what it has room for, its versions, images and volumes are two thirds of it.
+// object there is, and each agent hears of each every few minutes: what it has room for, its versions, images and volumes are two thirds of it, and when its kubelet
+// was last heard of is all that changes.
 var unread = func() map[string]leftOut {
-	object := leftOut{1: metadata}
+	object := leftOut{fieldMeta: metadata}
+	condition := leftOut{3: nil, 4: nil, 5: nil, 6: nil}
 	kinds := map[string]leftOut{
 		"Service":       object,
 		"EndpointSlice": object,
 		"Pod":           object,
-		"Node":          {1: metadata, 3: {1: nil, 2: nil, 6: nil, 7: nil, 8: nil, 9: nil, 10: nil, 11: nil, 12: nil, 13: nil, 14: nil}},
+		"Node":          {fieldMeta: metadata, 3: {1: nil, 2: nil, 4: condition, 6: nil, 7: nil, 8: nil, 9: nil, 10: nil, 11: nil, 12: nil, 13: nil, 14: nil}},
 	}
 	for kind, out := range kinds {
 		kinds[kind+"List"] = leftOut{2: out}
@@ -35,8 +38,21 @@ var unread = func() map[string]leftOut {
 	return kinds
 }()
 
+// repeated are the kinds of which a watch brings the same again and again, with what is left out of them there: their version, which is another each time, is told
+// beside. A Pod of this node is none: what comes of it counts anew, because who attaches pods speaks of them too.
+var repeated = func() map[string]leftOut {
+	kinds := make(map[string]leftOut)
+	for _, kind := range []string{"Service", "EndpointSlice", "Node"} {
+		out := maps.Clone(unread[kind])
+		out[fieldMeta] = leftOut{fieldManaged: nil, fieldVersion: nil}
+		kinds[kind] = out
+	}
+	return kinds
+}()
+
 // lean decodes objects without what is unread, which is dropped before it becomes memory: most of what a list or a watch costs is decoding it and collecting
-// the garbage. What is not in protobuf, or is not as it should be, is left to the decoder as it came.
+// the garbage. What a watch brings of the kinds that are repeated becomes a [message]. What is not in protobuf, or is not as it should be, is left to the decoder as
+// it came.
 type lean struct{ runtime.Serializer }
 
 // leanly has a serializer's protobuf decoded leanly.
@@ -60,8 +76,20 @@ var leanBuffers = sync.Pool{New: func() any { return new([]byte) }}
 func (s lean) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	buf := leanBuffers.Get().(*[]byte)
 	defer leanBuffers.Put(buf)
-	if short, ok := leanMessage((*buf)[:0], data); ok {
-		*buf, data = short, short
+	gvk, unknown := kindOf(data)
+	if out, ok := repeated[gvk.Kind]; ok && into == nil {
+		if body, ok := out.message((*buf)[:0], unknown); ok {
+			*buf = body
+			version := field(field(field(unknown, fieldRaw), fieldMeta), fieldVersion)
+			if m, ok := newMessage(bytes.Clone(body), string(version), s.Serializer); ok {
+				return m, &gvk, nil
+			}
+		}
+	}
+	if out, ok := unread[gvk.Kind]; ok {
+		if short, ok := out.message((*buf)[:0], unknown); ok {
+			*buf, data = short, short
+		}
 	}
 	return s.Serializer.Decode(data, defaults, into)
 }
@@ -69,24 +97,33 @@ func (s lean) Decode(data []byte, defaults *schema.GroupVersionKind, into runtim
 // magic is what an object in protobuf begins with; runtime.Unknown follows.
 var magic = []byte("k8s\x00")
 
-// The fields of runtime.Unknown, and of runtime.TypeMeta in it.
+// The fields of runtime.Unknown, of runtime.TypeMeta in it, of every object, and of its metadata.
 const (
-	fieldType = 1
-	fieldRaw  = 2
-	fieldKind = 2
+	fieldType       = 1
+	fieldRaw        = 2
+	fieldAPIVersion = 1
+	fieldKind       = 2
+
+	fieldMeta      = 1
+	fieldName      = 1
+	fieldNamespace = 3
+	fieldVersion   = 6
+	fieldManaged   = 17
 )
 
-// leanMessage appends an object as the API server sends it without what is unread; not ok: everything of it is read, or it is malformed.
-func leanMessage(dst, data []byte) (out []byte, ok bool) {
+// kindOf is the kind of an object that the API server sends in protobuf, and what is behind the magic; empty: it is something else.
+func kindOf(data []byte) (kind schema.GroupVersionKind, unknown []byte) {
 	unknown, ok := bytes.CutPrefix(data, magic)
 	if !ok {
-		return dst, false
+		return kind, nil
 	}
-	object, ok := unread[string(field(field(unknown, fieldType), fieldKind))]
-	if !ok {
-		return dst, false
-	}
-	return leftOut{fieldRaw: object}.copy(append(dst, magic...), unknown)
+	of := field(unknown, fieldType)
+	return schema.FromAPIVersionAndKind(string(field(of, fieldAPIVersion)), string(field(of, fieldKind))), unknown
+}
+
+// message appends an object as the API server sends it without the fields; not ok: it is malformed.
+func (l leftOut) message(dst, unknown []byte) (out []byte, ok bool) {
+	return leftOut{fieldRaw: l}.copy(append(dst, magic...), unknown)
 }
 
 // field is the field of a number that has bytes, if there is one and no more.

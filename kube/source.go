@@ -5,10 +5,12 @@ package kube
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -103,15 +105,12 @@ func New(o Options) *Source {
 	}
 	o.Client.servers.changed = s.connection
 	ownPods := fields.OneTermEqualSelector("spec.nodeName", o.Config.Self).String()
-	add(s, o.Client.core, "services", metav1.ListOptions{}, &corev1.Service{}, s.builder.Services, s.setService, s.deleteService)
-	add(s, o.Client.discovery, "endpointslices", metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName},
-		&discoveryv1.EndpointSlice{}, s.builder.Slices, s.setSlice, s.deleteSlice)
-	add(s, o.Client.core, "nodes", metav1.ListOptions{FieldSelector: nodesOf(o.Config)}, &corev1.Node{}, s.builder.Nodes,
-		s.setNode, s.deleteNode)
-	add(s, o.Client.core, "pods", metav1.ListOptions{FieldSelector: ownPods}, &corev1.Pod{}, s.builder.Pods,
-		s.setPod, s.deletePod)
+	add(s, o.Client.core, "services", metav1.ListOptions{}, s.builder.Services, s.setService, s.deleteService)
+	add(s, o.Client.discovery, "endpointslices", metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName}, s.builder.Slices, s.setSlice, s.deleteSlice)
+	add(s, o.Client.core, "nodes", metav1.ListOptions{FieldSelector: nodesOf(o.Config)}, s.builder.Nodes, s.setNode, s.deleteNode)
+	add(s, o.Client.core, "pods", metav1.ListOptions{FieldSelector: ownPods}, s.builder.Pods, s.setPod, s.deletePod)
 	s.unsynced = len(s.watches)
-	s.ranges = newWatched(s, o.Client.networking, "servicecidrs", metav1.ListOptions{}, &networkingv1.ServiceCIDR{}, s.builder.ServiceCIDRs,
+	s.ranges = newWatched(s, o.Client.networking, "servicecidrs", metav1.ListOptions{}, s.builder.ServiceCIDRs,
 		func(c *networkingv1.ServiceCIDR) func() {
 			name, ranges := c.Name, prefixes(c.Spec.CIDRs)
 			return func() { s.builder.SetServiceCIDR(name, ranges) }
@@ -336,47 +335,45 @@ type watched struct {
 	asker     *asker
 	reflector *cache.Reflector
 	known     iter.Seq[model.Name] // what the builder has
+	from      sums                 // the messages that it has it from; the reflector's
 	complete  bool
 	again     bool // a list comes in again
 	// set shrinks an object, and returns what is to be done about it while the source is locked; nil: nothing.
-	set    func(any) func()
+	set    func(runtime.Object) func()
 	delete func(model.Name)
 }
 
-// shrunk is an object of a list that is still streaming in: its name, and what is to be done about it. Whatever else a reflector may ask it is empty, and the same for all:
-// of its own it would be most of the memory of a list.
+// shrunk is an object as it is taken in: its name, and what is to be done about it while the source is locked; nil: nothing.
 type shrunk struct {
-	*metav1.ObjectMeta
-	name model.Name
-	set  func()
+	named
+	set func()
 }
-
-var noMeta metav1.ObjectMeta
-
-// GetNamespace implements metav1.Object.
-func (s *shrunk) GetNamespace() string { return s.name.Namespace }
-
-// GetName implements metav1.Object.
-func (s *shrunk) GetName() string { return s.name.Name }
 
 var _ cache.TransformingStore = (*watched)(nil)
 
-func add[T runtime.Object](s *Source, client rest.Interface, resource string, filter metav1.ListOptions, kind T,
+func add[T runtime.Object](s *Source, client rest.Interface, resource string, filter metav1.ListOptions,
 	known iter.Seq[model.Name], set func(T) func(), del func(model.Name)) {
-	s.watches = append(s.watches, newWatched(s, client, resource, filter, kind, known, set, del))
+	s.watches = append(s.watches, newWatched(s, client, resource, filter, known, set, del))
 }
 
-func newWatched[T runtime.Object](s *Source, client rest.Interface, resource string, filter metav1.ListOptions, kind T,
+func newWatched[T runtime.Object](s *Source, client rest.Interface, resource string, filter metav1.ListOptions,
 	known iter.Seq[model.Name], set func(T) func(), del func(model.Name)) *watched {
 	w := &watched{
 		source:   s,
 		resource: resource,
 		known:    known,
-		set:      func(o any) func() { return set(o.(T)) },
-		delete:   del,
+		from:     make(sums),
+		set: func(o runtime.Object) func() {
+			if o, ok := o.(T); ok {
+				return set(o)
+			}
+			return nil // an API server that sends another kind: its object is nothing that could be known here
+		},
+		delete: del,
 	}
 	w.asker = &asker{client: client, resource: resource, filter: filter, slow: slow, brief: brief, tell: func(problem string) { s.trouble(resource, problem) }}
-	w.reflector = cache.NewReflectorWithOptions(w.asker.listWatch(), kind, w, cache.ReflectorOptions{
+	// It is told of no type, because what watches bring are messages, and what lists do are not.
+	w.reflector = cache.NewReflectorWithOptions(w.asker.listWatch(), nil, w, cache.ReflectorOptions{
 		Name: resource,
 		// The asker does the waiting.
 		Backoff: &wait.Backoff{Duration: time.Millisecond, Factor: 1, Steps: 1},
@@ -391,13 +388,13 @@ func (w *watched) Add(o any) error { return w.Update(o) }
 
 // Update implements cache.ReflectorStore.
 func (w *watched) Update(o any) error {
-	set := w.set(o)
-	if set == nil {
+	s := w.read(o)
+	if s.set == nil {
 		return nil
 	}
 	w.source.mu.Lock()
 	defer w.source.mu.Unlock()
-	set()
+	s.set()
 	w.source.signal()
 	return nil
 }
@@ -406,10 +403,14 @@ func (w *watched) Update(o any) error {
 func (w *watched) Delete(o any) error {
 	w.source.mu.Lock()
 	defer w.source.mu.Unlock()
-	n := nameOf(o)
-	w.delete(n)
+	w.remove(nameOf(o))
 	w.source.signal()
 	return nil
+}
+
+func (w *watched) remove(n model.Name) {
+	w.delete(n)
+	w.from.set(n, nil)
 }
 
 // Replace implements cache.ReflectorStore: a complete list, at the start or after a broken watch.
@@ -435,7 +436,7 @@ func (w *watched) Replace(list []any, _ string) error {
 		}
 	}
 	for _, n := range gone {
-		w.delete(n)
+		w.remove(n)
 	}
 	for _, o := range list {
 		if set := o.(*shrunk).set; set != nil {
@@ -465,7 +466,38 @@ func (w *watched) Transformer() cache.TransformFunc {
 func (w *watched) shrink(o any) *shrunk {
 	w.asker.received.Add(1)
 	w.relists()
-	return &shrunk{&noMeta, nameOf(o), w.set(o)}
+	return w.read(o)
+}
+
+// read makes of an object what is to be done about it. A message is decoded only if the builder has something else.
+func (w *watched) read(o any) *shrunk {
+	s := &shrunk{named: named{&noMeta, nameOf(o)}}
+	object, _ := o.(runtime.Object)
+	m, _ := o.(*message)
+	if m != nil {
+		if w.from.has(m) {
+			return s
+		}
+		var err error
+		if object, err = m.decode(); err != nil {
+			// What was known goes on, and it is to be looked at whatever comes next.
+			s.set = func() {
+				w.source.note(strings.TrimSuffix(w.resource, "s"), s.name, fmt.Sprintf("all of it: %v", err))
+				w.from.set(s.name, nil)
+			}
+			return s
+		}
+	}
+	set := w.set(object)
+	if set == nil {
+		w.from.set(s.name, m)
+		return s
+	}
+	s.set = func() {
+		set()
+		w.from.set(s.name, m)
+	}
+	return s
 }
 
 // relists says that a list comes in, if it is not one of the first.

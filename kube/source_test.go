@@ -37,6 +37,7 @@ func (h *heard) Queued()           { h.queued++ }
 type feed struct {
 	t     *testing.T
 	s     *Source
+	whole bool // watches bring objects whole, as they do where the API server does not speak protobuf
 	heard heard
 	log   strings.Builder
 }
@@ -66,13 +67,21 @@ func (f *feed) store(resource string) *watched {
 	return nil
 }
 
+// brought is an object as a watch brings it.
+func (f *feed) brought(o runtime.Object) runtime.Object {
+	if _, is := o.(*message); f.whole || is {
+		return o
+	}
+	return sent(f.t, o)
+}
+
 // stream lists objects as client-go does it by a watch: into a store of its own, with the source's Transformer, which then replaces all.
 func (f *feed) stream(resource string, list ...runtime.Object) {
 	f.t.Helper()
 	w := f.store(resource)
 	temporary := cache.NewStore(cache.DeletionHandlingMetaNamespaceKeyFunc, cache.WithTransformer(w.Transformer()))
 	for _, o := range list {
-		if err := temporary.Add(o); err != nil {
+		if err := temporary.Add(f.brought(o)); err != nil {
 			f.t.Fatal(err)
 		}
 	}
