@@ -204,6 +204,12 @@ func (x *watching) awaitLists(ctx context.Context, least uint64) error {
 // resume cuts the watcher's connections, at the far end as a restarted load balancer would, so that its watches go on as they do after their first minutes. Those that a list began with are compressed, by
 // API servers of v1.37 and later, and others are not.
 func (x *watching) resume(ctx context.Context) error {
+	// client-go lists everything again where a watch ends within a second, without an event.
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(2 * time.Second):
+	}
 	before, err := x.w.watches(ctx)
 	if err != nil {
 		return err

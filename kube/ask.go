@@ -92,12 +92,61 @@ func (a *asker) listWatch() *cache.ListWatch {
 				return nil, err
 			}
 			a.begins()
+			w = lasting(w, !streams)
 			if streams {
 				a.guard(w)
 			}
 			return w, nil
 		},
 	}
+}
+
+// goesOn is a watch whose end says that it is to go on.
+type goesOn struct {
+	watch.Interface
+	events  chan watch.Event
+	stopped chan struct{}
+	stop    func()
+}
+
+// lasting has a watch end with an internal error, after which a reflector watches on from where it was. A reflector lists everything again where a watch just ends
+// within a second of its beginning and without an event, as each does while a load balancer's API servers come and go. listed says that the watch does not begin with the list: while that
+// streams in there is nothing to go on from.
+func lasting(w watch.Interface, listed bool) watch.Interface {
+	l := &goesOn{Interface: w, events: make(chan watch.Event), stopped: make(chan struct{})}
+	l.stop = sync.OnceFunc(func() { close(l.stopped) })
+	send := func(e watch.Event) bool {
+		select {
+		case l.events <- e:
+			return true
+		case <-l.stopped:
+			return false
+		}
+	}
+	go func() {
+		defer close(l.events)
+		for e := range w.ResultChan() {
+			if !send(e) {
+				return
+			}
+			listed = listed || e.Type == watch.Bookmark
+		}
+		if listed {
+			send(watch.Event{Type: watch.Error, Object: &ended})
+		}
+	}()
+	return l
+}
+
+var ended = apierrors.NewInternalError(errors.New("the watch has ended")).ErrStatus
+
+// ResultChan implements watch.Interface.
+func (l *goesOn) ResultChan() <-chan watch.Event { return l.events }
+
+// Stop implements watch.Interface.
+func (l *goesOn) Stop() {
+	l.stop()
+	l.Interface.Stop()
 }
 
 func (a *asker) get(o *metav1.ListOptions) *rest.Request {

@@ -170,6 +170,30 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestResumeAtOnce: so does one that ends before anything was heard by it, the list's own and those after it.
+func TestResumeAtOnce(t *testing.T) {
+	a, cfg := serveAPI(t)
+	var begun atomic.Int32
+	a.behave(func(w http.ResponseWriter, _ *http.Request, what string) bool {
+		if !strings.HasPrefix(what, "services ") || begun.Add(1) > 4 {
+			return false
+		}
+		if what == "services stream" {
+			event(w, "ADDED", fmt.Sprintf(webJSON, "web", 10))
+			event(w, "BOOKMARK", `{"kind":"Service","apiVersion":"v1","metadata":{"resourceVersion":"10","annotations":{"k8s.io/initial-events-end":"true"}}}`)
+		}
+		return true // and no more
+	})
+	l := listenTo(t, cfg)
+	l.wait("list", l.has("web"))
+	a.until("the watch that stays", func() bool { return begun.Load() > 4 })
+	a.send("services", "ADDED", fmt.Sprintf(webJSON, "second", 11))
+	l.wait("event", l.has("web", "second"))
+	if a.count("services stream") != 1 || a.count("services list") != 0 {
+		t.Errorf("listed again: %v", a.asked)
+	}
+}
+
 // TestGone: a watch that cannot go on where it was is listed again, and what is gone meanwhile is gone.
 func TestGone(t *testing.T) {
 	for name, gone := range map[string]func(w http.ResponseWriter){
