@@ -109,9 +109,9 @@ type goesOn struct {
 	stop    func()
 }
 
-// lasting has a watch end with an internal error, after which a reflector watches on from where it was. A reflector lists everything again where a watch just ends
-// within a second of its beginning and without an event, as each does while a load balancer's API servers come and go. listed says that the watch does not begin with the list: while that
-// streams in there is nothing to go on from.
+// lasting has a watch end with an internal error, after which a reflector watches on from where it was. Where a watch just ends within a second of its beginning
+// and without an event, a reflector lists everything again, and so would every node while a load balancer's API servers come and go. listed says that the watch does not
+// begin with the list: while that streams in there is nothing to go on from.
 func lasting(w watch.Interface, listed bool) watch.Interface {
 	l := &goesOn{Interface: w, events: make(chan watch.Event), stopped: make(chan struct{})}
 	l.stop = sync.OnceFunc(func() { close(l.stopped) })

@@ -62,24 +62,27 @@ func (m *message) decode() (runtime.Object, error) {
 	return o, err
 }
 
-// sums are what the builder has each object of a resource from: a hash of the message, by a hash of the name. Of objects that did not come as messages there is none.
-type sums map[uint64]uint64
+// sum is a hash of it.
+func (m *message) sum() uint64 { return maphash.Bytes(seed, m.body) }
 
 // seed is that of the hashes, which nobody can choose objects for.
 var seed = maphash.MakeSeed()
 
-// has reports whether the builder has an object from the same message.
-func (s sums) has(m *message) bool {
-	sum, ok := s[maphash.Comparable(seed, m.name)]
-	return ok && sum == maphash.Bytes(seed, m.body)
+// sums are what the builder has each object of a resource from: the sum of the message, by a hash of the name. Of objects that did not come as messages there is none.
+type sums map[uint64]uint64
+
+// has reports whether the builder has an object from a message of that sum.
+func (s sums) has(n model.Name, sum uint64) bool {
+	was, ok := s[maphash.Comparable(seed, n)]
+	return ok && was == sum
 }
 
-// set notes that the builder has an object from a message; nil: from something else, or no more.
-func (s sums) set(n model.Name, m *message) {
+// set notes that the builder has an object from a message of that sum; 0: from something else, or no more.
+func (s sums) set(n model.Name, sum uint64) {
 	key := maphash.Comparable(seed, n)
-	if m == nil {
+	if sum == 0 {
 		delete(s, key)
 	} else {
-		s[key] = maphash.Bytes(seed, m.body)
+		s[key] = sum
 	}
 }

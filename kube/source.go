@@ -410,7 +410,7 @@ func (w *watched) Delete(o any) error {
 
 func (w *watched) remove(n model.Name) {
 	w.delete(n)
-	w.from.set(n, nil)
+	w.from.set(n, 0)
 }
 
 // Replace implements cache.ReflectorStore: a complete list, at the start or after a broken watch.
@@ -469,33 +469,35 @@ func (w *watched) shrink(o any) *shrunk {
 	return w.read(o)
 }
 
-// read makes of an object what is to be done about it. A message is decoded only if the builder has something else.
+// read makes of an object what is to be done about it. A message is decoded only if the builder has something else. Nothing is kept of the object: there may be
+// a whole list of it.
 func (w *watched) read(o any) *shrunk {
 	s := &shrunk{named: named{&noMeta, nameOf(o)}}
 	object, _ := o.(runtime.Object)
-	m, _ := o.(*message)
-	if m != nil {
-		if w.from.has(m) {
+	var sum uint64
+	if m, ok := o.(*message); ok {
+		if sum = m.sum(); w.from.has(s.name, sum) {
 			return s
 		}
 		var err error
 		if object, err = m.decode(); err != nil {
+			flaw := fmt.Sprintf("all of it: %v", err)
 			// What was known goes on, and it is to be looked at whatever comes next.
 			s.set = func() {
-				w.source.note(strings.TrimSuffix(w.resource, "s"), s.name, fmt.Sprintf("all of it: %v", err))
-				w.from.set(s.name, nil)
+				w.source.note(strings.TrimSuffix(w.resource, "s"), s.name, flaw)
+				w.from.set(s.name, 0)
 			}
 			return s
 		}
 	}
 	set := w.set(object)
 	if set == nil {
-		w.from.set(s.name, m)
+		w.from.set(s.name, sum)
 		return s
 	}
 	s.set = func() {
 		set()
-		w.from.set(s.name, m)
+		w.from.set(s.name, sum)
 	}
 	return s
 }
