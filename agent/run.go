@@ -297,7 +297,7 @@ func (n *Node) afterFirst(ctx context.Context) error {
 // How much garbage the collector waits for, in percent of what is in use, and how much while lists come in again, of which most is garbage at once.
 const (
 	settledGC   = 30
-	relistingGC = 5
+	relistingGC = 10
 )
 
 // settleMemory gives back what lists needed, and what of the program only the start did. From then on little changes, and memory on every node is worth more than a
