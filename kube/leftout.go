@@ -80,8 +80,7 @@ func (s lean) Decode(data []byte, defaults *schema.GroupVersionKind, into runtim
 	if out, ok := repeated[gvk.Kind]; ok && into == nil {
 		if body, ok := out.message((*buf)[:0], unknown); ok {
 			*buf = body
-			version := field(field(field(unknown, fieldRaw), fieldMeta), fieldVersion)
-			if m, ok := newMessage(bytes.Clone(body), string(version), s.Serializer); ok {
+			if m, ok := newMessage(unknown, body, s.Serializer); ok {
 				return m, &gvk, nil
 			}
 		}

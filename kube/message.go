@@ -4,6 +4,7 @@
 package kube
 
 import (
+	"bytes"
 	"hash/maphash"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,11 +39,15 @@ func (n named) GetNamespace() string { return n.name.Namespace }
 // GetName implements metav1.Object.
 func (n named) GetName() string { return n.name.Name }
 
-// newMessage is false for what has no name: the bookmark of a watch, or a message that is not as it should be. It keeps body.
-func newMessage(body []byte, version string, d runtime.Decoder) (*message, bool) {
-	meta := field(field(body[len(magic):], fieldRaw), fieldMeta)
+// newMessage is of an object as it was sent, and of what is to be decoded of it, which is copied. It is false for what has no name: the bookmark of a watch, or what
+// is not as it should be.
+func newMessage(unknown, body []byte, d runtime.Decoder) (*message, bool) {
+	meta := field(field(unknown, fieldRaw), fieldMeta)
 	name := model.Name{Namespace: string(field(meta, fieldNamespace)), Name: string(field(meta, fieldName))}
-	return &message{named{&noMeta, name}, version, body, d}, name.Name != ""
+	if name.Name == "" {
+		return nil, false
+	}
+	return &message{named{&noMeta, name}, string(field(meta, fieldVersion)), bytes.Clone(body), d}, true
 }
 
 var _ runtime.Object = (*message)(nil)

@@ -238,7 +238,7 @@ func TestUnreadable(t *testing.T) {
 		kind = protowire.AppendString(protowire.AppendTag(kind, fieldKind, protowire.BytesType), "Service")
 		body := protowire.AppendBytes(protowire.AppendTag([]byte(magic), fieldType, protowire.BytesType), kind)
 		body = protowire.AppendBytes(protowire.AppendTag(body, fieldRaw, protowire.BytesType), raw)
-		m, ok := newMessage(body, "8", m.decoder)
+		m, ok := newMessage(body[len(magic):], body, m.decoder)
 		if !ok || m.name.Name != "a" {
 			t.Fatalf("the message is of %v", m.name)
 		}

@@ -378,7 +378,7 @@ func newWatched[T runtime.Object](s *Source, client rest.Interface, resource str
 		// The asker does the waiting.
 		Backoff: &wait.Backoff{Duration: time.Millisecond, Factor: 1, Steps: 1},
 	})
-	// A connection that is lost in the middle of a watch comes as an internal error. The watch goes on where it was, and is not begun anew.
+	// The end of a watch comes as an internal error (see lasting). The watch goes on where it was, and is not begun anew.
 	w.reflector.MaxInternalErrorRetryDuration = time.Hour
 	return w
 }
