@@ -11,9 +11,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 )
 
@@ -192,6 +195,53 @@ func TestResumeAtOnce(t *testing.T) {
 	if a.count("services stream") != 1 || a.count("services list") != 0 {
 		t.Errorf("listed again: %v", a.asked)
 	}
+}
+
+// TestLasting: a watch that ends tells so where there is something to go on from; one that is stopped ends, whoever still listens, and leaves nothing running.
+func TestLasting(t *testing.T) {
+	for name, tt := range map[string]struct {
+		listed bool
+		events []watch.EventType
+		want   string
+	}{
+		"a watch":                       {true, nil, "ERROR"},
+		"a watch with an event":         {true, []watch.EventType{watch.Modified}, "MODIFIED ERROR"},
+		"a list that breaks off":        {false, []watch.EventType{watch.Added}, "ADDED"},
+		"a list that came to its end":   {false, []watch.EventType{watch.Added, watch.Bookmark}, "ADDED BOOKMARK ERROR"},
+		"a list that has never come in": {false, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				from := watch.NewFakeWithChanSize(len(tt.events), false)
+				for _, e := range tt.events {
+					from.Action(e, nil)
+				}
+				from.Stop()
+				var got []string
+				for e := range lasting(from, tt.listed).ResultChan() {
+					got = append(got, string(e.Type))
+					if e.Type == watch.Error && !apierrors.IsInternalError(apierrors.FromObject(e.Object)) {
+						t.Errorf("it ends with %v", e.Object)
+					}
+				}
+				if text := strings.Join(got, " "); text != tt.want {
+					t.Errorf("%q, want %q", text, tt.want)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		from := watch.NewFakeWithChanSize(1, false)
+		from.Action(watch.Modified, nil)
+		w := lasting(from, true)
+		synctest.Wait() // it holds the event, which nobody takes
+		w.Stop()
+		w.Stop()
+		synctest.Wait()
+		if e, open := <-w.ResultChan(); open {
+			t.Errorf("%s after it was stopped", e.Type)
+		}
+	})
 }
 
 // TestGone: a watch that cannot go on where it was is listed again, and what is gone meanwhile is gone.
