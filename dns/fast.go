@@ -36,6 +36,8 @@ type desk struct {
 	start    time.Time
 	tick     int64
 	answered [zones]uint64
+	// tries is where names are tried that a name is completed with; nil until there is one.
+	tries *tries
 	// ask and told are what the kernel is taught.
 	ask  shortcut.Question
 	told shortcut.Answer
@@ -122,7 +124,12 @@ func (w *writer) resolve(req []byte) {
 // cached answers with what an upstream has said before.
 func (w *writer) cached(req []byte) {
 	q := &w.asked
-	if w.upstreams == nil || w.clients.Suppresses(w.who, q.qtype) {
+	if w.upstreams == nil {
+		return
+	}
+	if w.clients.Suppresses(w.who, q.qtype) {
+		w.spared.Suppressed, w.done = 1, w.tried
+		w.buf[2] &^= 4
 		return
 	}
 	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}
@@ -139,6 +146,9 @@ func (w *writer) cached(req []byte) {
 	w.rcode = w.buf[3] & 15
 	w.answers, w.denied, w.extra = binary.BigEndian.Uint16(resp[6:]), binary.BigEndian.Uint16(resp[8:]), binary.BigEndian.Uint16(resp[10:])
 	w.source, w.fresh = client.FromCache, fresh
+	if w.tried && w.clients.CountsSuppressed(w.who, q.qtype) {
+		w.spared.Suppressed = 1
+	}
 	w.fit()
 }
 
@@ -169,6 +179,8 @@ type writer struct {
 	source                 client.Source
 	rcode                  byte
 	answers, denied, extra uint16
+	spared                 client.Spared
+	tried                  bool // it is one of the names that another is completed with
 
 	// What the kernel is to know of it.
 	slot     uint32 // what it depends on
@@ -217,6 +229,9 @@ func (w *writer) account() {
 	w.answered[w.zoneOf]++
 	w.socketStats.meter.Observe(w.zoneOf, len(w.request), len(w.buf), w.asked.do)
 	w.clients.Count(w.who, w.from, int(w.rcode), false)
+	if w.spared != (client.Spared{}) {
+		w.spared.Count(w.clients, 1)
+	}
 	if w.clients.Logs(int(w.rcode)) || w.logs(w.asked.text, int(w.rcode), int(w.answers)) {
 		w.clients.Log(w.tick, client.Entry{Client: w.who, Addr: w.from, Name: w.asked.text(), Type: w.asked.qtype, Rcode: int(w.rcode), Took: w.Server.now().Sub(w.start), From: w.source})
 	}
@@ -565,9 +580,14 @@ func (w *writer) end(exists bool, origin int) {
 
 // deny says that the name, or anything of the type, is not there (RFC 2308), by the SOA record of the zone at an offset of the message.
 func (w *writer) deny(rcode byte, origin int) {
-	if rcode == mdns.RcodeNameError && (len(w.Cluster.Fallthrough) > 0 || w.completes()) {
+	if rcode == mdns.RcodeNameError && (len(w.Cluster.Fallthrough) > 0 || w.completes() && !w.complete(origin)) {
 		return
 	}
+	w.absent(rcode, origin)
+}
+
+// absent is deny for what is not completed.
+func (w *writer) absent(rcode byte, origin int) {
 	w.rcode = rcode
 	z, d := w.zone, w.domain
 	size := len(d.serverWire) + len("\x0ahostmaster") + 2 + 20
@@ -583,8 +603,11 @@ func (w *writer) deny(rcode byte, origin int) {
 	w.fit()
 }
 
-// completes reports whether the asking pod's resolver may have completed the name, which the slow path can do better, or count.
+// completes reports whether the asking pod's resolver may have completed the name, which is to be done better, or counted.
 func (w *writer) completes() bool {
+	if w.tried {
+		return false
+	}
 	mode := w.completion(w.clients)
 	if w.who.Pod == nil || mode == client.Off || !w.who.Pod.Completed(w.asked.name[:w.asked.size], w.asked.count) {
 		return false

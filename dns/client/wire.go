@@ -4,6 +4,7 @@
 package client
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 	"strings"
@@ -26,6 +27,35 @@ func (p *Pod) Completed(name []byte, labels int) bool {
 	}
 	at := len(name) - len(suffix)
 	return at > 0 && sameLabels(name[at:], suffix)
+}
+
+// ShortOf is [Pod.Short] for a name in wire form of usual labels, in lower case: how many octets of it are the short name's.
+func (p *Pod) ShortOf(name []byte, labels int) (octets int, ok bool) {
+	if p == nil || !p.Completed(name, labels) {
+		return 0, false
+	}
+	octets = len(name) - len(p.search.suffixes[0])
+	if short := name[:octets]; bytes.HasSuffix(short, []byte("\x05onion")) {
+		return 0, false
+	}
+	for _, s := range p.search.suffixes {
+		if octets-1+len(s) > maxName {
+			return 0, false
+		}
+	}
+	return octets, true
+}
+
+// AppendTries appends what follows the short name in the i-th of the names that [Complete] goes on with, in wire form, and says whether it is the last one.
+func (p *Pod) AppendTries(to []byte, i int) (name []byte, last bool) {
+	further := p.search.suffixes[1:]
+	if i >= len(further) {
+		return append(to, 0), true
+	}
+	for label := range strings.SplitSeq(strings.Trim(further[i], "."), ".") {
+		to = append(append(to, byte(len(label))), label...)
+	}
+	return append(to, 0), false
 }
 
 // Completed is [Pod.Completed] of any of this node's pods.
