@@ -116,8 +116,9 @@ func (out *outbox) sendAll(fd uintptr) {
 				return
 			}
 			out.room[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
-			n, err := unix.Poll(out.room[:], int(roomLimit.Milliseconds()))
-			waited = n == 0 && err == nil
+			limit := unix.NsecToTimespec(roomLimit.Nanoseconds())
+			n, err := unix.Ppoll(out.room[:], &limit, nil)
+			waited = n == 0 || err != nil && err != unix.EINTR
 		default:
 			sent++
 		}
