@@ -226,7 +226,7 @@ func newStand(t *testing.T) *stand {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(s.program(), program, 0o700); err != nil {
+	if err := install(s.program(), program); err != nil {
 		t.Fatal(err)
 	}
 	if s.conn, err = net.Dial("udp", addr); err != nil {
@@ -238,12 +238,20 @@ func newStand(t *testing.T) *stand {
 
 func (s *stand) program() string { return filepath.Join(s.dir, "program") }
 
+// install writes a program. Nobody may be forked meanwhile: a child has the open file too until it executes something, and a file that is open for writing
+// cannot be executed.
+func install(path string, program []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, program, 0o700)
+}
+
 // reinstall puts another file with the same program in its place, as package managers do it.
 func (s *stand) reinstall() {
 	s.t.Helper()
 	program, err := os.ReadFile(s.program())
 	if err == nil {
-		err = os.WriteFile(s.program()+".new", program, 0o700)
+		err = install(s.program()+".new", program)
 	}
 	if err == nil {
 		err = os.Rename(s.program()+".new", s.program())
