@@ -556,6 +556,9 @@ func TestNodeWithoutPodCIDR(t *testing.T) {
 			if err != nil {
 				return err
 			}
+			if pods["n1"] == nil {
+				return errors.New("there is no agent yet")
+			}
 			text, err := w.status(pods["n1"].Name)
 			if err == nil && !strings.Contains(text, want) {
 				err = fmt.Errorf("it says:\n%s", text)
