@@ -68,7 +68,7 @@ func TestWriteDNSDocs(t *testing.T) {
 	checkPlots(t, dir, page, 2, "Fairlead", "gdnsd", "CoreDNS") // those of cost and of latency
 }
 
-// Goals are against CoreDNS, under load in both of its configurations, and against gdnsd.
+// Goals are against the CoreDNS that is better at what is measured, and against gdnsd, each once.
 func TestDNSGoals(t *testing.T) {
 	goals := map[string]string{}
 	for _, f := range dnsSample().figures {
@@ -77,9 +77,9 @@ func TestDNSGoals(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"server's CPU of an answer at saturation":                                                        "CoreDNS ≥ 8;CoreDNS cached ≥ 8;",
+		"server's CPU of an answer at saturation":                                                        "CoreDNS cached ≥ 8;",
 		"answers per second at saturation":                                                               "gdnsd ≥ 0.8;",
-		"time of an answer at 16000/s, half of CoreDNS's most, p99":                                      "CoreDNS ≥ 4;CoreDNS cached ≥ 4;",
+		"time of an answer at 16000/s, half of CoreDNS's most, p99":                                      "CoreDNS cached ≥ 4;",
 		"pod of a headless Service ready, to the first right answer, p99":                                "CoreDNS ≥ 20;",
 		"pod ready, at 100 a second, each with its own slice controller, to the first right answer, p99": "CoreDNS and kube-controller-manager ≥ 20;",
 		"agent less one without DNS at 10,000 Services, 100,000 endpoints":                               "CoreDNS ≤ 0.1;",

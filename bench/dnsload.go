@@ -322,14 +322,6 @@ func parseDNSPerf(report string, echo bool) (r dnsResult, err error) {
 	return r, nil
 }
 
-// againstCoreDNS gives a goal to either of its configurations.
-func againstCoreDNS(rival string, target *goal) *goal {
-	if rival == coreDNS.name || rival == coreDNSCached.name {
-		return target
-	}
-	return nil
-}
-
 // against gives a goal to the one of two rivals that is better at what is measured.
 func against(rival string, better resolver, target *goal) *goal {
 	if rival == better.name {
@@ -343,7 +335,7 @@ func (s *suite) reportCost(names []string, taken map[string][]served, when strin
 	for _, rival := range names {
 		if rival != fairlead.name {
 			s.compare(figure{Section: "load", Figure: "server's CPU of an answer " + when, Unit: "µs"}, rival, cost(fairlead.name), cost(rival), timesLess,
-				againstCoreDNS(rival, target))
+				against(rival, coreDNSCached, target))
 		}
 	}
 }
@@ -381,7 +373,7 @@ func (s *suite) reportLatency(names []string, taken map[string][]served, when st
 		for _, rival := range names {
 			if rival != fairlead.name {
 				s.compare(figure{Section: "load", Figure: "time of an answer " + when + ", " + q.name, Unit: "µs"}, rival,
-					each(taken[fairlead.name], q.of), each(taken[rival], q.of), timesLess, againstCoreDNS(rival, q.goal))
+					each(taken[fairlead.name], q.of), each(taken[rival], q.of), timesLess, against(rival, coreDNSCached, q.goal))
 			}
 		}
 	}
