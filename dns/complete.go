@@ -25,7 +25,7 @@ type tries struct {
 // whether the denial is to stay. Otherwise there is the answer, or, if it is not done, the slow path has to find it.
 func (w *writer) complete(origin int) (stays bool) {
 	q, pod := &w.asked, w.who.Pod
-	if w.drawn || w.taught.Answers != nil || q.qtype != mdns.TypeA && q.qtype != mdns.TypeAAAA || q.do || w.request[3]&0x10 != 0 {
+	if w.drawn || w.taught.Answers != nil || q.qtype != mdns.TypeA && q.qtype != mdns.TypeAAAA || q.do || w.request[3]&0x10 != 0 || pod.SearchesOutside() {
 		return false
 	}
 	octets, ok := pod.ShortOf(q.name[:q.size], q.count)

@@ -209,6 +209,31 @@ func same(t *testing.T, s *Server, pod netip.Addr, req []byte) bool {
 	return true
 }
 
+// What the fast path leaves to the other is counted once. The pod's list ends with a domain outside, which the cache is asked about.
+func TestCompletionCountedOnce(t *testing.T) {
+	s, pods := completers(t, func(*Options) {})
+	for _, short := range []string{"www.example.com", "four.example.com", "no.example.com"} {
+		req := packed(t, new(mdns.Msg).SetQuestion(short+".shop.svc.cluster.local.", typeA))
+		s.respond("udp", pods[3], req)
+		d, st := s.desk(s.testStats("udp")), s.gate.state.Load()
+		var requests [2]float64
+		for i, answer := range []func() []byte{
+			func() []byte { resp, _ := s.handle(d, pods[3], req, make([]byte, slotSize)); return resp },
+			func() []byte { resp, _ := s.slow(d, st, req, make([]byte, slotSize), true); return resp },
+		} {
+			const counter = "coredns_cache_requests_total{server=,view=,zones=.}"
+			before := gather(t, s)[counter]
+			if answer() == nil {
+				t.Fatalf("%s is not answered at once", short)
+			}
+			requests[i] = gather(t, s)[counter] - before
+		}
+		if requests[0] != requests[1] || requests[0] == 0 {
+			t.Errorf("%s: %v questions to the cache, on the slow path alone %v", short, requests[0], requests[1])
+		}
+	}
+}
+
 // Both paths agree whatever changes, also while something is announced and not yet published, or refused.
 func TestCompletionFastRandom(t *testing.T) {
 	r := random(t)

@@ -128,8 +128,10 @@ func (w *writer) cached(req []byte) {
 		return
 	}
 	if w.clients.Suppresses(w.who, q.qtype) {
-		w.spared.Suppressed, w.done = 1, w.tried
-		w.buf[2] &^= 4
+		if w.tried {
+			w.buf[2] &^= 4
+			w.spared.Suppressed, w.done = 1, true
+		}
 		return
 	}
 	asked := forward.Question{Name: q.name[:q.size], Type: q.qtype, DO: q.do, CD: req[3]&0x10 != 0, AD: req[3]&0x20 != 0}

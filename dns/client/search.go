@@ -24,6 +24,8 @@ type search struct {
 	// suffixes are the search domains with dots at both ends, in lower case; empty if names of this pod are not completed.
 	suffixes []string
 	ndots    int
+	// outside says that some of them are not the cluster's.
+	outside bool
 }
 
 // newSearch is the search list that a kubelet gives a pod. It is empty unless every resolver would go by it in the same way, and it has the
@@ -46,7 +48,7 @@ func newSearch(p *model.Pod, domain string, node []string) search {
 	if r.Ndots >= 0 {
 		s.ndots = r.Ndots
 	}
-	octets, outside := -1, false
+	octets := -1
 	for _, d := range slices.Concat(list, r.Searches) {
 		d = strings.ToLower(strings.TrimSuffix(d, "."))
 		suffix := "." + d + "."
@@ -54,11 +56,11 @@ func newSearch(p *model.Pod, domain string, node []string) search {
 			continue
 		}
 		inside := strings.HasSuffix(suffix, "."+domain+".")
-		if !plain(d) || outside && inside {
+		if !plain(d) || s.outside && inside {
 			return search{} // the root too: some resolvers leave it out
 		}
 		s.suffixes = append(s.suffixes, suffix)
-		octets, outside = octets+1+len(d), !inside
+		octets, s.outside = octets+1+len(d), !inside
 	}
 	if len(s.suffixes) == 0 || len(s.suffixes) > maxSearches || octets > maxSearchOctets || !strings.HasSuffix(s.suffixes[0], "."+domain+".") {
 		return search{}

@@ -46,6 +46,9 @@ func (p *Pod) ShortOf(name []byte, labels int) (octets int, ok bool) {
 	return octets, true
 }
 
+// SearchesOutside reports whether [Complete] goes on with names that are not the cluster's before the last one. Of those both types are asked for.
+func (p *Pod) SearchesOutside() bool { return p.search.outside }
+
 // AppendTries appends what follows the short name in the i-th of the names that [Complete] goes on with, in wire form, and says whether it is the last one.
 func (p *Pod) AppendTries(to []byte, i int) (name []byte, last bool) {
 	further := p.search.suffixes[1:]
