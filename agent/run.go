@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -112,6 +113,14 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 			return nil // until then the agent before answers here, who knows more
 		}
 		return status.Serve(ctx, socket, status.Handler(n, n.metricsHandler()))
+	})
+	part(func(ctx context.Context) error {
+		select {
+		case <-held.Refused():
+			return errors.New("the agent that was to be taken over goes on: this one was not ready in time")
+		case <-ctx.Done():
+			return nil
+		}
 	})
 	part(func(ctx context.Context) error { n.source.Run(ctx); return nil })
 	part(func(ctx context.Context) error {

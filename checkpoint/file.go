@@ -95,30 +95,34 @@ func Write(path string, h Header, each func(model.Objects)) (size int64, err err
 
 // create opens the file that will replace another, empty. One that a killed agent left is used again; while another agent has it, it is busy.
 func create(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, errBusy)
-	}
-	// Between opening and locking, the other one may have renamed it: then it is no longer the file of this name, and not to be touched.
-	mine, err := f.Stat()
-	if err == nil {
-		var there fs.FileInfo
-		if there, err = os.Stat(path); err == nil && !os.SameFile(mine, there) {
-			err = errBusy
+	for {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
 		}
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, errBusy)
+		}
+		mine, err := f.Stat()
+		if err == nil {
+			var there fs.FileInfo
+			there, err = os.Stat(path)
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(mine, there) {
+				// Between opening and locking, the other one has renamed it: it is no longer the file of this name, and not to be touched.
+				_ = f.Close()
+				continue
+			}
+		}
+		if err == nil {
+			err = f.Truncate(0)
+		}
+		if err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("empty %s: %w", path, err)
+		}
+		return f, nil
 	}
-	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("empty %s: %w", path, err)
-	}
-	return f, nil
 }
 
 func syncDir(path string) error {

@@ -45,6 +45,7 @@ type parent struct {
 	link                 *link
 	write, answer, yield chan struct{}
 	last                 chan struct{} // closed when no agent follows
+	refused              chan struct{} // closed when this agent may not take over any more
 	yielded              atomic.Bool   // another one wants to write, or does
 }
 
@@ -83,7 +84,7 @@ const beside = " beside"
 
 // attend listens to a holder.
 func (h *Held) attend(l *link) *parent {
-	p := &parent{link: l, write: make(chan struct{}, 1), answer: make(chan struct{}, 1), yield: make(chan struct{}, 1), last: make(chan struct{})}
+	p := &parent{link: l, write: make(chan struct{}, 1), answer: make(chan struct{}, 1), yield: make(chan struct{}, 1), last: make(chan struct{}), refused: make(chan struct{})}
 	last := sync.OnceFunc(func() { close(p.last) })
 	go func() {
 		for {
@@ -104,13 +105,51 @@ func (h *Held) attend(l *link) *parent {
 			case wordLast:
 				last()
 			case wordLetGo:
-				h.Rest()
+				h.letGo(p)
+			case wordRefused:
+				close(p.refused)
+				return
 			}
 		}
 		close(p.write)
 		close(p.answer)
+		h.parted(p)
 	}()
 	return p
+}
+
+// letGo does what a holder says when nobody has answered for too long. While taking over, that is for the other one to say: this agent's own holder knows of
+// nobody who answers.
+func (h *Held) letGo(p *parent) {
+	h.mu.Lock()
+	mine := h.other == nil || h.other == p
+	h.mu.Unlock()
+	if mine {
+		h.Rest()
+	}
+}
+
+// parted bounds how long sockets are held after the end of a holder that is being taken over from, and with it of the agent that answered.
+func (h *Held) parted(p *parent) {
+	time.AfterFunc(Patience, func() {
+		h.mu.Lock()
+		waits := h.other == p
+		h.mu.Unlock()
+		if waits {
+			h.Rest()
+		}
+	})
+}
+
+// Refused is closed when this agent, which was about to take over from another holder's, may not any more: it was not ready for too long, and the other one goes on.
+// Then [Held.Write] and [Held.Answer] do not return before their context ends.
+func (h *Held) Refused() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.other == nil {
+		return nil
+	}
+	return h.other.refused
 }
 
 func poke(c chan struct{}) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -610,6 +611,81 @@ func TestTakenOver(t *testing.T) {
 	s.ask("four")
 	s.answer("four")
 	end(t, third)
+}
+
+// TestTakenOverLate: another holder's agent may take longer to get ready than sockets are held while nobody answers, since somebody does. Its own holder does not know.
+func TestTakenOverLate(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	first := s.start("")
+	old := pidOf(t, s.await("serves"))
+	s.write("version", "pause")
+	began := time.Now()
+	second := s.start("")
+	s.await("pauses")
+	time.Sleep(time.Until(began.Add(Patience + Patience/4))) // its own holder has given up by then
+	s.ask("meanwhile")
+	if pid, _ := s.answer("meanwhile"); pid != old {
+		t.Errorf("%d answers, not %d", pid, old)
+	}
+	s.write("go on", "")
+	s.await("nothing is left to do")
+	s.ask("then")
+	if pid, _ := s.answer("then"); pid == old {
+		t.Errorf("%d still answers", pid)
+	}
+	end(t, first)
+	end(t, second)
+}
+
+// TestParted: when the holder that is being taken over from is gone, and with it the agent that answered, what was received from it is closed like anything that nobody answers.
+func TestParted(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	first := s.start("")
+	old := pidOf(t, s.await("serves"))
+	began := time.Now()
+	s.start("slow")
+	s.await("inherited=true")
+	time.Sleep(time.Until(began.Add(Patience + Patience/4)))
+	s.ask("meanwhile")
+	if pid, _ := s.answer("meanwhile"); pid != old {
+		t.Errorf("%d answers, not %d", pid, old)
+	}
+	first.Process.Kill()
+	s.await("let go")
+	next := pidOf(t, s.await("serves"))
+	s.ask("then")
+	if pid, _ := s.answer("then"); pid != next {
+		t.Errorf("%d answers, not %d", pid, next)
+	}
+}
+
+// TestRefused: another holder's agent that does not get ready for too long is told that the agent before goes on, and may neither write nor answer then.
+func TestRefused(t *testing.T) {
+	atHolder, atAgent := pair(t)
+	guest := &agent{link: atHolder, started: time.Now()}
+	before := &agent{pid: os.Getpid(), serving: true, writes: true}
+	h := &holder{log: slog.New(slog.DiscardHandler), agents: []*agent{before, guest}}
+	held := &Held{}
+	held.other = held.attend(atAgent)
+	h.replace(guest.started.Add(replaceTimeout - time.Millisecond))
+	if len(h.agents) != 2 {
+		t.Fatal("refused before the time")
+	}
+	h.replace(guest.started.Add(replaceTimeout))
+	if len(h.agents) != 1 || h.agents[0] != before {
+		t.Errorf("%d agents are left", len(h.agents))
+	}
+	<-held.Refused()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("gone")
+	time.AfterFunc(50*time.Millisecond, func() { cancel(gone) })
+	for _, may := range []func(context.Context) error{held.Write, held.Answer} {
+		if err := may(ctx); !errors.Is(err, gone) {
+			t.Errorf("it may: %v", err)
+		}
+	}
 }
 
 // sockets are the UDP sockets among a process's descriptors.

@@ -463,6 +463,7 @@ func (h *holder) replace(now time.Time) (until []time.Time) {
 		}
 		h.log.Error("the next agent does not get ready; the one before goes on", "pid", a.pid)
 		if a.pid == 0 {
+			a.link.send(message{word: wordRefused})
 			h.gone(a)
 		} else {
 			a.ended = true
