@@ -11,7 +11,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -40,9 +39,7 @@ type mmsghdr struct {
 // The kernel itself writes down that a slot is full, by the length in its header, so there is no moment at which a query is nowhere.
 type inbox struct {
 	*inboxMemory
-	n    int // messages of the last batch
-	read func(fd uintptr) bool
-	err  error
+	n int // messages of the last batch
 
 	waited []uint16 // the waiting ones of the process before
 	mu     sync.Mutex
@@ -77,7 +74,7 @@ func newInboxFile() (*os.File, error) {
 	return f, nil
 }
 
-// openInbox maps a file. What another process has left in it is kept until the first [inbox.receive].
+// openInbox maps a file. What another process has left in it is kept until [inbox.prepare].
 func openInbox(f *os.File) (*inbox, error) {
 	mem, err := unix.Mmap(int(f.Fd()), 0, int(unsafe.Sizeof(inboxMemory{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -89,22 +86,6 @@ func openInbox(f *os.File) (*inbox, error) {
 			in.vacant = append(in.vacant, uint16(i))
 		} else {
 			in.waited = append(in.waited, uint16(i))
-		}
-	}
-	in.read = func(fd uintptr) bool {
-		for {
-			n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in.headers)), batchSize, unix.MSG_DONTWAIT, 0, 0)
-			switch errno {
-			case 0:
-				in.n, in.err = int(n), nil
-				return true
-			case unix.EINTR:
-			case unix.EAGAIN:
-				return false
-			default:
-				in.n, in.err = 0, errno
-				return true
-			}
 		}
 	}
 	return in, nil
@@ -157,16 +138,27 @@ func (in *inbox) free(i int) {
 	h.Len = 0
 }
 
-// receive waits for messages, and takes as many as are there. The last ones are forgotten.
-func (in *inbox) receive(conn syscall.RawConn) (int, error) {
+// answered makes the slots of the last batch ready for others.
+func (in *inbox) answered() {
 	for i := range in.n {
 		in.free(i)
 	}
 	in.n = 0
-	if err := conn.Read(in.read); err != nil {
-		return 0, err
+}
+
+// receive takes as many messages as are there, after the last ones have been [inbox.answered].
+func (in *inbox) receive(fd uintptr) error {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in.headers)), batchSize, unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			in.n = int(n)
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
 	}
-	return in.n, in.err
 }
 
 // message is one of those received, and its sender.
@@ -205,83 +197,4 @@ func address(from *unix.RawSockaddrInet6) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(from)).Addr), port)
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(from.Addr).Unmap(), port)
-}
-
-// outbox is where the answers to a batch are written, and sent from.
-type outbox struct {
-	*outboxMemory
-	n     int // messages to be sent
-	sent  int // of them
-	write func(fd uintptr) bool
-}
-
-type outboxMemory struct {
-	headers [batchSize]mmsghdr
-	iovecs  [batchSize]unix.Iovec
-	slots   [batchSize][slotSize]byte
-}
-
-// openOutbox maps memory that the collector need not look at, and the kernel gives only when it is used.
-func openOutbox() (*outbox, error) {
-	mem, err := unix.Mmap(-1, 0, int(unsafe.Sizeof(outboxMemory{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return nil, fmt.Errorf("map memory for answers: %w", err)
-	}
-	out := &outbox{outboxMemory: (*outboxMemory)(unsafe.Pointer(unsafe.SliceData(mem)))}
-	for i := range out.headers {
-		h := &out.headers[i]
-		h.Iov = &out.iovecs[i]
-		h.SetIovlen(1)
-		out.iovecs[i].Base = &out.slots[i][0]
-	}
-	out.write = func(fd uintptr) bool {
-		for out.sent < out.n {
-			n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out.headers[out.sent])), uintptr(out.n-out.sent), unix.MSG_DONTWAIT, 0, 0)
-			switch errno {
-			case 0:
-				out.sent += int(n)
-			case unix.EINTR:
-			case unix.EAGAIN:
-				return false
-			default:
-				// An answer that cannot be sent is an answer lost: the client asks again. The others go on.
-				out.sent++
-			}
-		}
-		return true
-	}
-	return out, nil
-}
-
-func (out *outbox) close() {
-	unix.Munmap(unsafe.Slice((*byte)(unsafe.Pointer(out.outboxMemory)), unsafe.Sizeof(outboxMemory{})))
-}
-
-// next is where the next answer is to be written.
-func (out *outbox) next() []byte { return out.slots[out.n][:] }
-
-// put adds an answer, which may be what was written to [outbox.next]. The address must stay as it is until it is sent.
-func (out *outbox) put(to *unix.RawSockaddrInet6, msg []byte) {
-	i := out.n
-	if unsafe.SliceData(msg) != &out.slots[i][0] {
-		copy(out.slots[i][:], msg)
-	}
-	out.iovecs[i].SetLen(len(msg))
-	h := &out.headers[i]
-	h.Name, h.Namelen = (*byte)(unsafe.Pointer(to)), nameLength(to)
-	out.n++
-}
-
-func nameLength(a *unix.RawSockaddrInet6) uint32 {
-	if a.Family == unix.AF_INET {
-		return unix.SizeofSockaddrInet4
-	}
-	return unix.SizeofSockaddrInet6
-}
-
-// send sends what has been put.
-func (out *outbox) send(conn syscall.RawConn) error {
-	out.sent = 0
-	defer func() { out.n = 0 }()
-	return conn.Write(out.write)
 }

@@ -37,7 +37,11 @@ func TestKilledChild(t *testing.T) {
 	snap := s.Published()
 	s = newServer(t, s.options)
 	time.AfterFunc(time.Duration(pause)*time.Millisecond, func() { s.Publish(snap) })
-	if err := s.serveUDP(t.Context(), udpSocket{c.(*net.UDPConn), os.NewFile(4, "inbox")}); err != nil {
+	var sockets Sockets
+	if err := sockets.addUDP(c.(*net.UDPConn), os.NewFile(4, "inbox")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.serveUDP(t.Context(), sockets.udp[0]); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -215,8 +219,13 @@ func TestInboxLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := in.receive(raw); n != 3 || err != nil {
-		t.Fatalf("%d messages, %v", n, err)
+	err = raw.Control(func(fd uintptr) {
+		if err := in.receive(fd); in.n != 3 || err != nil {
+			t.Errorf("%d messages, %v", in.n, err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	from, msg := in.message(1)
 	if string(msg) != "two" || address(from) != client.LocalAddr().(*net.UDPAddr).AddrPort() {

@@ -57,6 +57,7 @@ type socketStats struct {
 	buckets   [zones][durationBuckets]atomic.Uint64
 	nanos     [zones]atomic.Uint64
 	dropped   atomic.Uint64
+	unsent    atomic.Uint64
 }
 
 // zoneOf is the zone of the metrics for the zone that an answer is from.
@@ -113,6 +114,7 @@ var (
 	descDuration  = desc("coredns_dns_request_duration_seconds", "Time to answer a DNS request.", "server", "zone", "view")
 
 	descDropped   = desc("fairlead_dns_dropped_total", "Messages that got no answer: too short, responses, or more than their client may send.", "server", "proto")
+	descUnsent    = desc("fairlead_dns_unsent_total", "Answers over UDP that the kernel did not take: a rule of the node refused them, or what was sent before filled the buffer.", "server")
 	descWaits     = desc("fairlead_dns_waits_total", "Queries that waited for what they ask for to be programmed.", "reason")
 	descTimeouts  = desc("fairlead_dns_wait_timeouts_total", "Queries that waited in vain.", "reason")
 	descWaiting   = desc("fairlead_dns_waiting", "Queries that wait now.")
@@ -159,7 +161,7 @@ type collector Server
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	forward.Describe(ch)
-	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descDropped, descWaits,
+	for _, d := range []*prometheus.Desc{descRequests, descResponses, descDuration, descDropped, descUnsent, descWaits,
 		descTimeouts, descWaiting, descOverflows, descConns, descConnsOver, descStage} {
 		ch <- d
 	}
@@ -209,9 +211,10 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 	names := zoneNames(c.plan.Load().primary())
 	total := make(map[key]*sums)
 	transports := make(map[transport]*[zones][len(countedTypes)]uint64)
-	dropped := make(map[transport]uint64)
+	dropped, unsent := make(map[transport]uint64), make(map[string]uint64)
 	for _, s := range (*Server)(c).stats() {
 		dropped[s.transport] += s.dropped.Load()
+		unsent[s.server] += s.unsent.Load()
 		requests := transports[s.transport]
 		if requests == nil {
 			requests = new([zones][len(countedTypes)]uint64)
@@ -244,6 +247,9 @@ func (c *collector) collectSockets(ch chan<- prometheus.Metric, counter func(*pr
 				}
 			}
 		}
+	}
+	for server, n := range unsent {
+		counter(descUnsent, n, server)
 	}
 	for k, t := range total {
 		for rcode, n := range t.responses {

@@ -58,6 +58,7 @@ func TestMetrics(t *testing.T) {
 		"coredns_dns_responses_total{plugin=fairlead,rcode=NOTIMP,server=dns://127.0.0.1:53,view=,zone=.}":               1,
 		"coredns_dns_request_duration_seconds{server=dns://127.0.0.1:53,view=,zone=cluster.local.}":                      4,
 		"fairlead_dns_dropped_total{proto=udp,server=dns://127.0.0.1:53}":                                                1,
+		"fairlead_dns_unsent_total{server=dns://127.0.0.1:53}":                                                           0,
 		"fairlead_dns_waits_total{reason=programming}":                                                                   0,
 		"fairlead_dns_generation{stage=published}":                                                                       1,
 	} {

@@ -27,8 +27,9 @@ type Sockets struct {
 }
 
 type udpSocket struct {
-	conn  *net.UDPConn
-	inbox *os.File
+	conn   *net.UDPConn
+	inbox  *os.File
+	sender *os.File
 }
 
 // Listen opens sockets in the calling thread's network namespace: for every address some for UDP, spread over by the
@@ -55,7 +56,13 @@ func (s *Sockets) addUDP(conn *net.UDPConn, inbox *os.File) (err error) {
 			return err
 		}
 	}
-	s.udp = append(s.udp, udpSocket{conn, inbox})
+	sender, err := openSender(localOf(conn))
+	if err != nil {
+		conn.Close()
+		inbox.Close()
+		return err
+	}
+	s.udp = append(s.udp, udpSocket{conn, inbox, sender})
 	return nil
 }
 
@@ -87,13 +94,17 @@ func control(network, _ string, c syscall.RawConn) error {
 		}
 		if err = unix.SetsockoptInt(int(fd), level, freebind, 1); err == nil && network[:3] == "udp" {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-			// Less is no error: privileged processes get it all, others what the system allows.
-			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer) != nil {
-				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, readBuffer)
-			}
+			askBuffer(int(fd), unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, readBuffer)
 		}
 	})
 	return errors.Join(outer, err)
+}
+
+// askBuffer asks for a buffer of a size, by an option that takes a privilege, or else by the usual one. Less is no error: others get what the system allows.
+func askBuffer(fd, force, usual, size int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, usual, size)
+	}
 }
 
 // Addrs are the addresses listened on, each once.
@@ -110,6 +121,7 @@ func (s *Sockets) Close() {
 	for _, u := range s.udp {
 		u.conn.Close()
 		u.inbox.Close()
+		u.sender.Close()
 	}
 	for _, l := range s.tcp {
 		l.Close()

@@ -8,11 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// busy is how many queries there were together if more are likely to be there already.
+const busy = 4
 
 // serveUDP answers on one socket, first what a process before this one has left unanswered. What can be answered at once is, on this goroutine and
 // without allocation, a batch of queries at a time.
@@ -21,12 +25,16 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 	if err != nil {
 		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
 	}
+	sender, err := u.sender.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
+	}
 	in, err := openInbox(u.inbox)
 	if err != nil {
 		return err
 	}
 	defer in.close()
-	out, err := openOutbox()
+	out, err := openOutbox(localOf(u.conn).Addr())
 	if err != nil {
 		return err
 	}
@@ -52,13 +60,18 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 				return // it stays in the inbox, for the next process
 			}
 			if resp != nil {
-				u.conn.WriteToUDPAddrPort(resp, to)
+				if _, err := u.conn.WriteToUDPAddrPort(resp, to); err != nil {
+					d.unsent.Add(1)
+				}
 			}
 			done()
 		})
 	}
 	flush := func() error {
-		err := out.send(raw)
+		err := out.flush(sender)
+		if out.unsent > 0 {
+			d.unsent.Add(uint64(out.unsent))
+		}
 		d.sent(s.now())
 		return err
 	}
@@ -71,24 +84,42 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 		}
 	}
 	in.prepare()
+	var ahead ahead
+	// batches answers until it is time to wait. Go hears of what comes meanwhile, so after a few queries, with which the socket was empty, it need
+	// not be asked whether it still is.
+	var failed error
+	batches := func(fd uintptr) (done bool) {
+		for {
+			if failed = in.receive(fd); failed != nil {
+				return failed != unix.EAGAIN
+			}
+			d.begin(s)
+			more := in.n >= busy
+			if v := s.gate.state.Load().published; v != nil && more {
+				ahead.read(v.snap, in)
+			}
+			for i := range in.n {
+				answer(in.message(i))
+			}
+			if failed = flush(); failed != nil {
+				return true
+			}
+			if in.answered(); !more {
+				return false
+			}
+		}
+	}
 	for {
-		n, err := in.receive(raw)
-		if err != nil {
-			if err := closed(ctx, err); err == nil || errors.Is(err, net.ErrClosed) {
-				return err
-			}
-			s.log.Warn("read query", "addr", d.local, "err", err)
-			if !sleep(ctx, 10*time.Millisecond) {
-				return nil
-			}
-			continue
+		err := raw.Read(batches)
+		if err == nil {
+			err = failed
 		}
-		d.begin(s)
-		for i := range n {
-			answer(in.message(i))
+		if err := closed(ctx, err); err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+			return err
 		}
-		if err := flush(); err != nil {
-			return closed(ctx, err)
+		s.log.Warn("read query", "addr", d.local, "err", err)
+		if !sleep(ctx, 10*time.Millisecond) {
+			return nil
 		}
 	}
 }

@@ -208,3 +208,40 @@ func (e *editor[K, V]) own(i int) *bucket[K, V] {
 	}
 	return e.table.buckets[i]
 }
+
+// Place is where a key is looked for in tables.
+type Place struct{ bucket, hash uint32 }
+
+// PlaceOf is the place of a key.
+func PlaceOf[K comparable](k K) Place {
+	i, h := place(k)
+	return Place{uint32(i), h}
+}
+
+// Peek finds for each place the value of a key that has it, or the zero value; another key may have the same. It is for whoever is about to
+// look up many keys: what [Table.Get] reads comes from memory for all of them at once here, and not for one after the other.
+func (t Table[K, V]) Peek(places []Place, out []V) (read int) {
+	clear(out)
+	if t.buckets == nil {
+		return 0
+	}
+	// Loads that no branch depends on, so that the processor need not wait for one before it begins the next.
+	for _, p := range places {
+		if b := t.buckets[p.bucket]; b != nil {
+			read += len(b.entries) + int(b.first[0])
+		}
+	}
+	for i, p := range places {
+		b := t.buckets[p.bucket]
+		if b == nil {
+			continue
+		}
+		for j, h := range b.hashes {
+			if h == p.hash {
+				out[i] = b.entries[j].value
+				break
+			}
+		}
+	}
+	return read
+}

@@ -6,6 +6,7 @@ package model
 import (
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -15,6 +16,36 @@ func seeded(t *testing.T) *rand.Rand {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// Peek finds what Get finds, or something of another key in the same place.
+func TestPeek(t *testing.T) {
+	r := seeded(t)
+	for _, n := range []int{0, 1, 1000, 50_000} {
+		var e editor[int, int]
+		at := map[Place][]int{}
+		for range n {
+			k := r.Int()
+			e.set(k, k)
+			at[PlaceOf(k)] = append(at[PlaceOf(k)], k)
+		}
+		table := e.freeze()
+		keys := []int{-1, -2, -3}
+		for k := range table.All() {
+			keys = append(keys, k)
+		}
+		places, out := make([]Place, len(keys)), make([]int, len(keys))
+		for i, k := range keys {
+			places[i], out[i] = PlaceOf(k), 7
+		}
+		table.Peek(places, out)
+		for i, k := range keys {
+			want := at[places[i]]
+			if _, ok := table.Get(k); ok != slices.Contains(want, k) || len(want) == 0 && out[i] != 0 || len(want) > 0 && !slices.Contains(want, out[i]) {
+				t.Fatalf("among %d: %d of key %d, want one of %d", n, out[i], k, want)
+			}
+		}
+	}
 }
 
 func TestTableAgainstMap(t *testing.T) {

@@ -63,6 +63,8 @@ func (t *Target) answerHere(snap *model.Snapshot) error {
 		addTable(b, name, TableOwner, "")
 		const output = "output"
 		declareChain(b, name, chain{name: output, base: &base{"filter", unix.NF_INET_LOCAL_OUT, -300}})
+		// It sees every packet that the node itself sends, so it looks at one port and no more.
+		addRule(b, name, output, rule{"no question", join(loadPort(reg0, destPort), notEqual(reg0, 0, model.DNSPort), &expr.Verdict{Kind: expr.VerdictAccept})})
 		for _, k := range want {
 			addRule(b, name, output, rule{"this node answers", notrackTo(k)})
 		}
@@ -78,7 +80,6 @@ func (t *Target) answerHere(snap *model.Snapshot) error {
 }
 
 func notrackTo(k frontend) []any {
-	f, port := familyOf(k.Addr), k.Port
-	return join(loadPort(reg0, destPort), equal(reg0, byte(port>>8), byte(port)), proto(k.Protocol), f.only(),
-		f.load(reg0, f.daddr), equal(reg0, k.Addr.AsSlice()...), &expr.Notrack{})
+	f := familyOf(k.Addr)
+	return join(f.only(), proto(k.Protocol), f.load(reg0, f.daddr), equal(reg0, k.Addr.AsSlice()...), &expr.Notrack{})
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -100,8 +101,8 @@ func testAgent(t *testing.T, edit func(*specs.Spec)) {
 	if r := reports[0]; r.Services < 3 || len(r.Quarantined) > 0 || r.Dataplane.Elements == 0 {
 		t.Errorf("status: %s", text)
 	}
-	if size := receiveBuffer(t, c, 53); size < 16<<20 {
-		t.Errorf("the queues of the DNS sockets have %d octets, want 16 MiB", size)
+	if questions, answers := dnsBuffers(t, c); questions < 16<<20 || answers < 4<<20 {
+		t.Errorf("the queues of the DNS sockets have %d octets for questions, want 16 MiB, and %d for answers, want 4 MiB", questions, answers)
 	}
 	plugin := filepath.Join(c.hostPath("/opt/cni/bin"), "fairlead")
 	got, err := os.ReadFile(plugin)
@@ -251,30 +252,37 @@ func (c *cluster) pod() *testnet.Host {
 	return pod
 }
 
-// receiveBuffer is the smallest size of the queues of the UDP sockets at a port, as ss tells it.
-func receiveBuffer(t *testing.T, c *cluster, port int) (size int) {
+// dnsBuffers are the smallest sizes of the queues of the UDP sockets that questions come in by, and of those that answers leave by, as ss tells them. The latter have addresses
+// of no host.
+func dnsBuffers(t *testing.T, c *cluster) (questions, answers int) {
 	t.Helper()
 	var out []byte
 	c.node.Do(func() (err error) {
-		out, err = exec.Command("ss", "-Huanm", fmt.Sprint("sport = :", port)).Output()
+		out, err = exec.Command("ss", "-Huanm", "sport = :53").Output()
 		return err
 	})
-	size = -1
+	questions, answers = math.MaxInt, math.MaxInt
+	leaves := false
 	for line := range strings.SplitSeq(string(out), "\n") {
-		if _, rest, ok := strings.Cut(line, ",rb"); ok {
+		if strings.HasPrefix(line, "UNCONN") {
+			leaves = strings.Contains(line, "192.0.2.53:53") || strings.Contains(line, "[100::53]:53")
+		}
+		size, what := &questions, ",rb"
+		if leaves {
+			size, what = &answers, ",tb"
+		}
+		if _, rest, ok := strings.Cut(line, what); ok {
 			var n int
 			if _, err := fmt.Sscanf(rest, "%d", &n); err != nil {
 				t.Fatalf("%v:\n%s", err, out)
 			}
-			if size < 0 || n < size {
-				size = n
-			}
+			*size = min(*size, n)
 		}
 	}
-	if size < 0 {
+	if questions == math.MaxInt || answers == math.MaxInt {
 		t.Fatalf("no UDP sockets:\n%s", out)
 	}
-	return size
+	return questions, answers
 }
 
 // TestPrivileges takes each privilege of the manifest away. Without it the agent does not get ready, and says why; with all of them it does, see TestAgent.
