@@ -100,7 +100,7 @@ build-kubernetes: build image bench/bin/coredns $(BED)/built ## what test-kubern
 	cd test/kubernetes && $(GO) build -ldflags '-s -w' -o bin/ ./kubebed ./pause
 
 test-kubernetes: deps build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root, 12 minutes on two processors; KUBE='-run TestWalk -v' for less
-	cd test/kubernetes && $(GO) vet ./... && $(GO) test -count=1 ./bed && $(GO) test -count=1 -timeout 20m . $(KUBE)
+	cd test/kubernetes && $(GO) vet ./... && $(GO) test -count=1 ./bed && $(GO) test -count=1 -timeout 40m . $(KUBE)
 
 check: ## go vet, formatting, and that generated code is what the generators make
 	$(GO) vet ./...

@@ -108,6 +108,24 @@ func (w *world) settled() (pods map[string]*corev1.Pod) {
 	return pods
 }
 
+// rolledOut waits until each node has one agent, the newest, and wants that none has ended by itself on the way.
+func (w *world) rolledOut() map[string]*corev1.Pod {
+	w.t.Helper()
+	if err := w.RolledOut(interrupted); err != nil {
+		w.t.Fatal(err)
+	}
+	pods := w.settled()
+	for node, pod := range pods {
+		for _, c := range pod.Status.ContainerStatuses {
+			if c.RestartCount > 0 {
+				said, _ := w.Kubectl(interrupted, "", "-n", "kube-system", "logs", "--previous", pod.Name)
+				w.t.Errorf("%s on %s was started %d times more; the time before it said:\n%s", pod.Name, node, c.RestartCount, said)
+			}
+		}
+	}
+	return pods
+}
+
 // image is that of the DaemonSet.
 func (w *world) image() string {
 	w.t.Helper()
@@ -371,10 +389,7 @@ func upgrade(t *testing.T, w *world) {
 		begin := time.Now()
 		was := w.settled()
 		w.kubectl(append([]string{"-n", "kube-system"}, step.args...)...)
-		if err := w.RolledOut(interrupted); err != nil {
-			t.Fatal(err)
-		}
-		for node, pod := range w.settled() {
+		for node, pod := range w.rolledOut() {
 			if pod.Spec.Containers[0].Image != step.image || pod.UID == was[node].UID {
 				t.Errorf("after the %s %s on %s has the image %s", step.name, pod.Name, node, pod.Spec.Containers[0].Image)
 			}

@@ -20,7 +20,7 @@ import (
 var incumbents = bed.Options{Nodes: 3, Proxy: bed.KubeProxy, DNS: bed.CoreDNS, Network: bed.Bridge}
 
 var (
-	rolls    = flag.Int("rolls", 2, "how often TestRolling replaces the pods; once with -short")
+	rolls    = flag.Int("rolls", 1, "how often TestRolling replaces the pods")
 	replicas = flag.Int("replicas", 50, "pods of TestRolling")
 	rate     = flag.Int("rate", 1000, "requests a second of TestRolling")
 	allowed  = flag.Float64("allowed", 10, "failed requests in 100,000 that TestRolling lets Fairlead have")
@@ -33,9 +33,6 @@ const bound = 30 * time.Second
 // incumbents' figure is stated beside Fairlead's, which must be next to nothing. The program stops to listen at the signal, as soon as nobody waits to be accepted:
 // what waits when a socket is closed is lost whoever sent it there. Two pods are replaced at a time, as two processors carry no more.
 func TestRolling(t *testing.T) {
-	if testing.Short() {
-		*rolls = 1
-	}
 	figures := map[string]rolled{}
 	for _, c := range []struct {
 		name    string

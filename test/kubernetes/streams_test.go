@@ -64,10 +64,7 @@ func switched(t *testing.T, w *world) {
 	} {
 		begin := time.Now()
 		w.kubectl(append([]string{"-n", "kube-system"}, step.how()...)...)
-		if err := w.RolledOut(interrupted); err != nil {
-			t.Fatal(err)
-		}
-		w.settled()
+		w.rolledOut()
 		for _, b := range all {
 			b.goesOn(t)
 		}
