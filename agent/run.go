@@ -5,7 +5,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -117,7 +116,7 @@ func Run(ctx context.Context, cfg *config.Agent, version string, log *slog.Logge
 	part(func(ctx context.Context) error {
 		select {
 		case <-held.Refused():
-			return errors.New("the agent that was to be taken over goes on: this one was not ready in time")
+			return hold.ErrRefused
 		case <-ctx.Done():
 			return nil
 		}

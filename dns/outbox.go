@@ -33,6 +33,9 @@ type outboxMemory struct {
 // asks meanwhile gets no answer, and asks again.
 const roomLimit = 100 * time.Millisecond
 
+// mostWaits is how often a batch waits when it is told that there is room, and there is none.
+const mostWaits = 10
+
 // openOutbox maps memory that the collector need not look at, and the kernel gives only when it is used. All answers are from one address.
 func openOutbox(from netip.Addr) (*outbox, error) {
 	mem, err := unix.Mmap(-1, 0, int(unsafe.Sizeof(outboxMemory{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -105,23 +108,25 @@ func (out *outbox) flush(by syscall.RawConn) error {
 
 // sendAll sends what has been put. An answer that cannot be sent is an answer lost: the client asks again. The others go on.
 func (out *outbox) sendAll(fd uintptr) {
-	waited := false
+	waits := 0
 	out.unsent = 0
 	for sent := 0; sent < out.n; {
 		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out.headers[sent])), uintptr(out.n-sent), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
-			sent += int(n)
+			sent, waits = sent+int(n), 0
 		case unix.EINTR:
 		case unix.EAGAIN:
-			if waited {
+			if waits == mostWaits {
 				out.unsent += out.n - sent
 				return
 			}
 			out.room[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
 			limit := unix.NsecToTimespec(roomLimit.Nanoseconds())
 			n, err := unix.Ppoll(out.room[:], &limit, nil)
-			waited = n == 0 || err != nil && err != unix.EINTR
+			if waits++; n == 0 || err != nil && err != unix.EINTR {
+				waits = mostWaits
+			}
 		default:
 			out.unsent++
 			sent++

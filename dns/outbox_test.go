@@ -13,6 +13,7 @@ import (
 	"time"
 	"unsafe"
 
+	mdns "github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/testnet"
@@ -168,5 +169,57 @@ func TestOutboxFull(t *testing.T) {
 			default:
 			}
 		}
+	}
+}
+
+// TestWithoutSender: where something else has the port for itself at every address, answers leave by the socket that questions come in by, as right as otherwise.
+func TestWithoutSender(t *testing.T) {
+	w := testnet.New(t)
+	node, pod := w.Host("node"), w.Host("pod")
+	w.Cable(node, "fl0", pod, "eth0")
+	node.Addr("fl0", "172.30.0.11/24", "fd00:30::11/64")
+	pod.Addr("eth0", "172.30.0.12/24", "fd00:30::12/64")
+	addrs := []netip.AddrPort{netip.MustParseAddrPort("172.30.0.11:53"), netip.MustParseAddrPort("[fd00:30::11]:53")}
+	s := dual(t, nil)
+	var sockets *Sockets
+	node.Do(func() (err error) {
+		// It lets others have the port beside it, but only at addresses that say the same.
+		other := net.ListenConfig{Control: control}
+		for _, a := range []string{"0.0.0.0:53", "[::]:53"} {
+			network := "udp4"
+			if a[0] == '[' {
+				network = "udp6"
+			}
+			c, err := other.ListenPacket(t.Context(), network, a)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { c.Close() })
+		}
+		sockets, err = s.Listen(addrs)
+		return err
+	})
+	for _, u := range sockets.udp {
+		if u.sender != nil || u.lacks == nil {
+			t.Errorf("%s: there is a sender: %v", localOf(u.conn), u.lacks)
+		}
+	}
+	defer serve(t, s, sockets)()
+	for _, to := range addrs {
+		conn, err := pod.Dial(t.Context(), "udp", "", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		c := &mdns.Conn{Conn: conn}
+		for range 3 {
+			if err := c.WriteMsg(new(mdns.Msg).SetQuestion("orders.shop.svc.cluster.local.", typeA)); err != nil {
+				t.Fatal(err)
+			}
+			if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
+				t.Errorf("%s: %v, %v", to, m, err)
+			}
+		}
+		conn.Close()
 	}
 }

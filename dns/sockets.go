@@ -29,7 +29,8 @@ type Sockets struct {
 type udpSocket struct {
 	conn   *net.UDPConn
 	inbox  *os.File
-	sender *os.File
+	sender *os.File // nil if none could be opened, for the reason in lacks
+	lacks  error
 }
 
 // Listen opens sockets in the calling thread's network namespace: for every address some for UDP, spread over by the
@@ -57,12 +58,7 @@ func (s *Sockets) addUDP(conn *net.UDPConn, inbox *os.File) (err error) {
 		}
 	}
 	sender, err := openSender(localOf(conn))
-	if err != nil {
-		conn.Close()
-		inbox.Close()
-		return err
-	}
-	s.udp = append(s.udp, udpSocket{conn, inbox, sender})
+	s.udp = append(s.udp, udpSocket{conn, inbox, sender, err})
 	return nil
 }
 
@@ -121,7 +117,7 @@ func (s *Sockets) Close() {
 	for _, u := range s.udp {
 		u.conn.Close()
 		u.inbox.Close()
-		u.sender.Close()
+		_ = u.sender.Close() // of nil, an error
 	}
 	for _, l := range s.tcp {
 		l.Close()

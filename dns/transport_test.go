@@ -344,3 +344,73 @@ func TestConcurrentChanges(t *testing.T) {
 	close(stop)
 	wg.Wait()
 }
+
+// TestStopsUnderLoad: serving ends soon after it is told to, also while more questions are there than can be answered: the next process waits for that. What it
+// leaves is in the sockets and the inboxes.
+func TestStopsUnderLoad(t *testing.T) {
+	s := dual(t, func(o *Options) { o.UDPSockets = 1 })
+	sockets := listen(t, s, "127.0.0.1")
+	addr := sockets.Addrs()[0]
+	stop := serve(t, s, sockets)
+	query, err := new(mdns.Msg).SetQuestion("orders.shop.svc.cluster.local.", typeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	var flood sync.WaitGroup
+	for range 4 {
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(addr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flood.Go(func() {
+			defer conn.Close()
+			// As many as are sent with one system call, so that few are enough to have the server busy.
+			raw, _ := conn.SyscallConn()
+			raw.Control(func(fd uintptr) {
+				out, err := openOutbox(addr.Addr())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer out.close()
+				for i := range batchSize {
+					out.put(kernelAddr(addr), query)
+					out.headers[i].Control, out.headers[i].Controllen = nil, 0
+				}
+				for {
+					select {
+					case <-ended:
+						return
+					default:
+						out.sendAll(fd)
+					}
+				}
+			})
+		})
+	}
+	busy := func() bool { // a queue that is never empty
+		for range 100 {
+			if sockets.unread() == 0 {
+				return false
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return true
+	}
+	for limit := time.Now().Add(10 * time.Second); !busy() && time.Now().Before(limit); {
+	}
+	stopped := make(chan struct{})
+	go func() {
+		stop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(10 * time.Second):
+		t.Error("the server does not stop under load")
+	}
+	close(ended)
+	flood.Wait()
+	<-stopped
+}

@@ -25,8 +25,10 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 	if err != nil {
 		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
 	}
-	sender, err := u.sender.SyscallConn()
-	if err != nil {
+	sender := raw
+	if u.sender == nil {
+		s.log.Warn("answers leave by the socket that questions come in by, which costs more", "addr", u.conn.LocalAddr(), "err", u.lacks)
+	} else if sender, err = u.sender.SyscallConn(); err != nil {
 		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
 	}
 	in, err := openInbox(u.inbox)
@@ -104,7 +106,11 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 			if failed = flush(); failed != nil {
 				return true
 			}
-			if in.answered(); !more {
+			in.answered()
+			if ctx.Err() != nil {
+				return true // whoever closes the socket waits for this, and the next process for that
+			}
+			if !more {
 				return false
 			}
 		}

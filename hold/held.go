@@ -141,8 +141,11 @@ func (h *Held) parted(p *parent) {
 	})
 }
 
-// Refused is closed when this agent, which was about to take over from another holder's, may not any more: it was not ready for too long, and the other one goes on.
-// Then [Held.Write] and [Held.Answer] do not return before their context ends.
+// ErrRefused is of an agent that was about to take over from another holder's, and may not any more: that one has an agent that goes on.
+var ErrRefused = errors.New("the agent that was to be taken over goes on")
+
+// Refused is closed when another holder does not let this agent take over any more, see [ErrRefused]. The agent is to end then, and until it has, nobody else writes;
+// [Held.Write] and [Held.Answer] do not return before their context ends.
 func (h *Held) Refused() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -235,12 +238,19 @@ func (h *Held) Yield() <-chan struct{} {
 	return h.holder.yield
 }
 
-// Serving says that this agent answers.
+// Serving says that this agent answers. It is an error if another holder does not let it.
 func (h *Held) Serving() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.holder == nil {
 		return nil
+	}
+	if h.other != nil {
+		select {
+		case <-h.other.refused:
+			return ErrRefused
+		default:
+		}
 	}
 	err := h.holder.link.send(message{word: wordServing})
 	if h.other == nil {
@@ -255,7 +265,7 @@ func (h *Held) Serving() error {
 		}
 	}
 	closeAll(h.own)
-	err = errors.Join(err, h.other.link.send(message{word: wordServing}))
+	h.other.link.send(message{word: wordServing}) // if that holder is gone, it need not know
 	h.other.link.conn.Close()
 	h.other, h.own, h.beside = nil, nil, false
 	return err

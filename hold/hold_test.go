@@ -82,6 +82,11 @@ func testAgent(dir, mode string) int {
 		}
 	}
 	say("started beside=%v holder=%v inherited=%v", held.Beside(), held.Holder() == os.Getppid(), held.Has(socketName))
+	go func() {
+		<-held.Refused()
+		say("is refused")
+		os.Exit(8)
+	}()
 	if mode == "fail" {
 		return 7
 	}
@@ -653,38 +658,103 @@ func TestParted(t *testing.T) {
 		t.Errorf("%d answers, not %d", pid, old)
 	}
 	first.Process.Kill()
-	s.await("let go")
-	next := pidOf(t, s.await("serves"))
+	next := pidOf(t, s.await("let go"))
+	s.await("serves")
 	s.ask("then")
 	if pid, _ := s.answer("then"); pid != next {
 		t.Errorf("%d answers, not %d", pid, next)
 	}
 }
 
-// TestRefused: another holder's agent that does not get ready for too long is told that the agent before goes on, and may neither write nor answer then.
+// TestEndsWhileTakenOver: when the agent ends that is about to be taken over, the next one on its sockets is its own holder's, and the other holder's is refused.
+func TestEndsWhileTakenOver(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	first := s.start("")
+	old := pidOf(t, s.await("serves"))
+	s.write("version", "pause")
+	second := s.start("")
+	guest := pidOf(t, s.await("pauses"))
+	s.write("version", "v3")
+	syscall.Kill(old, syscall.SIGKILL)
+	if pid := pidOf(t, s.await("is refused")); pid != guest {
+		t.Errorf("%d is refused, not %d", pid, guest)
+	}
+	s.ask("then")
+	if pid, version := s.answer("then"); pid == old || pid == guest || version != "v3" {
+		t.Errorf("%d %s answers", pid, version)
+	}
+	var exit *exec.ExitError
+	if err := second.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 8 {
+		t.Errorf("the second holder's end: %v", err)
+	}
+	end(t, first)
+}
+
+// TestRefused: another holder's agent that does not get ready for too long is told that the agent before goes on. It may neither write nor answer then, and until it has ended, or
+// hangs, nobody else writes.
 func TestRefused(t *testing.T) {
-	atHolder, atAgent := pair(t)
-	guest := &agent{link: atHolder, started: time.Now()}
-	before := &agent{pid: os.Getpid(), serving: true, writes: true}
-	h := &holder{log: slog.New(slog.DiscardHandler), agents: []*agent{before, guest}}
-	held := &Held{}
-	held.other = held.attend(atAgent)
-	h.replace(guest.started.Add(replaceTimeout - time.Millisecond))
-	if len(h.agents) != 2 {
-		t.Fatal("refused before the time")
-	}
-	h.replace(guest.started.Add(replaceTimeout))
-	if len(h.agents) != 1 || h.agents[0] != before {
-		t.Errorf("%d agents are left", len(h.agents))
-	}
-	<-held.Refused()
-	ctx, cancel := context.WithCancelCause(t.Context())
-	gone := errors.New("gone")
-	time.AfterFunc(50*time.Millisecond, func() { cancel(gone) })
-	for _, may := range []func(context.Context) error{held.Write, held.Answer} {
-		if err := may(ctx); !errors.Is(err, gone) {
-			t.Errorf("it may: %v", err)
+	for _, hangs := range []bool{false, true} {
+		atHolder, atGuest := pair(t)
+		atHolder2, atAgent := pair(t)
+		guest := &agent{link: atHolder, started: time.Now(), writes: true}
+		before := &agent{pid: os.Getpid(), link: atHolder2, serving: true, wantsWrite: true}
+		h := &holder{log: slog.New(slog.DiscardHandler), agents: []*agent{before, guest}}
+		held := &Held{}
+		held.other = held.attend(atGuest)
+		h.replace(guest.started.Add(replaceTimeout - time.Millisecond))
+		if len(h.agents) != 2 {
+			t.Fatal("refused before the time")
 		}
+		now := guest.started.Add(replaceTimeout)
+		h.replace(now)
+		if len(h.agents) != 1 || h.agents[0] != before {
+			t.Errorf("%d agents are left", len(h.agents))
+		}
+		<-held.Refused()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		gone := errors.New("gone")
+		time.AfterFunc(50*time.Millisecond, func() { cancel(gone) })
+		for _, may := range []func(context.Context) error{held.Write, held.Answer} {
+			if err := may(ctx); !errors.Is(err, gone) {
+				t.Errorf("it may: %v", err)
+			}
+		}
+		held.holder = held.attend(atAgent)
+		if err := held.Serving(); !errors.Is(err, ErrRefused) {
+			t.Errorf("it serves: %v", err)
+		}
+		if until := h.arbitrate(now); before.writes || len(until) != 1 || !until[0].Equal(now.Add(obeyTimeout)) {
+			t.Errorf("while the refused one may be writing, another one may: %t; to be looked at %v", before.writes, until)
+		}
+		if hangs {
+			now = now.Add(obeyTimeout)
+		} else {
+			h.hear(event{from: guest, err: io.EOF})
+		}
+		if h.arbitrate(now); !before.writes || len(h.refused) != 0 {
+			t.Errorf("hangs %t: the one that goes on may write: %t; %d are refused", hangs, before.writes, len(h.refused))
+		}
+	}
+}
+
+// TestNotRefused: an agent that could answer waits for the end of the one before, however long that takes, and is not refused meanwhile; nor at the moment when it may.
+func TestNotRefused(t *testing.T) {
+	atHolder, _ := pair(t)
+	guest := &agent{link: atHolder, started: time.Now(), writes: true, wantsAnswer: true}
+	before := &agent{pid: os.Getpid(), reaped: true, serving: true, ended: true}
+	h := &holder{log: slog.New(slog.DiscardHandler), agents: []*agent{before, guest}}
+	now := guest.started.Add(2 * replaceTimeout)
+	if h.replace(now); len(h.agents) != 2 {
+		t.Fatal("refused while the one before ends")
+	}
+	before.stopped = true
+	h.arbitrate(now)
+	if h.replace(now.Add(obeyTimeout - 1)); !guest.answers || len(h.agents) != 2 {
+		t.Fatalf("may answer: %t, %d agents", guest.answers, len(h.agents))
+	}
+	if h.replace(now.Add(obeyTimeout)); len(h.agents) != 1 {
+		t.Error("one that may answer and does not is waited for for ever")
 	}
 }
 

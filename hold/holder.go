@@ -57,6 +57,7 @@ type holder struct {
 	program string // the path that the program was started from
 	files   map[string]int
 	agents  []*agent // oldest first
+	refused []*agent // other holders', which may not take over and have not ended yet
 	events  chan event
 	guests  chan *net.UnixConn // other holders' agents, which want to take over
 	door    *net.UnixListener
@@ -81,6 +82,7 @@ type agent struct {
 	serving, stopped          bool
 	ended                     bool      // it has been told to end
 	told                      time.Time // when it was last told to yield, or to end
+	granted                   time.Time // when it was told that it may answer
 	reaped, silent            bool      // its process has ended; its link has
 	fresh                     bool      // it is of the program at the path, which may be another one than the holder's
 }
@@ -202,11 +204,30 @@ func (h *holder) gone(a *agent) {
 	h.agents = slices.DeleteFunc(h.agents, func(b *agent) bool { return a == b })
 }
 
+// refuse tells another holder's agent that it may not take over. As long as it has not ended, it may be writing.
+func (h *holder) refuse(a *agent, now time.Time) {
+	a.link.send(message{word: wordRefused})
+	a.told = now
+	h.agents = slices.DeleteFunc(h.agents, func(b *agent) bool { return a == b })
+	h.refused = append(h.refused, a)
+}
+
+// forget forgets an agent that was refused.
+func (h *holder) forget(a *agent) {
+	if i := slices.Index(h.refused, a); i >= 0 {
+		a.link.conn.Close()
+		h.refused = slices.Delete(h.refused, i, i+1)
+	}
+}
+
 // hear does what an agent says.
 func (h *holder) hear(e event) {
 	a := e.from
 	if !slices.Contains(h.agents, a) {
 		e.close()
+		if e.err != nil {
+			h.forget(a)
+		}
 		return
 	}
 	if e.err != nil {
@@ -389,6 +410,10 @@ func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 		return 0, false // until somebody says so: whoever started this process would start it again
 	}
 	var until []time.Time // what to wake up for
+	if len(h.agents) == 1 && h.agents[0].pid == 0 && !h.agents[0].wantsAnswer {
+		h.log.Warn("the agent has ended while another holder's was getting ready; the next one comes first")
+		h.refuse(h.agents[0], now)
+	}
 	if len(h.agents) == 0 {
 		at, why := h.next(now)
 		switch {
@@ -409,7 +434,7 @@ func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 		}
 	}
 	until = append(until, h.replace(now)...)
-	h.arbitrate()
+	until = append(until, h.arbitrate(now)...)
 	until = append(until, h.insist(now)...)
 	if !h.told && !slices.ContainsFunc(h.agents, func(a *agent) bool { return a.serving }) {
 		if limit := h.answered.Add(Patience); limit.After(now) {
@@ -421,6 +446,10 @@ func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 			}
 			for _, a := range h.agents {
 				a.link.send(message{word: wordLetGo})
+			}
+			if !slices.ContainsFunc(h.agents, func(a *agent) bool { return a.pid != 0 }) {
+				h.shut()
+				closeAll(h.files) // of its own agents there is none that would say so
 			}
 		}
 	}
@@ -454,17 +483,19 @@ func (h *holder) next(now time.Time) (at time.Time, why string) {
 func (h *holder) replace(now time.Time) (until []time.Time) {
 	if len(h.agents) > 1 {
 		a := h.agents[len(h.agents)-1]
-		if a.serving || a.ended {
+		if a.serving || a.ended || a.wantsAnswer && !a.answers { // the last one waits for the end of those before it
 			return nil
 		}
 		limit := a.started.Add(replaceTimeout)
+		if late := a.granted.Add(obeyTimeout); late.After(limit) {
+			limit = late
+		}
 		if limit.After(now) {
 			return []time.Time{limit}
 		}
 		h.log.Error("the next agent does not get ready; the one before goes on", "pid", a.pid)
 		if a.pid == 0 {
-			a.link.send(message{word: wordRefused})
-			h.gone(a)
+			h.refuse(a, now)
 		} else {
 			a.ended = true
 			a.kill(unix.SIGKILL)
@@ -490,8 +521,16 @@ func (h *holder) replace(now time.Time) (until []time.Time) {
 	return nil
 }
 
-// arbitrate decides who may write and who may answer: the newest that asks.
-func (h *holder) arbitrate() {
+// arbitrate decides who may write and who may answer: the newest that asks. Until agents that were refused have ended, nobody may begin to write.
+func (h *holder) arbitrate(now time.Time) (until []time.Time) {
+	for _, a := range slices.Clone(h.refused) {
+		if limit := a.told.Add(obeyTimeout); limit.After(now) {
+			until = append(until, limit)
+		} else {
+			h.log.Error("another holder's agent was refused, and does not end")
+			h.forget(a)
+		}
+	}
 	var writer *agent
 	for _, a := range h.agents {
 		if a.writes {
@@ -500,22 +539,24 @@ func (h *holder) arbitrate() {
 	}
 	for i, a := range slices.Backward(h.agents) {
 		if a.wantsWrite && (writer == nil || slices.Index(h.agents, writer) < i) {
-			if writer == nil {
+			if writer != nil {
+				if !writer.asked {
+					writer.asked, writer.told = true, now
+					writer.link.send(message{word: wordYield})
+				}
+			} else if !slices.ContainsFunc(h.refused, func(r *agent) bool { return r.writes }) {
 				a.wantsWrite, a.writes = false, true
 				a.link.send(message{word: wordWrite})
-			} else if !writer.asked {
-				writer.asked, writer.told = true, time.Now()
-				writer.link.send(message{word: wordYield})
 			}
 			break
 		}
 	}
 	if len(h.agents) == 0 {
-		return
+		return until
 	}
 	newest := h.agents[len(h.agents)-1]
 	if !newest.wantsAnswer || newest.answers {
-		return
+		return until
 	}
 	alone := true
 	for _, a := range h.agents[:len(h.agents)-1] {
@@ -523,9 +564,10 @@ func (h *holder) arbitrate() {
 		alone = alone && a.stopped
 	}
 	if alone {
-		newest.answers = true
+		newest.answers, newest.granted = true, now
 		newest.link.send(message{word: wordAnswer})
 	}
+	return until
 }
 
 // insist kills agents that do not do what they were told, if another one waits for it.

@@ -32,7 +32,7 @@ const (
 	wordYield = "yield"  // another one wants to write
 	wordLast  = "last"   // no agent follows: what is still in the sockets when this one ends is lost
 	wordLetGo = "let go" // nobody has answered for too long: close what is not in use yet
-	// wordRefused is for another holder's agent, and the last one: it took too long to get ready, and the agent before goes on.
+	// wordRefused is for another holder's agent, and the last one: it may not take over, and is to end.
 	wordRefused = "refused"
 )
 
