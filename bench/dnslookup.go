@@ -137,13 +137,13 @@ func (s *stub) try(name string) (found bool, err error) {
 		s.id++
 		s.result.Queries++
 		binary.BigEndian.PutUint16(asked[i].packet, s.id)
-		if _, err := unix.Write(fd, asked[i].packet); err != nil {
+		if _, err := writeFD(fd, asked[i].packet); err != nil {
 			return false, fmt.Errorf("send: %w", err)
 		}
 	}
 	var buf [answerSize]byte
 	for left := asked[:]; len(left) > 0; {
-		n, err := unix.Read(fd, buf[:])
+		n, err := readFD(fd, buf[:])
 		if err != nil {
 			return false, fmt.Errorf("wait for the answer to %s: %w", name, err)
 		}

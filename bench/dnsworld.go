@@ -158,11 +158,11 @@ func exchangeDNS(to netip.AddrPort, packet []byte, wait time.Duration) ([]byte, 
 		return nil, err
 	}
 	defer unix.Close(fd)
-	if _, err := unix.Write(fd, packet); err != nil {
+	if _, err := writeFD(fd, packet); err != nil {
 		return nil, fmt.Errorf("send: %w", err)
 	}
 	buf := make([]byte, 4096)
-	n, err := unix.Read(fd, buf)
+	n, err := readFD(fd, buf)
 	if err != nil {
 		return nil, fmt.Errorf("receive: %w", err)
 	}

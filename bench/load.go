@@ -54,9 +54,9 @@ func serve(args []string) error {
 					failed <- fmt.Errorf("accept: %w", err)
 					return
 				}
-				if n, err := unix.Read(conn, buf); err == nil && n == messageSize {
-					if _, err := unix.Write(conn, buf); err == nil {
-						_, _ = unix.Read(conn, buf) // the client closes
+				if n, err := readFD(conn, buf); err == nil && n == messageSize {
+					if _, err := writeFD(conn, buf); err == nil {
+						_, _ = readFD(conn, buf) // the client closes
 					}
 				}
 				unix.Close(conn)
@@ -210,10 +210,10 @@ func exchange(to *unix.SockaddrInet4, buf []byte) (time.Duration, error) {
 		return 0, fmt.Errorf("connect: %w", err)
 	}
 	took := time.Since(begin)
-	if _, err := unix.Write(fd, buf); err != nil {
+	if _, err := writeFD(fd, buf); err != nil {
 		return 0, fmt.Errorf("write: %w", err)
 	}
-	if n, err := unix.Read(fd, buf); err != nil || n != len(buf) {
+	if n, err := readFD(fd, buf); err != nil || n != len(buf) {
 		return 0, fmt.Errorf("read: %d bytes, %w", n, err)
 	}
 	return took, nil

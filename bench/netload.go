@@ -87,11 +87,11 @@ func sink(args []string) error {
 
 func sendBack(fd int, buf []byte) {
 	for {
-		n, err := unix.Read(fd, buf)
+		n, err := readFD(fd, buf)
 		if err != nil || n == 0 {
 			return
 		}
-		if _, err := unix.Write(fd, buf[:n]); err != nil {
+		if _, err := writeFD(fd, buf[:n]); err != nil {
 			return
 		}
 	}
@@ -99,7 +99,7 @@ func sendBack(fd int, buf []byte) {
 
 func throwAway(fd int, buf []byte) {
 	for {
-		if n, err := unix.Read(fd, buf); err != nil || n == 0 {
+		if n, err := readFD(fd, buf); err != nil || n == 0 {
 			return
 		}
 	}
@@ -166,7 +166,7 @@ func stream(fd int, begin, end time.Time) (r carried, err error) {
 	buf := make([]byte, 1<<17)
 	sent := 0
 	for now := time.Now(); now.Before(end); now = time.Now() {
-		n, err := unix.Write(fd, buf)
+		n, err := writeFD(fd, buf)
 		if err != nil {
 			return r, fmt.Errorf("write: %w", err)
 		}
@@ -182,10 +182,10 @@ func pingPong(fd int, begin, end time.Time) (r carried, err error) {
 	buf := make([]byte, messageSize)
 	var took []float64
 	for now := time.Now(); now.Before(end); {
-		if _, err := unix.Write(fd, buf); err != nil {
+		if _, err := writeFD(fd, buf); err != nil {
 			return r, fmt.Errorf("write: %w", err)
 		}
-		if n, err := unix.Read(fd, buf); err != nil || n != len(buf) {
+		if n, err := readFD(fd, buf); err != nil || n != len(buf) {
 			return r, fmt.Errorf("read: %d bytes, %w", n, err)
 		}
 		next := time.Now()

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -80,6 +81,16 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	removeAll()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-interrupted
+		fmt.Fprintln(os.Stderr, "interrupted: removing the scenarios' clusters")
+		if err := removeAll(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(130)
+	}()
 	code := m.Run()
 	if err := removeAll(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
