@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -47,6 +48,9 @@ type endpointSlices struct {
 	tracker  *sliceutil.EndpointSliceTracker
 	triggers *sliceutil.TriggerTimeTracker
 	klog     logr.Logger
+
+	mu   sync.Mutex
+	gone map[cache.ObjectName][]*discoveryv1.EndpointSlice // slices whose end was seen when the tracker did not know them
 }
 
 func newEndpointSlices(h *hub) *endpointSlices {
@@ -60,6 +64,7 @@ func newEndpointSlices(h *hub) *endpointSlices {
 		tracker:  sliceutil.NewEndpointSliceTracker(),
 		triggers: sliceutil.NewTriggerTimeTracker(),
 		klog:     h.logr("endpointslice"),
+		gone:     map[cache.ObjectName][]*discoveryv1.EndpointSlice{},
 	}
 	e.loop = newLoop(h, "endpointslice", 8, e.reconcile)
 	e.pace = newPace(slicePace, e.loop)
@@ -125,8 +130,14 @@ func (e *endpointSlices) onSlice(old, cur *discoveryv1.EndpointSlice) {
 	ours := e.lib.ManagedByController(slice)
 	foreign := false
 	switch {
+	case cur == nil && ours && !e.tracker.Has(slice):
+		// It may be one that is being created: the tracker is told when the server's answer is here, which somebody was faster than.
+		e.mu.Lock()
+		e.gone[serviceOf(slice)] = append(e.gone[serviceOf(slice)], slice)
+		e.mu.Unlock()
+		foreign = true
 	case cur == nil:
-		foreign = ours && e.tracker.Has(slice) && !e.tracker.HandleDeletion(slice)
+		foreign = ours && !e.tracker.HandleDeletion(slice)
 	case old == nil:
 		foreign = ours && e.tracker.ShouldSync(slice)
 	default:
@@ -141,8 +152,20 @@ func (e *endpointSlices) onSlice(old, cur *discoveryv1.EndpointSlice) {
 	}
 }
 
+// settle tells the tracker of slices that have gone before it knew them: it would wait for them to be seen for ever.
+func (e *endpointSlices) settle(name cache.ObjectName) {
+	e.mu.Lock()
+	gone := e.gone[name]
+	delete(e.gone, name)
+	e.mu.Unlock()
+	for _, slice := range gone {
+		e.tracker.HandleDeletion(slice)
+	}
+}
+
 // reconcile brings the slices of one Service to what its pods say.
 func (e *endpointSlices) reconcile(_ context.Context, name cache.ObjectName) (time.Duration, error) {
+	e.settle(name)
 	service, err := e.services.Services(name.Namespace).Get(name.Name)
 	if apierrors.IsNotFound(err) {
 		// the slices go with their owner; only our memory of them is left to clear

@@ -6,12 +6,14 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -234,4 +236,62 @@ func TestDeploymentLags(t *testing.T) {
 	if d.lags(newer) {
 		t.Error("a newer one lags")
 	}
+}
+
+// TestSliceGoneBeforeItsAnswer deletes a slice before the controller has the answer to its creation, and one that it has not written since it was started. Both are
+// made again.
+func TestSliceGoneBeforeItsAnswer(t *testing.T) {
+	slices := func(t *testing.T, client *fake.Clientset) []discoveryv1.EndpointSlice {
+		t.Helper()
+		time.Sleep(time.Minute)
+		list, err := client.DiscoveryV1().EndpointSlices("shop").List(context.Background(), metav1.ListOptions{})
+		if err != nil || len(list.Items) != 1 {
+			t.Fatalf("%d slices, %v; want one", len(list.Items), err)
+		}
+		return list.Items
+	}
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "web"},
+		Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			Ports: []corev1.ServicePort{{Port: 80}}},
+	}
+	creates := func(first func(*fake.Clientset, schema.GroupVersionResource, *discoveryv1.EndpointSlice) error) func(*hub) {
+		return func(h *hub) {
+			client, made := h.client.(*fake.Clientset), 0
+			client.PrependReactor("create", "endpointslices", func(a clienttesting.Action) (bool, runtime.Object, error) {
+				slice := a.(clienttesting.CreateAction).GetObject().(*discoveryv1.EndpointSlice).DeepCopy()
+				made++
+				slice.Name, slice.UID, slice.Generation = fmt.Sprint("web-", made), types.UID(fmt.Sprint(made)), 1
+				err := client.Tracker().Create(a.GetResource(), slice, slice.Namespace)
+				if made == 1 && err == nil {
+					err = first(client, a.GetResource(), slice)
+				}
+				return true, slice, err
+			})
+			newEndpointSlices(h)
+		}
+	}
+	remove := func(client *fake.Clientset, resource schema.GroupVersionResource, slice *discoveryv1.EndpointSlice) error {
+		err := client.Tracker().Delete(resource, slice.Namespace, slice.Name)
+		time.Sleep(time.Second) // everybody hears of it before the answer arrives
+		return err
+	}
+	var left runtime.Object
+	inWorld(t, Options{}, []runtime.Object{service}, creates(remove), func(client *fake.Clientset, _ *syncBuffer) {
+		got := slices(t, client)
+		if got[0].Name != "web-2" {
+			t.Errorf("the slice is %s", got[0].Name)
+		}
+		left = &got[0]
+	})
+	keep := func(*fake.Clientset, schema.GroupVersionResource, *discoveryv1.EndpointSlice) error { return nil }
+	inWorld(t, Options{}, []runtime.Object{service, left}, creates(keep), func(client *fake.Clientset, _ *syncBuffer) {
+		slices(t, client)
+		if err := client.DiscoveryV1().EndpointSlices("shop").Delete(context.Background(), "web-2", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := slices(t, client); got[0].Name != "web-1" {
+			t.Errorf("the slice is %s", got[0].Name)
+		}
+	})
 }
