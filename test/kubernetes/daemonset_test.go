@@ -254,7 +254,7 @@ func drive(t *testing.T, w *world, byName bool, rate int) *traffic {
 		name := fmt.Sprintf("asked-by-%s.%s.svc.cluster.local.", n.Name, namespace)
 		r.loads[n.Name+" connects"] = w.start(client.Name, url, rate/len(w.Nodes))
 		r.loads[n.Name+" asks"] = w.run(w.Control, name, w.KubectlCommand("-n", namespace, "exec", client.Name, "--",
-			"/bin/shop", "dns", "-rate", "100", "-duration", "14m", name).Args)
+			"/bin/shop", "dns", "-rate", "100", "-timeout", dnsPatience.String(), "-duration", "14m", name).Args)
 		for _, ip := range service.Spec.ClusterIPs {
 			for range 5 {
 				r.streams = append(r.streams, hold(t, client.Name, netip.AddrPortFrom(netip.MustParseAddr(ip), 80)))
@@ -298,7 +298,7 @@ func hold(t *testing.T, pod string, to netip.AddrPort) *stream {
 	t.Helper()
 	ns := podNS(t, pod)
 	defer ns.Close()
-	dialing, cancelDial := context.WithTimeout(interrupted, 5*time.Second)
+	dialing, cancelDial := context.WithTimeout(interrupted, patience)
 	defer cancelDial()
 	conn, err := ns.Dial(dialing, "tcp", to.String())
 	if err != nil {
@@ -310,7 +310,7 @@ func hold(t *testing.T, pod string, to netip.AddrPort) *stream {
 	s.ended.Go(func() {
 		defer conn.Close()
 		for ctx.Err() == nil {
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(patience))
 			if _, s.err = fmt.Fprintf(conn, "GET /self HTTP/1.1\r\nHost: steady\r\n\r\n"); s.err != nil {
 				return
 			}
