@@ -21,7 +21,7 @@ var incumbents = bed.Options{Nodes: 3, Proxy: bed.KubeProxy, DNS: bed.CoreDNS, N
 
 var (
 	rolls    = flag.Int("rolls", 1, "how often TestRolling replaces the pods")
-	replicas = flag.Int("replicas", 50, "pods of TestRolling")
+	replicas = flag.Int("replicas", 20, "pods of TestRolling")
 	rate     = flag.Int("rate", 1000, "requests a second of TestRolling")
 	allowed  = flag.Float64("allowed", 10, "failed requests in 100,000 that TestRolling lets Fairlead have")
 )
@@ -99,7 +99,7 @@ spec:
 	w.apply(manifest.String())
 	t.Cleanup(func() { w.remove("deployments", "pods", "services") })
 	clients := w.wait("app=client")
-	w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=300s")
+	w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=900s")
 	// The slices are the controller manager's.
 	eventually(t, 2*time.Minute, "slices of rolling", func() error {
 		list, err := w.Kube.DiscoveryV1().EndpointSlices(namespace).List(interrupted, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=rolling"})
@@ -132,7 +132,7 @@ spec:
 	for i := range *rolls {
 		one := time.Now()
 		w.kubectl("-n", namespace, "rollout", "restart", "deployment", "rolling")
-		w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=300s")
+		w.kubectl("-n", namespace, "rollout", "status", "deployment", "rolling", "--timeout=900s")
 		t.Logf("roll %d: %.1f s", i+1, time.Since(one).Seconds())
 	}
 	// The last pods to go are still going.
