@@ -360,6 +360,15 @@ func (s *stand) answer(want string) (pid int, version string) {
 	return pid, version
 }
 
+// answeredBy asks, and wants the answer of a process.
+func (s *stand) answeredBy(pid int, question string) {
+	s.t.Helper()
+	s.ask(question)
+	if got, _ := s.answer(question); got != pid {
+		s.t.Errorf("%d answers, not %d", got, pid)
+	}
+}
+
 func pidOf(t *testing.T, line string) int {
 	t.Helper()
 	pid, err := strconv.Atoi(strings.Fields(line)[0])
@@ -629,10 +638,7 @@ func TestTakenOverLate(t *testing.T) {
 	second := s.start("")
 	s.await("pauses")
 	time.Sleep(time.Until(began.Add(Patience + Patience/4))) // its own holder has given up by then
-	s.ask("meanwhile")
-	if pid, _ := s.answer("meanwhile"); pid != old {
-		t.Errorf("%d answers, not %d", pid, old)
-	}
+	s.answeredBy(old, "meanwhile")
 	s.write("go on", "")
 	s.await("nothing is left to do")
 	s.ask("then")
@@ -653,17 +659,11 @@ func TestParted(t *testing.T) {
 	s.start("slow")
 	s.await("inherited=true")
 	time.Sleep(time.Until(began.Add(Patience + Patience/4)))
-	s.ask("meanwhile")
-	if pid, _ := s.answer("meanwhile"); pid != old {
-		t.Errorf("%d answers, not %d", pid, old)
-	}
+	s.answeredBy(old, "meanwhile")
 	first.Process.Kill()
 	next := pidOf(t, s.await("let go"))
 	s.await("serves")
-	s.ask("then")
-	if pid, _ := s.answer("then"); pid != next {
-		t.Errorf("%d answers, not %d", pid, next)
-	}
+	s.answeredBy(next, "then")
 }
 
 // TestEndsWhileTakenOver: when the agent ends that is about to be taken over, the next one on its sockets is its own holder's, and the other holder's is refused.
@@ -724,7 +724,8 @@ func TestRefused(t *testing.T) {
 		if err := held.Serving(); !errors.Is(err, ErrRefused) {
 			t.Errorf("it serves: %v", err)
 		}
-		if until := h.arbitrate(now); before.writes || len(until) != 1 || !until[0].Equal(now.Add(obeyTimeout)) {
+		until := h.outwait(now)
+		if h.arbitrate(now); before.writes || len(until) != 1 || !until[0].Equal(now.Add(obeyTimeout)) {
 			t.Errorf("while the refused one may be writing, another one may: %t; to be looked at %v", before.writes, until)
 		}
 		if hangs {
@@ -732,6 +733,7 @@ func TestRefused(t *testing.T) {
 		} else {
 			h.hear(event{from: guest, err: io.EOF})
 		}
+		h.outwait(now)
 		if h.arbitrate(now); !before.writes || len(h.refused) != 0 {
 			t.Errorf("hangs %t: the one that goes on may write: %t; %d are refused", hangs, before.writes, len(h.refused))
 		}
@@ -755,6 +757,34 @@ func TestNotRefused(t *testing.T) {
 	}
 	if h.replace(now.Add(obeyTimeout)); len(h.agents) != 1 {
 		t.Error("one that may answer and does not is waited for for ever")
+	}
+}
+
+// TestNobodyDrops: what is held is closed when nobody has answered for too long and only another holder's agent is left, which cannot have it dropped.
+func TestNobodyDrops(t *testing.T) {
+	atHolder, atGuest := pair(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fd, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := &agent{link: atHolder, started: time.Now(), wantsAnswer: true, answers: true}
+	h := &holder{log: slog.New(slog.DiscardHandler), agents: []*agent{guest}, files: map[string]int{socketName: fd}, answered: time.Now()}
+	if h.settle(h.answered.Add(Patience - 1)); len(h.files) != 1 {
+		t.Error("closed before the time")
+	}
+	h.settle(h.answered.Add(Patience))
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF || len(h.files) != 0 {
+		t.Errorf("%d files are held, of one the end is %v", len(h.files), err)
+	}
+	if m, err := atGuest.receive(); err != nil || m.word != wordLetGo {
+		t.Errorf("the agent is told %q, %v", m.word, err)
 	}
 }
 
@@ -786,10 +816,7 @@ func TestTakeOverFails(t *testing.T) {
 	second.Process.Kill()
 	second.Wait()
 	s.await("writes again")
-	s.ask("still")
-	if pid, _ := s.answer("still"); pid != old {
-		t.Errorf("%d answers, not %d", pid, old)
-	}
+	s.answeredBy(old, "still")
 }
 
 // TestEndsWithAgent: with nothing held, the holder is as if it were not there.
@@ -858,10 +885,7 @@ func TestLetGo(t *testing.T) {
 	s.await("nobody has answered for too long")
 	s.await("let go")
 	pid = pidOf(t, s.await("serves"))
-	s.ask("again")
-	if got, _ := s.answer("again"); got != pid {
-		t.Errorf("%d answers, not %d", got, pid)
-	}
+	s.answeredBy(pid, "again")
 }
 
 // TestKeepAndDrop: the holder has a copy until it is told to close it, also when the agent's is closed.

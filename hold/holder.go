@@ -201,23 +201,37 @@ func (h *holder) gone(a *agent) {
 		h.answered = time.Now()
 	}
 	a.link.conn.Close()
-	h.agents = slices.DeleteFunc(h.agents, func(b *agent) bool { return a == b })
+	h.agents = without(h.agents, a)
+}
+
+func without(agents []*agent, a *agent) []*agent {
+	return slices.DeleteFunc(agents, func(b *agent) bool { return a == b })
 }
 
 // refuse tells another holder's agent that it may not take over. As long as it has not ended, it may be writing.
 func (h *holder) refuse(a *agent, now time.Time) {
 	a.link.send(message{word: wordRefused})
 	a.told = now
-	h.agents = slices.DeleteFunc(h.agents, func(b *agent) bool { return a == b })
-	h.refused = append(h.refused, a)
+	h.agents, h.refused = without(h.agents, a), append(h.refused, a)
 }
 
 // forget forgets an agent that was refused.
 func (h *holder) forget(a *agent) {
-	if i := slices.Index(h.refused, a); i >= 0 {
-		a.link.conn.Close()
-		h.refused = slices.Delete(h.refused, i, i+1)
+	a.link.conn.Close()
+	h.refused = without(h.refused, a)
+}
+
+// outwait forgets agents that were refused and do not end.
+func (h *holder) outwait(now time.Time) (until []time.Time) {
+	for _, a := range slices.Clone(h.refused) {
+		if limit := a.told.Add(obeyTimeout); limit.After(now) {
+			until = append(until, limit)
+		} else {
+			h.log.Error("another holder's agent was refused, and does not end")
+			h.forget(a)
+		}
 	}
+	return until
 }
 
 // hear does what an agent says.
@@ -434,7 +448,8 @@ func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 		}
 	}
 	until = append(until, h.replace(now)...)
-	until = append(until, h.arbitrate(now)...)
+	until = append(until, h.outwait(now)...)
+	h.arbitrate(now)
 	until = append(until, h.insist(now)...)
 	if !h.told && !slices.ContainsFunc(h.agents, func(a *agent) bool { return a.serving }) {
 		if limit := h.answered.Add(Patience); limit.After(now) {
@@ -449,7 +464,7 @@ func (h *holder) settle(now time.Time) (wake time.Duration, done bool) {
 			}
 			if !slices.ContainsFunc(h.agents, func(a *agent) bool { return a.pid != 0 }) {
 				h.shut()
-				closeAll(h.files) // of its own agents there is none that would say so
+				closeAll(h.files) // which none of its own agents is there to drop
 			}
 		}
 	}
@@ -522,15 +537,7 @@ func (h *holder) replace(now time.Time) (until []time.Time) {
 }
 
 // arbitrate decides who may write and who may answer: the newest that asks. Until agents that were refused have ended, nobody may begin to write.
-func (h *holder) arbitrate(now time.Time) (until []time.Time) {
-	for _, a := range slices.Clone(h.refused) {
-		if limit := a.told.Add(obeyTimeout); limit.After(now) {
-			until = append(until, limit)
-		} else {
-			h.log.Error("another holder's agent was refused, and does not end")
-			h.forget(a)
-		}
-	}
+func (h *holder) arbitrate(now time.Time) {
 	var writer *agent
 	for _, a := range h.agents {
 		if a.writes {
@@ -552,11 +559,11 @@ func (h *holder) arbitrate(now time.Time) (until []time.Time) {
 		}
 	}
 	if len(h.agents) == 0 {
-		return until
+		return
 	}
 	newest := h.agents[len(h.agents)-1]
 	if !newest.wantsAnswer || newest.answers {
-		return until
+		return
 	}
 	alone := true
 	for _, a := range h.agents[:len(h.agents)-1] {
@@ -567,7 +574,6 @@ func (h *holder) arbitrate(now time.Time) (until []time.Time) {
 		newest.answers, newest.granted = true, now
 		newest.link.send(message{word: wordAnswer})
 	}
-	return until
 }
 
 // insist kills agents that do not do what they were told, if another one waits for it.
