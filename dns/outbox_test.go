@@ -34,11 +34,7 @@ func kernelAddr(a netip.AddrPort) *unix.RawSockaddrInet6 {
 // Two hosts, and on the first an outbox with its socket for each family.
 func outboxes(t *testing.T) (node, pod *testnet.Host, ends []outboxEnd) {
 	t.Helper()
-	w := testnet.New(t)
-	node, pod = w.Host("node"), w.Host("pod")
-	w.Cable(node, "fl0", pod, "eth0")
-	node.Addr("fl0", "172.30.0.11/24", "fd00:30::11/64")
-	pod.Addr("eth0", "172.30.0.12/24", "fd00:30::12/64")
+	node, pod = nodeAndPod(t)
 	for _, a := range []string{"172.30.0.11:53", "[fd00:30::11]:53"} {
 		e := outboxEnd{local: netip.MustParseAddrPort(a)}
 		node.Do(func() (err error) {
@@ -174,11 +170,7 @@ func TestOutboxFull(t *testing.T) {
 
 // TestWithoutSender: where something else has the port for itself at every address, answers leave by the socket that questions come in by, as right as otherwise.
 func TestWithoutSender(t *testing.T) {
-	w := testnet.New(t)
-	node, pod := w.Host("node"), w.Host("pod")
-	w.Cable(node, "fl0", pod, "eth0")
-	node.Addr("fl0", "172.30.0.11/24", "fd00:30::11/64")
-	pod.Addr("eth0", "172.30.0.12/24", "fd00:30::12/64")
+	node, pod := nodeAndPod(t)
 	addrs := []netip.AddrPort{netip.MustParseAddrPort("172.30.0.11:53"), netip.MustParseAddrPort("[fd00:30::11]:53")}
 	s := dual(t, nil)
 	var sockets *Sockets
@@ -200,26 +192,50 @@ func TestWithoutSender(t *testing.T) {
 		return err
 	})
 	for _, u := range sockets.udp {
-		if u.sender != nil || u.lacks == nil {
-			t.Errorf("%s: there is a sender: %v", localOf(u.conn), u.lacks)
+		if u.sender != nil {
+			t.Errorf("%s: there is a sender", localOf(u.conn))
 		}
+	}
+	if !errors.Is(sockets.lacks, unix.EADDRINUSE) {
+		t.Errorf("why there is none: %v", sockets.lacks)
 	}
 	defer serve(t, s, sockets)()
 	for _, to := range addrs {
-		conn, err := pod.Dial(t.Context(), "udp", "", to)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
-		c := &mdns.Conn{Conn: conn}
 		for range 3 {
-			if err := c.WriteMsg(new(mdns.Msg).SetQuestion("orders.shop.svc.cluster.local.", typeA)); err != nil {
-				t.Fatal(err)
-			}
-			if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
-				t.Errorf("%s: %v, %v", to, m, err)
-			}
+			asks(t, pod, "udp", to)
 		}
-		conn.Close()
 	}
+}
+
+// TestUnsent: an answer that the kernel does not take, here because the node has no way to who asked, is counted.
+func TestUnsent(t *testing.T) {
+	node, pod := nodeAndPod(t)
+	pod.Addr("eth0", "192.0.2.99/32")
+	addr := netip.MustParseAddrPort("172.30.0.11:53")
+	s := dual(t, nil)
+	var sockets *Sockets
+	node.Do(func() (err error) {
+		sockets, err = s.Listen([]netip.AddrPort{addr})
+		return err
+	})
+	defer serve(t, s, sockets)()
+	query, err := new(mdns.Msg).SetQuestion("orders.shop.svc.cluster.local.", typeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod.Do(func() error {
+		conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.99:0")), net.UDPAddrFromAddrPort(addr))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Write(query)
+		return err
+	})
+	for limit := time.Now().Add(10 * time.Second); gather(t, s)["fairlead_dns_unsent_total{server=dns://172.30.0.11:53}"] != 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("not counted: %v", gather(t, s))
+		}
+	}
+	asks(t, pod, "udp", addr)
 }

@@ -22,15 +22,15 @@ const readBuffer = 16 << 20
 
 // Sockets are the open sockets of a server.
 type Sockets struct {
-	udp []udpSocket
-	tcp []*net.TCPListener
+	udp   []udpSocket
+	tcp   []*net.TCPListener
+	lacks error // why there is no sender, of the first one of which there is none
 }
 
 type udpSocket struct {
 	conn   *net.UDPConn
 	inbox  *os.File
-	sender *os.File // nil if none could be opened, for the reason in lacks
-	lacks  error
+	sender *os.File // nil if none could be opened
 }
 
 // Listen opens sockets in the calling thread's network namespace: for every address some for UDP, spread over by the
@@ -58,7 +58,10 @@ func (s *Sockets) addUDP(conn *net.UDPConn, inbox *os.File) (err error) {
 		}
 	}
 	sender, err := openSender(localOf(conn))
-	s.udp = append(s.udp, udpSocket{conn, inbox, sender, err})
+	if s.lacks == nil {
+		s.lacks = err
+	}
+	s.udp = append(s.udp, udpSocket{conn, inbox, sender})
 	return nil
 }
 
@@ -126,6 +129,9 @@ func (s *Sockets) Close() {
 
 // ServeSockets serves on sockets that are open, until the context ends, which is no error. It closes them.
 func (s *Server) ServeSockets(ctx context.Context, sockets *Sockets) error {
+	if sockets.lacks != nil {
+		s.log.Warn("answers leave by the sockets that questions come in by, which costs more", "err", sockets.lacks)
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, u := range sockets.udp {

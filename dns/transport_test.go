@@ -23,14 +23,39 @@ import (
 	"github.com/fairlead/fairlead/testnet"
 )
 
-// The virtual address is on no device. Pods ask it through the node, and the answer comes from the address that was asked,
-// over both transports and families, also when the node's own address is asked beside it.
-func TestVirtualAddressInNetns(t *testing.T) {
+// nodeAndPod are two hosts on one link, with addresses of both families.
+func nodeAndPod(t *testing.T) (node, pod *testnet.Host) {
+	t.Helper()
 	w := testnet.New(t)
-	node, pod := w.Host("node"), w.Host("pod")
+	node, pod = w.Host("node"), w.Host("pod")
 	w.Cable(node, "fl0", pod, "eth0")
 	node.Addr("fl0", "172.30.0.11/24", "fd00:30::11/64")
 	pod.Addr("eth0", "172.30.0.12/24", "fd00:30::12/64")
+	return node, pod
+}
+
+// asks asks from a host, and wants an answer from the address that was asked: by a connected socket, at which no other arrives.
+func asks(t *testing.T, from *testnet.Host, network string, to netip.AddrPort) {
+	t.Helper()
+	conn, err := from.Dial(t.Context(), network, "", to)
+	if err != nil {
+		t.Fatalf("%s %s: %v", network, to, err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	c := &mdns.Conn{Conn: conn}
+	if err := c.WriteMsg(new(mdns.Msg).SetQuestion("orders.shop.svc.cluster.local.", typeA)); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
+		t.Errorf("%s %s: %v, %v", network, to, m, err)
+	}
+}
+
+// The virtual address is on no device. Pods ask it through the node, and the answer comes from the address that was asked,
+// over both transports and families, also when the node's own address is asked beside it.
+func TestVirtualAddressInNetns(t *testing.T) {
+	node, pod := nodeAndPod(t)
 	pod.Route("0.0.0.0/0", "172.30.0.11", "eth0")
 	pod.Route("::/0", "fd00:30::11", "eth0")
 	for h, addr := range map[*testnet.Host]string{node: "fd00:30::11", pod: "fd00:30::12"} {
@@ -62,19 +87,7 @@ func TestVirtualAddressInNetns(t *testing.T) {
 	defer serve(t, s, sockets)()
 	for _, to := range addrs {
 		for _, network := range []string{"udp", "tcp"} {
-			conn, err := pod.Dial(t.Context(), network, "", to)
-			if err != nil {
-				t.Fatalf("%s %s: %v", network, to, err)
-			}
-			conn.SetDeadline(time.Now().Add(10 * time.Second))
-			c := &mdns.Conn{Conn: conn} // connected: an answer from another address does not arrive
-			if err := c.WriteMsg(new(mdns.Msg).SetQuestion("orders.shop.svc.cluster.local.", typeA)); err != nil {
-				t.Fatal(err)
-			}
-			if m, err := c.ReadMsg(); err != nil || len(m.Answer) != 1 {
-				t.Errorf("%s %s: %v, %v", network, to, m, err)
-			}
-			conn.Close()
+			asks(t, pod, network, to)
 		}
 	}
 }

@@ -26,10 +26,10 @@ func (s *Server) serveUDP(ctx context.Context, u udpSocket) error {
 		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
 	}
 	sender := raw
-	if u.sender == nil {
-		s.log.Warn("answers leave by the socket that questions come in by, which costs more", "addr", u.conn.LocalAddr(), "err", u.lacks)
-	} else if sender, err = u.sender.SyscallConn(); err != nil {
-		return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
+	if u.sender != nil {
+		if sender, err = u.sender.SyscallConn(); err != nil {
+			return fmt.Errorf("serve %s: %w", u.conn.LocalAddr(), err)
+		}
 	}
 	in, err := openInbox(u.inbox)
 	if err != nil {
