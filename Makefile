@@ -26,7 +26,7 @@ demo: deps build ## a 3-node cluster on this machine, the example shop, one requ
 demo-down: ## remove what make demo left running
 	@hack/demo.sh down
 
-test: deps build check test-unit test-bench test-deploy test-cluster ## checks, the tests of every package and of bench/ and deploy/, the scenarios on a one-machine cluster; needs root, 17 minutes on two processors
+test: deps build check test-unit test-bench test-deploy test-cluster ## checks, the tests of every package and of bench/ and deploy/, the scenarios on a one-machine cluster; needs root, 17 to 22 minutes on two processors
 
 test-unit: ## every package's tests, as root those against the kernel too; unprivileged those are skipped
 	$(GO) test -count=1 $(PACKAGES)
@@ -99,7 +99,7 @@ build-kubernetes: build image bench/bin/coredns $(BED)/built ## what test-kubern
 	cd deploy && $(GO) build -ldflags '-s -w' -o ../$(BED)/ ./manifest
 	cd test/kubernetes && $(GO) build -ldflags '-s -w' -o bin/ ./kubebed ./pause
 
-test-kubernetes: deps build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root, 12 minutes on two processors; KUBE='-run TestWalk -v' for less
+test-kubernetes: deps build-kubernetes ## the scenarios on a Kubernetes cluster of real parts; needs root, 12 to 25 minutes on two processors; KUBE='-run TestWalk -v' for less
 	cd test/kubernetes && $(GO) vet ./... && $(GO) test -count=1 ./bed && $(GO) test -count=1 -timeout 40m . $(KUBE)
 
 check: ## go vet, formatting, and that generated code is what the generators make
